@@ -1,0 +1,1 @@
+"""Guided transfer learning for discrete diffusion models."""

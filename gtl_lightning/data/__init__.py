@@ -1,0 +1,1 @@
+"""Snapshot readers, domain splits, tokens and batches."""

@@ -1,0 +1,1 @@
+"""Metrics: likelihoods, MAUVE, judges, diversity, memorisation, the advisor."""
