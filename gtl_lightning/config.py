@@ -1,0 +1,335 @@
+"""The one configuration object: params.yaml -> frozen pydantic models, unknown keys refused.
+
+The field defaults below are the profile `default`; `profiles/NAME.yaml` holds what another profile changes. `gtl configure`
+writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads params.yaml: DVC, the command
+line and the flows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import write_text
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+BaselineMethod = Literal["vanilla", "finetune", "lora"]
+RatioMethod = Literal["gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Which records form the two domains and how they are split."""
+
+    source: tuple[str, ...] = Field(("cs", "math"), description="archives of the primary category that form the source")
+    target: tuple[str, ...] = Field(("physics",), description="archives that form the target")
+    source_val: Share = Field(0.05, description="share of the source for early stopping and the advisor")
+    source_judge: Share = Field(0.10, description="share of the source that only the judge sees")
+    target_val: Share = Field(0.10, description="share of the target for selecting checkpoints and gamma")
+    target_test: Share = Field(0.15, description="share of the target read once, by the final evaluation")
+    target_judge: Share = Field(0.15, description="share of the target that only the judge and the reference model see")
+    target_share_in_source: Share = Field(0.0, description="target records mixed into the source training data (paper: r)")
+    near_duplicate: float = Field(0.8, gt=0, le=1, description="estimated Jaccard similarity from which texts are duplicates")
+    max_bad_share: Share = Field(0.01, description="share of damaged records above which the split stops")
+    min_examples: Positive = Field(16, description="fewest target examples a fraction may leave")
+    max_source: Positive | None = Field(None, description="cap on source records (null: all)")
+    max_target: Positive | None = Field(None, description="cap on target records (null: all)")
+    seed: int = Field(0, description="key of the hash that orders and splits the records")
+
+
+class Tokenizer(Section):
+    """Text to tokens."""
+
+    name: str | None = Field(None, description="Hugging Face name or folder; null trains one on the source split")
+    vocab_size: Positive = Field(512, description="ids of the trained tokenizer, specials included")
+    length: Positive = Field(32, description="tokens per example; longer texts are cut")
+
+
+class Network(Section):
+    """Size of one transformer."""
+
+    width: Positive = Field(description="hidden width")
+    depth: Positive = Field(description="blocks")
+    heads: Positive = Field(description="attention heads")
+    cond_dim: int = Field(0, ge=0, description="width of the time embedding; 0: the network does not see t")
+    dropout: Share = Field(0.0, description="dropout")
+    tied: bool = Field(True, description="share input and output embedding")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Network:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of twice heads {self.heads} (rotary positions)")
+        return self
+
+
+class Networks(Section):
+    """Every network's size."""
+
+    denoiser: Network = Network(width=96, depth=3, heads=4)
+    ratio: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
+    planner: Network = Network(width=48, depth=2, heads=4)
+    reference: Network = Network(width=64, depth=2, heads=4, dropout=0.1)
+
+
+class Training(Section):
+    """One training run: optimiser, length, stopping."""
+
+    steps: Positive = Field(description="most optimiser steps")
+    batch: Positive = Field(description="sequences per step")
+    lr: PositiveFloat = Field(description="peak learning rate of AdamW")
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up; cosine decay follows")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm")
+    ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
+    check_every: Positive = Field(description="steps between validations; also between resumable checkpoints")
+    patience: Positive = Field(description="validations without improvement before stopping")
+
+
+class Ratio(Section):
+    """How the density-ratio networks learn (METHOD.md 2.1, 2.2)."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)")
+    unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
+    clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters a sequence-level loss")
+    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
+    bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9 in the token-level loss")
+    nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9' in the token-level loss")
+    martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
+    members: Positive = Field(1, description="networks in the token-level ensemble")
+
+
+class Lora(Section):
+    """Low-rank fine-tuning (peft)."""
+
+    rank: Positive = Field(8, description="rank of the update")
+    alpha: PositiveFloat = Field(16.0, description="scale of the update")
+
+
+class Train(Section):
+    """One training run per component."""
+
+    source: Training = Training(
+        steps=3000, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=250, patience=4
+    )
+    vanilla: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
+    finetune: Training = Training(steps=800, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=5)
+    lora: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
+    classifier: Training = Training(steps=400, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    ratio: Training = Training(steps=800, batch=32, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=5)
+    planner: Training = Training(steps=300, batch=64, lr=1e-3, check_every=50, patience=3)
+    reference: Training = Training(steps=600, batch=64, lr=2e-3, check_every=50, patience=3)
+
+
+class Sampling(Section):
+    """The sampler (METHOD.md 2.4)."""
+
+    planner: Literal["learned", "random", "confidence", "margin", "entropy"] = Field("random", description="reveal order")
+    planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
+    positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
+    temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
+    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="guidance strengths that validation chooses from"
+    )
+    n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
+    n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
+
+
+class Evaluation(Section):
+    """What is measured and how."""
+
+    samples: Positive = Field(256, description="sequences generated per cell")
+    draws: Positive = Field(8, description="mask patterns per held-out sequence in the NELBO")
+    batch: Positive = Field(64, description="sequences per forward pass")
+    featurizer: str = Field("minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder")
+    mauve_buckets: Positive = Field(16, description="k-means buckets of MAUVE")
+    mauve_seeds: Positive = Field(5, description="k-means seeds averaged")
+    seed: int = Field(0, description="noise of the held-out NELBO, equal for every method")
+
+
+class Ablation(Section):
+    """Resampling from trained ratios; nothing is trained."""
+
+    fraction: float = Field(0.05, gt=0, le=1, description="the cell whose ratio is resampled (first seed)")
+    method: RatioMethod = Field("gtl", description="the ratio that is resampled")
+    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), description="gamma axis")
+    n_ratios: tuple[Positive, ...] = Field((4, 16, 64, 256), description="n_ratio axis")
+
+
+class Sweep(Section):
+    """The grid, read by dvc.yaml's matrix and by the flows."""
+
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0, 0.3, 0.05, 0.01), min_length=1, description="shares of the target training data"
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions; three or more wherever results are claimed")
+    baselines: tuple[BaselineMethod, ...] = Field(("vanilla", "finetune", "lora"), description="denoisers trained per cell")
+    ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-sequence-gkl"), description="ratio networks trained per cell")
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Sweep:
+        for name in ("fractions", "seeds", "baselines", "ratios"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} lists a value twice: {list(values)}")
+        return self
+
+
+class Machine(Section):
+    """Where it runs; nothing here changes what is computed beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
+    devices: Positive = Field(1, description="GPUs per training run (DDP above 1)")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str = Field("sqlite:///mlflow.db", description="tracking server or database; MLFLOW_TRACKING_URI wins over it")
+    experiment: str = Field("gtl-transfer", description="experiment name")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    profile: str = Field("default", description="name of the profile this file was configured from")
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    schedule: Literal["loglinear", "cosine", "linear", "geometric"] = Field("loglinear", description="noise schedule alpha_t")
+    networks: Networks = Networks()
+    train: Train = Train()
+    ratio: Ratio = Ratio()
+    lora: Lora = Lora()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    ablation: Ablation = Ablation()
+    sweep: Sweep = Sweep()
+    machine: Machine = Machine()
+    tracking: Tracking = Tracking()
+
+
+def load_params(path: Path | str = PARAMS) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: missing, not YAML, an unknown key or a value out of range; the line names the key.
+    """
+    return validate(_read_yaml(Path(path)), Path(path))
+
+
+def validate(values: dict[str, Any], origin: Path | str) -> Params:
+    """Values -> Params.
+
+    Raises:
+        UserError: naming `origin` and every key at fault.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise UserError(f"{origin}: {problems}") from error
+
+
+def configure(profile: str = "default", overrides: tuple[str, ...] = (), profiles: Path = PROFILES) -> Params:
+    """Defaults, then the profile's values, then `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
+    """
+    values: dict[str, Any] = {} if profile == "default" else _read_yaml(_profile_path(profile, profiles))
+    values["profile"] = profile
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write it as key=value, for example --set train.source.steps=100")
+        _assign(values, key.strip().split("."), yaml.safe_load(value), key)
+    return validate(_merge(Params().model_dump(mode="json"), values), f"profile {profile}")
+
+
+def dump_params(params: Params) -> str:
+    """Params as the text of params.yaml: every value, each with its description."""
+    lines = [
+        "# Every number of the pipeline. Edit it, or write it anew with `gtl configure [--profile NAME] [--set KEY=VALUE]`.",
+        *_section_lines(params, 0),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_params(params: Params, path: Path | str = PARAMS) -> None:
+    """Write params.yaml atomically."""
+    write_text(path, dump_params(params))
+
+
+def _section_lines(section: BaseModel, depth: int) -> list[str]:
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        indent = "  " * depth
+        if isinstance(value, BaseModel):
+            title = (type(value).__doc__ or "").strip().splitlines()[0]
+            repeated = type(value) in (Network, Training)
+            lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
+            lines.extend(_section_lines(value, depth + 1))
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+            lines.append(f"{indent}{name}: {text}  # {field.description}")
+    return lines
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; write it with `gtl configure`") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `gtl configure`")
+    return values
+
+
+def _profile_path(profile: str, profiles: Path) -> Path:
+    path = profiles / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(["default", *sorted(file.stem for file in profiles.glob("*.yaml"))])
+        raise UserError(f"unknown profile {profile!r}; choose one of: {known}")
+    return path
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {full}: {key} is a single value, it has no parts")
+    values[keys[-1]] = value
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "params"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown parameter {key}; remove it or correct its name"
+    return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,209 @@
+"""MLflow, and the only importer of it: a parent run per study, a child per trained component and per evaluated cell.
+
+A *study* is one profile on one data set. A child run is found again by its key, so a stage that was killed and runs again
+continues its run, and no cell appears twice.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from gtl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+    from pytorch_lightning.loggers import MLFlowLogger
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+
+class Run:
+    """One open MLflow run. Everything is logged through an explicit client; no global state is touched."""
+
+    def __init__(self, client: MlflowClient, run_id: str, uri: str, experiment: str) -> None:
+        self._client = client
+        self._uri = uri
+        self._experiment = experiment
+        self.run_id = run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters; nested mappings become dotted names. A resumed run keeps the values it has."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)[:6000]) for key, value in _flatten(params) if key not in known]
+        for start in range(0, len(new), 100):
+            self._client.log_batch(self.run_id, params=new[start : start + 100])
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log the numbers among `metrics`; other values and non-finite numbers are left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(key, float(value), now, step)
+            for key, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        ]
+        if batch:
+            self._client.log_batch(self.run_id, metrics=batch)
+
+    def log_table(self, rows: list[dict[str, Any]], name: str) -> None:
+        """Log rows as a JSON table that the MLflow page shows under `name`."""
+        columns = list(rows[0]) if rows else []
+        table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
+        self._client.log_dict(self.run_id, table, name)
+
+    def log_file(self, path: Path | str, folder: str | None = None) -> None:
+        """Log a file as an artifact."""
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_data(self, name: str, digest: str, source: str) -> None:
+        """Log which data set the run read."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name=name, digest=digest, source_type="local", source=f'{{"uri": "{source}"}}')
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, str(value))
+
+    def lightning_logger(self) -> MLFlowLogger:
+        """A Lightning logger that writes learning curves into this run."""
+        from pytorch_lightning.loggers import MLFlowLogger
+
+        return MLFlowLogger(
+            experiment_name=self._experiment, tracking_uri=self._uri, run_id=self.run_id, log_model=False
+        )
+
+
+class Study:
+    """The parent run of one profile on one data set.
+
+    Args:
+        uri: tracking server or database; the environment variable MLFLOW_TRACKING_URI wins over it.
+        experiment: experiment name.
+        tags: what the study is (profile, data hash); equal tags find the same parent again.
+
+    Raises:
+        UserError: the server does not answer, or the database cannot be opened.
+    """
+
+    def __init__(self, uri: str, experiment: str, tags: Mapping[str, str]) -> None:
+        self.uri = resolve_uri(uri)
+        check_reachable(self.uri)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self._experiment = experiment
+        self._tags = {**tags, "git_commit": _git_commit()}
+        with FileLock(_lock_path(self.uri)):  # two stages that start at once create one database, one parent
+            try:
+                self._client = MlflowClient(tracking_uri=self.uri)
+                found = self._client.get_experiment_by_name(experiment)
+                self._experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+                parent = self._find({"kind": "study", **tags})
+                self.run_id = parent.info.run_id if parent else self._create(f"study {tags.get('profile', '')}", {"kind": "study"})
+            except MlflowException as error:
+                raise UserError(f"tracking at {self.uri} failed: {str(error).splitlines()[0]}") from error
+
+    @contextmanager
+    def child(self, kind: str, name: str, key: str, tags: Mapping[str, Any]) -> Iterator[Run]:
+        """Open the child run of this `key` (made, or found again), mark it FINISHED or FAILED at the end."""
+        found = self._find({"key": key, "mlflow.parentRunId": self.run_id})
+        own = {"kind": kind, "key": key, "mlflow.parentRunId": self.run_id, **tags}
+        run_id = found.info.run_id if found else self._create(name, own)
+        self._client.update_run(run_id, status="RUNNING")
+        try:
+            yield Run(self._client, run_id, self.uri, self._experiment)
+        except BaseException as error:
+            self._client.set_tag(run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__)
+            self._client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self._client.set_terminated(run_id, "FINISHED")
+
+    @contextmanager
+    def parent(self) -> Iterator[Run]:
+        """The study's own run, for figures and reports that span its cells."""
+        yield Run(self._client, self.run_id, self.uri, self._experiment)
+        self._client.set_terminated(self.run_id, "FINISHED")
+
+    def _create(self, name: str, tags: Mapping[str, Any]) -> str:
+        texts = {key: str(value) for key, value in {**self._tags, **tags, "mlflow.runName": name}.items()}
+        run = self._client.create_run(self._experiment_id, tags=texts, run_name=name)
+        return str(run.info.run_id)
+
+    def _create_experiment(self, name: str) -> str:
+        location = None
+        if self.uri.startswith("sqlite:"):
+            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _find(self, tags: Mapping[str, Any]) -> MlflowRun | None:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        runs: Iterable[MlflowRun] = self._client.search_runs([self._experiment_id], query, max_results=1)
+        return next(iter(runs), None)
+
+
+def resolve_uri(uri: str) -> str:
+    """The tracking address: MLFLOW_TRACKING_URI if set, else `uri`; a SQLite path is made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", uri)
+    prefix = "sqlite:///"
+    return prefix + str(Path(uri.removeprefix(prefix)).resolve()) if uri.startswith(prefix) else uri
+
+
+def check_reachable(uri: str) -> None:
+    """Fail within seconds when nobody listens at a server's address.
+
+    Raises:
+        UserError: naming the address.
+    """
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https"):
+        return
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"tracking server {address.hostname}:{port} does not answer ({error.strerror or error}); "
+            "start it, or unset MLFLOW_TRACKING_URI to log into the local database"
+        ) from error
+
+
+def _lock_path(uri: str) -> str:
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"tracking database folder {folder} cannot be written; set tracking.uri in params.yaml")
+        return str(folder / ".mlflow.lock")
+    return ".mlflow.lock"
+
+
+def _git_commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
