@@ -1,0 +1,251 @@
+"""The transformer that every network here is built on: rotary, pre-norm, adaLN-zero, on torch's scaled dot product.
+
+The layout follows DiT (arXiv 2212.09748) as used by MDLM (arXiv 2406.07524): one block is attention and a GELU MLP,
+each behind a LayerNorm whose scale, shift and output gate are read from an embedding of the noise level t. The gates start
+at zero, so that a new block is the identity and depth costs nothing at the start of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gtl_lightning.errors import UserError
+
+FREQUENCIES = 256
+"""Sinusoids in the embedding of t."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Size of a transformer and the meaning of its special ids.
+
+    Attributes:
+        vocab_size: every id counted, mask and pad included.
+        length: longest sequence it takes.
+        width: size of the hidden states.
+        depth: number of blocks.
+        heads: attention heads; `width / heads` must be even (rotary positions rotate pairs).
+        mask_index: id of the mask token.
+        pad_index: id of the padding; pads are never attended to.
+        cond_dim: size of the embedding of t; 0 switches time conditioning off.
+        dropout: on the output of every attention and MLP.
+        tied: the output projection is the token embedding.
+        causal: position i attends to positions up to i only.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    mask_index: int
+    pad_index: int
+    cond_dim: int = 128
+    dropout: float = 0.0
+    tied: bool = False
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built.
+
+        Raises:
+            UserError: naming the value.
+        """
+        for name in ("vocab_size", "length", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"network {name} = {getattr(self, name)}; it must be at least 1")
+        if self.width % (2 * self.heads):
+            raise UserError(f"network width = {self.width} with heads = {self.heads}; width / heads must be even")
+        for name in ("mask_index", "pad_index"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise UserError(f"network {name} = {getattr(self, name)}; it must be an id below {self.vocab_size}")
+        if self.cond_dim < 0 or not 0 <= self.dropout < 1:
+            raise UserError(f"network cond_dim = {self.cond_dim}, dropout = {self.dropout}; want >= 0 and in [0, 1)")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's global generators start from `seed`; outside they are untouched. For initialising weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class TimeEmbedding(nn.Module):
+    """Noise level t in [0, 1] as sinusoids, then a small MLP."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Float[b] -> Float[b, cond_dim]."""
+        half = FREQUENCIES // 2
+        # Wavelengths from 2 pi / 1000 up to about 60: noise levels that differ by a thousandth are told apart.
+        rates = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000.0) / half))
+        angles = 1000.0 * t.float()[:, None] * rates
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class Modulation(nn.Module):
+    """LayerNorm's companions read from the time embedding: `parts` vectors of the width, zero at the start."""
+
+    def __init__(self, config: BackboneConfig, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.project = nn.Linear(config.cond_dim, parts * config.width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """Float[b, cond_dim] -> `parts` tensors Float[b, 1, width]."""
+        return self.project(cond)[:, None].chunk(self.parts, dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Float[b,l,d] -> Float[b,l,d]; `rotary` Float[2,l,head/2] holds cosines and sines, `mask` is True = attend."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(_rotate(q, rotary), _rotate(k, rotary), v, attn_mask=mask, is_causal=causal)
+        return self.out(h.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """x + gate * attention(norm(x)), then x + gate * MLP(norm(x)); norms and gates modulated by t."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        plain = config.cond_dim == 0
+        self.attention_norm = nn.LayerNorm(config.width, elementwise_affine=plain)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width, elementwise_affine=plain)
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+        self.modulation = None if plain else Modulation(config, parts=6)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, cond: Tensor | None, rotary: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Float[b,l,d] -> Float[b,l,d]."""
+        if self.modulation is None or cond is None:
+            x = x + self._drop(self.attention(self.attention_norm(x), rotary, mask, causal))
+            return x + self._drop(self._mlp(self.mlp_norm(x)))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(cond)
+        h = self.attention_norm(x) * (1 + scale) + shift
+        x = x + gate * self._drop(self.attention(h, rotary, mask, causal))
+        return x + mlp_gate * self._drop(self._mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Backbone(nn.Module):
+    """Token ids and noise level to hidden states."""
+
+    rotary: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        self.time = TimeEmbedding(config.cond_dim) if config.cond_dim else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, elementwise_affine=config.cond_dim == 0)
+        self.modulation = Modulation(config, parts=2) if config.cond_dim else None
+        self.register_buffer("rotary", _rotary_table(config.length, config.width // config.heads), persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            x_t: Long[b,l], l at most `config.length`.
+            t: Float[b], noise level in [0, 1]; not read when `config.cond_dim` is 0.
+
+        Returns:
+            Float[b,l,d].
+
+        Raises:
+            UserError: the sequence is longer than the network's length.
+        """
+        length = x_t.shape[1]
+        if length > self.config.length:
+            raise UserError(f"sequences of {length} tokens; this network was made for length = {self.config.length}")
+        cond = None
+        if self.time is not None:
+            if t is None:
+                raise ValueError("this network is conditioned on t: pass the noise level, Float[b]")
+            cond = self.time(t)
+        mask, causal = self._attention_mask(x_t)
+        rotary = self.rotary[:, :length]
+        x = self.embedding(x_t)
+        for block in self.blocks:
+            x = block(x, cond, rotary, mask, causal)
+        x = self.norm(x)
+        if self.modulation is not None and cond is not None:
+            shift, scale = self.modulation(cond)
+            x = x * (1 + scale) + shift
+        return x
+
+    def warm_start(self, other: Backbone) -> None:
+        """Copy the embedding, time embedding, first blocks and last norm of a backbone of the same width.
+
+        Raises:
+            UserError: the two do not fit.
+        """
+        for name in ("vocab_size", "width", "heads", "cond_dim"):
+            mine, theirs = getattr(self.config, name), getattr(other.config, name)
+            if mine != theirs:
+                raise UserError(f"cannot warm-start a network of {name} = {mine} from one of {theirs}; make them equal")
+        if self.config.depth > other.config.depth:
+            raise UserError(f"cannot warm-start {self.config.depth} blocks from a network of {other.config.depth}")
+        state = {name: value for name, value in other.state_dict().items() if not name.startswith("blocks.")}
+        for index in range(self.config.depth):
+            prefix = f"blocks.{index}."
+            state |= {name: value for name, value in other.state_dict().items() if name.startswith(prefix)}
+        self.load_state_dict(state)
+
+    def _attention_mask(self, x_t: Tensor) -> tuple[Tensor | None, bool]:
+        """Bool[b,1,1 or l,l] (True = attend) and whether SDPA's own causal mask does; None when nothing is padded."""
+        valid = x_t != self.config.pad_index
+        if x_t.device.type == "meta" or bool(valid.all()):
+            return None, self.config.causal
+        mask = valid[:, None, None, :]
+        if not self.config.causal:
+            # A row of pads alone attends everywhere: an empty softmax would be NaN.
+            return mask | ~valid.any(dim=-1)[:, None, None, None], False
+        length = x_t.shape[1]
+        square = torch.ones(length, length, dtype=torch.bool, device=x_t.device)
+        return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=x_t.device), False
+
+
+def _rotary_table(length: int, head: int) -> Tensor:
+    """Cosines and sines of the rotary angles, Float[2, length, head / 2]."""
+    rates = 10_000.0 ** (-torch.arange(0, head, 2).float() / head)
+    angles = torch.arange(length).float()[:, None] * rates
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head/2) of Float[b,h,l,head] by the position's angles; the dtype of x is kept."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

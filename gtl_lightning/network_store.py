@@ -1,0 +1,114 @@
+"""Networks on disk: safetensors with the class and its configuration in the header. Loading executes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from gtl_lightning.backbone import BackboneConfig, seeded
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import load_tensors, save_tensors
+
+T = TypeVar("T", bound=type[nn.Module])
+REGISTRY: dict[str, type[nn.Module]] = {}
+
+
+def register(cls: T) -> T:
+    """Class decorator: makes a network loadable by its class name."""
+    REGISTRY[cls.__name__] = cls
+    return cls
+
+
+def save_network(path: Path | str, network: nn.Module, meta: dict[str, Any] | None = None) -> None:
+    """Write a network's weights, its class and configuration, and `meta` (JSON-able), atomically.
+
+    Raises:
+        UserError: the class is not one of this project's, or the folder cannot be written.
+    """
+    if type(network).__name__ not in REGISTRY:
+        raise UserError(f"cannot save a {type(network).__name__}; networks are {', '.join(sorted(REGISTRY))}")
+    save_tensors(path, _unshared_state(network), {"network": describe(network), "meta": meta or {}})
+
+
+def load_network(
+    path: Path | str,
+    expect: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
+    denoiser: nn.Module | None = None,
+) -> nn.Module:
+    """Rebuild what `save_network` wrote, on the CPU and in eval mode.
+
+    Args:
+        path: the file.
+        expect: class or classes that will do.
+        denoiser: the frozen denoiser, for a `FeatureTokenRatio` (or an ensemble of them): it is not stored with it.
+
+    Raises:
+        UserError: missing, truncated or foreign file, another class than expected, weights that do not fit, or a
+            denoiser other than the one that the ratio was trained on.
+    """
+    tensors, header = load_tensors(path)
+    description = header.get("network") if isinstance(header, dict) else None
+    if not isinstance(description, dict) or description.get("class") not in REGISTRY:
+        name = description.get("class") if isinstance(description, dict) else None
+        raise UserError(f"{path} holds no network of this project (class {name!r}); give a checkpoint made by `gtl`")
+    wanted = expect if isinstance(expect, tuple) else (expect,) if expect else ()
+    if wanted and description["class"] not in {cls.__name__ for cls in wanted}:
+        names = " or ".join(cls.__name__ for cls in wanted)
+        raise UserError(f"{path} holds a {description['class']}, not a {names}; give the right checkpoint")
+    try:
+        with seeded(0):
+            network = build(description, denoiser)
+        fresh = set(_unshared_state(network))
+        if fresh != set(tensors):
+            raise KeyError(f"weights missing or left over: {', '.join(sorted(fresh ^ set(tensors))[:3])}")
+        network.load_state_dict(tensors, strict=False)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: weights and configuration do not fit ({reason}); train it again") from error
+    return network.eval()
+
+
+def read_meta(path: Path | str) -> dict[str, Any]:
+    """The `meta` given to `save_network`.
+
+    Raises:
+        UserError: as `load_network`.
+    """
+    _, header = load_tensors(path)
+    return cast(dict[str, Any], header.get("meta", {}))
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """Class name and configuration of a network, JSON-able. A network that is more than its `config` has a `spec`."""
+    spec = getattr(network, "spec", None)
+    own = spec() if spec else {"config": asdict(cast(Any, network).config)}
+    return {"class": type(network).__name__, **own}
+
+
+def build(description: dict[str, Any], denoiser: nn.Module | None = None) -> nn.Module:
+    """A network of fresh weights from what `describe` gave.
+
+    Raises:
+        UserError: it reads a denoiser, and none or another one was given.
+    """
+    cls = REGISTRY[description["class"]]
+    from_spec = getattr(cls, "from_spec", None)
+    if from_spec:
+        return cast(nn.Module, from_spec(description, denoiser))
+    return cls(BackboneConfig(**description["config"]))
+
+
+def _unshared_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state without second names: tied weights share their memory, and safetensors stores a piece of it once."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in network.state_dict().items():
+        if value.data_ptr() not in seen:
+            state[name] = value
+        seen.add(value.data_ptr())
+    return state
