@@ -1,1 +1,21 @@
 """Guided transfer learning for discrete diffusion models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
+    from gtl_lightning.sampling import sample
+
+__all__ = ["Guidance", "SequenceRatio", "TokenRatio", "sample"]
+
+_HOMES = {"Guidance": "gtl", "SequenceRatio": "gtl", "TokenRatio": "gtl", "sample": "sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, and with it torch, when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,344 @@
+"""Guided transfer learning (GTL, arXiv 2512.10877): ratio losses and the tilted proposal.
+
+r(x_U) = q(x_U) / p(x_U) is the ratio of target to source over the unmasked positions U; for absorbing noise it does not
+depend on time (METHOD.md section 2). Convention everywhere: log_ratio = log q/p, the target domain is positive.
+
+Every loss returns Float[b], one term an example; take the mean. Log-ratios are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.protocols import Denoiser, Factored, RatioNetwork, TokenRatioNetwork
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From classifier logits to log-ratios (METHOD.md section 2.1)
+
+
+def unsmooth(logit: Tensor, smoothing: float, floor: float = 1e-4) -> Tensor:
+    """Undo label smoothing: the logit of d = (d' - e) / (1 - 2e), d' = sigmoid(logit), e = `smoothing`.
+
+    d is clamped to [floor, 1 - floor], since a network may overshoot the cap +-log((1 - e) / e) of a smoothed logit.
+
+    Raises:
+        UserError: smoothing outside [0, 0.5).
+    """
+    _check_smoothing(smoothing)
+    if smoothing == 0:
+        return logit
+    d = (torch.sigmoid(logit) - smoothing) / (1 - 2 * smoothing)
+    return torch.logit(d.clamp(floor, 1 - floor))
+
+
+def log_ratio_from_logit(logit_target: Tensor, share_target: float = 0.5) -> Tensor:
+    """log q/p from the logit of P(target | .), corrected for the share of target examples among those trained on.
+
+    Raises:
+        UserError: the share is not strictly between 0 and 1.
+    """
+    return logit_target - _log_odds(share_target)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses of a sequence-level ratio network f = log r(x_t), Float[b]
+
+
+def log_mse_loss(f: Tensor, log_r_star: Tensor) -> Tensor:
+    """(f - log r*(x_0))^2 on source data (METHOD.md eq. 7a, as published).
+
+    Its minimiser E_p[log r* | x_t] lies below log r(x_t) by Jensen's inequality; kept for comparison.
+    """
+    return (f - log_r_star) ** 2
+
+
+def gkl_loss(f: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor:
+    """exp(f) - r*(x_0) f on source data (METHOD.md eq. 7b); minimiser f = log E_p[r* | x_t] = log r(x_t).
+
+    Args:
+        f: Float[b] the network's log-ratio of x_t.
+        log_r_star: Float[b] the clean classifier's log-ratio of x_0.
+        clip: upper bound on r*, against outliers; biases the minimiser where it bites.
+    """
+    return _capped_exp(f) - _weights(log_r_star, clip) * f
+
+
+def bce_loss(f: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5) -> Tensor:
+    """Binary cross-entropy on noised pairs (METHOD.md eq. 7c); also trains the domain classifier on clean x_0.
+
+    Args:
+        f: Float[b] log-ratio; the classifier's logit is f + log(share_target / share_source).
+        is_target: Bool[b] True for target examples.
+        smoothing: e, the labels are e and 1 - e. With e > 0 the minimiser is shrunk: see `unsmooth`.
+        share_target: share of target examples among those drawn.
+    """
+    _check_smoothing(smoothing)
+    label = is_target.to(f.dtype) * (1 - 2 * smoothing) + smoothing
+    return binary_cross_entropy_with_logits(f + _log_odds(share_target), label, reduction="none")
+
+
+def cycle_loss(f: Tensor, log_r_t: Tensor) -> Tensor:
+    """(f - log_r_t)^2 on TARGET data (METHOD.md eq. 8); log_r_t is the frozen time-dependent classifier's log-ratio."""
+    return (f - log_r_t.detach()) ** 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses of a token-level ratio network g[l, v] = log r(x_U + {l: v}), read at the true tokens (METHOD.md section 2.2)
+
+
+def token_bce_loss(
+    g_true: Tensor, masked: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5
+) -> Tensor:
+    """Sum over masked positions of the cross-entropy at the true token (METHOD.md eq. 9).
+
+    Args:
+        g_true: Float[b,l] g[l, x_0^l]; read at masked positions only.
+        masked: Bool[b,l].
+        is_target: Bool[b].
+        smoothing: as in `bce_loss`.
+        share_target: as in `bce_loss`.
+    """
+    g_true = g_true.masked_fill(~masked, 0.0)
+    labels = is_target[:, None].expand_as(g_true)
+    return (bce_loss(g_true, labels, smoothing, share_target) * masked).sum(-1)
+
+
+def token_gkl_loss(g_true: Tensor, masked: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor:
+    """Sum over masked positions of exp(g) - r*(x_0) g at the true token, on source data (METHOD.md eq. 9, form 7b).
+
+    Shapes as in `token_bce_loss`; log_r_star Float[b] and clip as in `gkl_loss`.
+    """
+    return (gkl_loss(g_true.masked_fill(~masked, 0.0), log_r_star[:, None], clip) * masked).sum(-1)
+
+
+def martingale_penalty(log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
+    """Variance over the masked positions of logsumexp_v(log p(v | x_U) + g[l, v]), which eq. 6 makes one number.
+
+    Args:
+        log_p: Float[b,l,v] the frozen denoiser's log-probabilities.
+        g: Float[b,l,v] the token-level log-ratio.
+        masked: Bool[b,l].
+    """
+    log_r = torch.logsumexp(tilt(log_p, g), -1).masked_fill(~masked, 0.0)
+    count = masked.sum(-1).clamp(min=1)
+    mean = log_r.sum(-1, keepdim=True) / count[:, None]
+    return (((log_r - mean) ** 2) * masked).sum(-1) / count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tilted proposal p * r^gamma (METHOD.md eq. 5, 6)
+
+
+def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
+    """log p + gamma log r, not normalised; what p excludes stays excluded.
+
+    Where r is zero for everything that p allows, guidance says nothing and the row falls back to log p.
+
+    Args:
+        log_p: Float[...,v], may hold -inf.
+        log_r: Float[...,v], may hold -inf.
+        gamma: strength, a number or broadcastable to log_r.
+    """
+    excluded = log_p == -math.inf
+    # 0 * -inf is not a number: gamma = 0 must switch a zero ratio off as well. Filling before adding keeps gradients.
+    off = excluded | torch.as_tensor(gamma == 0, device=log_p.device)
+    log_w = log_p + gamma * log_r.masked_fill(off, 0.0)
+    dead = (log_w == -math.inf).all(-1, keepdim=True)
+    return torch.where(dead, log_p, log_w)
+
+
+def top_candidates(log_p: Tensor, n_ratio: int | None) -> tuple[Tensor, Tensor | None]:
+    """The n_ratio most likely tokens: (Float[...,n] log-probabilities, Long[...,n] ids); ids None if all v are kept.
+
+    Raises:
+        UserError: n_ratio exceeds the vocabulary.
+    """
+    v = log_p.shape[-1]
+    if n_ratio is not None and n_ratio > v:
+        raise UserError(f"n_ratio = {n_ratio} exceeds the vocabulary of {v}; use at most {v}, or None for all tokens")
+    if n_ratio is None or n_ratio == v:
+        return log_p, None
+    values, ids = log_p.topk(n_ratio, -1)
+    return values, ids
+
+
+def guided_log_probs(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0, n_ratio: int | None = None) -> Tensor:
+    """Float[...,v] normalised log of p * r^gamma, restricted to the n_ratio most likely tokens of p (eq. 5, 6).
+
+    Raises:
+        UserError: n_ratio exceeds the vocabulary.
+    """
+    _, ids = top_candidates(log_p, n_ratio)
+    if ids is not None:
+        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, ids, True)
+        log_p = log_p.masked_fill(~kept, -math.inf)
+    return torch.log_softmax(tilt(log_p, log_r, gamma), -1)
+
+
+def guided_log_prob_true(
+    log_p: Tensor,
+    log_r: Tensor,
+    true_ids: Tensor,
+    gamma: float | Tensor = 1.0,
+    candidates: Tensor | None = None,
+    fill: Tensor | None = None,
+) -> Tensor:
+    """Float[...]: log softmax_v(log p + gamma log r) at the true token, for the guided NELBO (METHOD.md eq. 1, 9').
+
+    Feed it to `forward.nelbo_terms` on target data: minimised over a token ratio it is eq. 9'; with a trained ratio it
+    is the guided model's likelihood. It is always normalised over all v tokens, so it is a proper, finite bound also
+    when a sequence ratio has scored only some candidates: the others take the log-ratio `fill`, as if revealing them
+    left the ratio unchanged.
+
+    Args:
+        log_p: Float[...,v] denoiser log-probabilities at the masked positions, may hold -inf.
+        log_r: Float[...,v], or Float[...,n] when `candidates` is given.
+        true_ids: Long[...] the clean tokens.
+        gamma: guidance strength.
+        candidates: Long[...,n] the ids that log_r belongs to.
+        fill: Float[...] log r(x_U) of each row's own x_t; required with `candidates`.
+
+    Raises:
+        UserError: only one of `candidates` and `fill` is given.
+    """
+    if (candidates is None) != (fill is None):
+        raise UserError("candidates and fill belong together: give both, or neither and a log_r of every token")
+    if candidates is not None and fill is not None:
+        log_r = fill[..., None].expand_as(log_p).scatter(-1, candidates, log_r)
+    return torch.log_softmax(tilt(log_p, log_r, gamma), -1).gather(-1, true_ids[..., None]).squeeze(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Guidance: which ratio, how strong, how many candidates
+
+
+def at_slots(network: Denoiser | TokenRatioNetwork, x: Tensor, t: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """Float[m,v]: the network's output at m (row, position) pairs; only they meet the vocabulary if it is Factored."""
+    if isinstance(network, Factored):
+        return network.decode(network.encode(x, t)[row, position])
+    return network(x, t)[row, position]
+
+
+@dataclass(frozen=True)
+class SequenceRatio:
+    """Marks f(x_t: Long[b,l], t: Float[b]) -> Float[b], log r of the sequence itself."""
+
+    f: RatioNetwork
+
+    def score(
+        self, x: Tensor, t: Tensor, t_next: Tensor, row: Tensor, position: Tensor, candidates: Tensor, chunk: int = 1024
+    ) -> Tensor:
+        """Float[m,n]: log r(x_U + {l: v}), one sequence a candidate, `chunk` of them in a forward pass.
+
+        Args:
+            x: Long[b,l] the partly masked sequences.
+            t: Float[b] their times; unused here.
+            t_next: Float[b] the times once one more position is revealed.
+            row: Long[m] which sequence each slot belongs to.
+            position: Long[m] the masked position of each slot.
+            candidates: Long[m,n] the tokens to try.
+            chunk: candidates per forward pass.
+        """
+        m, n = candidates.shape
+        tokens, scores = candidates.reshape(-1), []
+        for index in torch.arange(m * n, device=x.device).split(chunk):
+            slot = index // n
+            tried = x[row[slot]].scatter(1, position[slot, None], tokens[index, None])
+            scores.append(self.f(tried, t_next[row[slot]]))
+        return torch.cat(scores).view(m, n)
+
+
+@dataclass(frozen=True)
+class TokenRatio:
+    """Marks f(x_t: Long[b,l], t: Float[b]) -> Float[b,l,v], log r after setting masked position l to v."""
+
+    f: TokenRatioNetwork
+
+    def score(
+        self, x: Tensor, t: Tensor, t_next: Tensor, row: Tensor, position: Tensor, candidates: Tensor, chunk: int = 1024
+    ) -> Tensor:
+        """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.score`."""
+        return at_slots(self.f, x, t, row, position).gather(-1, candidates)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a sampler is guided: p * r^gamma over the n_ratio most likely tokens (METHOD.md eq. 5, section 2.4).
+
+    Attributes:
+        ratio: the log-ratio; the wrapper says its kind.
+        gamma: strength, or a function of the revealed share in [0, 1] (before the reveal) that returns it.
+        n_ratio: tokens scored at a position; None scores all.
+        stabilise: ancestral sampling keeps p(x_s = mask | x_t) and tilts the other tokens only; False takes eq. 5 as
+            it stands.
+        chunk: candidate sequences per forward pass of a sequence ratio; bounds memory, changes no result.
+
+    Raises:
+        UserError: gamma is negative or not finite, n_ratio or chunk is below 1, ratio is not wrapped.
+    """
+
+    ratio: SequenceRatio | TokenRatio
+    gamma: float | Callable[[float], float] = 1.0
+    n_ratio: int | None = None
+    stabilise: bool = True
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratio, SequenceRatio | TokenRatio):
+            raise UserError("guidance ratio must be wrapped: SequenceRatio(f) or TokenRatio(f)")
+        if self.n_ratio is not None and self.n_ratio < 1:
+            raise UserError(f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio}")
+        if self.chunk < 1:
+            raise UserError(f"guidance chunk must be at least 1, got {self.chunk}")
+        if not callable(self.gamma):
+            _check_gamma(self.gamma)
+
+    def strengths(self, length: int) -> list[float]:
+        """gamma after 0, 1, ..., length revealed positions.
+
+        Raises:
+            UserError: the function returned a negative or infinite gamma.
+        """
+        if not callable(self.gamma):
+            return [self.gamma] * (length + 1)
+        return [_check_gamma(float(self.gamma(revealed / length))) for revealed in range(length + 1)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_gamma(gamma: float) -> float:
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise UserError(f"gamma must be finite and not negative, got {gamma}")
+    return gamma
+
+
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < 0.5:
+        raise UserError(f"label smoothing must lie in [0, 0.5), got {smoothing}")
+
+
+def _log_odds(share_target: float) -> float:
+    if not 0 < share_target < 1:
+        raise UserError(f"share_target must lie strictly between 0 and 1, got {share_target}")
+    return math.log(share_target / (1 - share_target))
+
+
+def _weights(log_r_star: Tensor, clip: float | None) -> Tensor:
+    """r* = exp(log r*), at most `clip`, without gradient."""
+    if clip is not None and not clip > 0:
+        raise UserError(f"clip must be positive, got {clip}")
+    return log_r_star.detach().clamp(max=math.inf if clip is None else math.log(clip)).exp()
+
+
+def _capped_exp(f: Tensor, cap: float = 20.0) -> Tensor:
+    """exp(f), continued by its tangent above `cap`: still convex, no overflow, the same minimiser for r* < e^cap."""
+    low = f.clamp(max=cap)
+    return low.exp() * (1 + f - low)
