@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import Denoiser, Factored, RatioNetwork, TokenRatioNetwork
+from gtl_lightning.protocols import RatioNetwork, TokenRatioNetwork, at_slots
 
-# ---------------------------------------------------------------------------------------------------------------------
 # From classifier logits to log-ratios (METHOD.md section 2.1)
 
 
@@ -47,7 +46,6 @@ def log_ratio_from_logit(logit_target: Tensor, share_target: float = 0.5) -> Ten
     return logit_target - _log_odds(share_target)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Losses of a sequence-level ratio network f = log r(x_t), Float[b]
 
 
@@ -89,7 +87,6 @@ def cycle_loss(f: Tensor, log_r_t: Tensor) -> Tensor:
     return (f - log_r_t.detach()) ** 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Losses of a token-level ratio network g[l, v] = log r(x_U + {l: v}), read at the true tokens (METHOD.md section 2.2)
 
 
@@ -132,7 +129,6 @@ def martingale_penalty(log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
     return (((log_r - mean) ** 2) * masked).sum(-1) / count
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The tilted proposal p * r^gamma (METHOD.md eq. 5, 6)
 
 
@@ -215,15 +211,7 @@ def guided_log_prob_true(
     return torch.log_softmax(tilt(log_p, log_r, gamma), -1).gather(-1, true_ids[..., None]).squeeze(-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Guidance: which ratio, how strong, how many candidates
-
-
-def at_slots(network: Denoiser | TokenRatioNetwork, x: Tensor, t: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """Float[m,v]: the network's output at m (row, position) pairs; only they meet the vocabulary if it is Factored."""
-    if isinstance(network, Factored):
-        return network.decode(network.encode(x, t)[row, position])
-    return network(x, t)[row, position]
 
 
 @dataclass(frozen=True)
@@ -237,14 +225,8 @@ class SequenceRatio:
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}), one sequence a candidate, `chunk` of them in a forward pass.
 
-        Args:
-            x: Long[b,l] the partly masked sequences.
-            t: Float[b] their times; unused here.
-            t_next: Float[b] the times once one more position is revealed.
-            row: Long[m] which sequence each slot belongs to.
-            position: Long[m] the masked position of each slot.
-            candidates: Long[m,n] the tokens to try.
-            chunk: candidates per forward pass.
+        Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
+        try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed.
         """
         m, n = candidates.shape
         tokens, scores = candidates.reshape(-1), []
@@ -309,9 +291,6 @@ class Guidance:
         if not callable(self.gamma):
             return [self.gamma] * (length + 1)
         return [_check_gamma(float(self.gamma(revealed / length))) for revealed in range(length + 1)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _check_gamma(gamma: float) -> float:

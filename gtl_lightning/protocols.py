@@ -44,3 +44,10 @@ class Factored(Protocol):
 
     def decode(self, h: Tensor, /) -> Tensor:
         """Float[...,d] -> Float[...,v]; log-probabilities with -inf at the mask, or log r for a token ratio."""
+
+
+def at_slots(network: Denoiser | TokenRatioNetwork, x: Tensor, t: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """Float[m,v]: the network's output at m (row, position) pairs; only they meet the vocabulary if it is Factored."""
+    if isinstance(network, Factored):
+        return network.decode(network.encode(x, t)[row, position])
+    return network(x, t)[row, position]

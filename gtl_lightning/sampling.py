@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
-from gtl_lightning.gtl import Guidance, SequenceRatio, at_slots, tilt, top_candidates
-from gtl_lightning.protocols import Denoiser, Planner
+from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
+from gtl_lightning.protocols import Denoiser, Planner, at_slots
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 Progress = Callable[[int, int], None]
@@ -82,7 +83,7 @@ def sample(
         planner_temperature: of a callable planner; 0 takes the highest score.
         schedule: LogLinear by default. Networks see the time at which the expected share of clean tokens is the
             revealed share of the sequence; ancestral mode steps on its alpha.
-        generator: the only source of randomness.
+        generator: the only source of randomness; fastest on the device of the networks.
         device: by default that of the prompt, the denoiser's parameters or the generator.
         progress: called with (revealed, total) tokens after every step.
 
@@ -91,9 +92,8 @@ def sample(
     """
     _check(planner, positions_per_step, steps, temperature, top_p, planner_temperature)
     x = _start(denoiser, mask_index, batch, length, prompt, generator, device)
-    walk = _Walk(
-        denoiser, guidance, mask_index, temperature, top_p, schedule or LogLinear(), generator, x.device, x.shape[1]
-    )
+    schedule = schedule or LogLinear()
+    walk = _Walk(denoiser, guidance, mask_index, x.shape[1], temperature, top_p, schedule, generator, x.device)
     if prompt is not None and x.numel():
         walk.check_tokens(x)
     if steps is not None:
@@ -101,27 +101,25 @@ def sample(
     return _planned(walk, x, planner or "random", positions_per_step, planner_temperature, progress)
 
 
+@dataclass
 class _Walk:
     """What stays fixed while one batch is sampled, and the proposal of tokens at given positions."""
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        guidance: Guidance | None,
-        mask_index: int,
-        temperature: float,
-        top_p: float,
-        schedule: NoiseSchedule,
-        generator: torch.Generator | None,
-        device: torch.device,
-        length: int,
-    ) -> None:
-        self.denoiser, self.guidance, self.mask_index = denoiser, guidance, mask_index
-        self.temperature, self.top_p, self.schedule = temperature, top_p, schedule
-        self.generator, self.device = generator, device
-        share = torch.arange(length + 1, dtype=torch.float64) / length
-        self.times = schedule.inverse(share).clamp(0, 1).to(device, torch.float32)  # after 0, 1, ..., length reveals
-        self.gammas = None if guidance is None else torch.tensor(guidance.strengths(length), device=device)
+    denoiser: Denoiser
+    guidance: Guidance | None
+    mask_index: int
+    length: int
+    temperature: float
+    top_p: float
+    schedule: NoiseSchedule
+    generator: torch.Generator | None
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        share = torch.arange(self.length + 1, dtype=torch.float64) / self.length
+        # By the number of revealed positions, 0..length: in double precision, as some inverses are steep at alpha = 0.
+        self.times = self.schedule.inverse(share).clamp(0, 1).to(self.device, torch.float32)
+        self.gammas = torch.tensor(self.guidance.strengths(self.length) if self.guidance else [], device=self.device)
 
     def time(self, x: Tensor, ahead: int = 0) -> Tensor:
         """Float[b]: the time at which the revealed share of x, `ahead` positions later, is expected."""
@@ -156,9 +154,9 @@ class _Walk:
             reveal over the mask (zero when unguided or stabilised).
         """
         no_lift = log_p.new_zeros(len(row))
-        if self.guidance is None or self.gammas is None:
-            return log_p, None, no_lift
         guidance = self.guidance
+        if guidance is None:
+            return log_p, None, no_lift
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
         t, t_next = self.time(x), self.time(x, ahead=1)
@@ -311,21 +309,21 @@ def _start(
 
 def _check(
     planner: str | Planner | None,
-    positions_per_step: int,
+    k: int,
     steps: int | None,
     temperature: float,
     top_p: float,
     planner_temperature: float,
 ) -> None:
     """Raise UserError for arguments out of range."""
-    if steps is not None and (planner is not None or positions_per_step != 1):
+    if steps is not None and (planner is not None or k != 1):
         raise UserError("steps (ancestral) and planner / positions_per_step exclude one another: give one of them")
     if steps is not None and steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
-    if isinstance(planner, str) and planner != "random" and planner not in CERTAINTY:
+    if isinstance(planner, str) and planner not in ("random", *CERTAINTY):
         raise UserError(f"planner '{planner}' is unknown; choose random, {', '.join(CERTAINTY)}, or pass a callable")
-    if positions_per_step < 1:
-        raise UserError(f"positions_per_step must be at least 1, got {positions_per_step}")
+    if k < 1:
+        raise UserError(f"positions_per_step must be at least 1, got {k}")
     for name, value in (("temperature", temperature), ("planner_temperature", planner_temperature)):
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value}")
