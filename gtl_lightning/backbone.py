@@ -1,8 +1,8 @@
 """The transformer that every network here is built on: rotary, pre-norm, adaLN-zero, on torch's scaled dot product.
 
 The layout follows DiT (arXiv 2212.09748) as used by MDLM (arXiv 2406.07524): one block is attention and a GELU MLP,
-each behind a LayerNorm whose scale, shift and output gate are read from an embedding of the noise level t. The gates start
-at zero, so that a new block is the identity and depth costs nothing at the start of training.
+each behind a LayerNorm whose scale, shift and output gate are read from an embedding of the noise level t. The gates
+start at zero, so that a new block is the identity and depth costs nothing at the start of training.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def save_network(path: Path | str, network: nn.Module, meta: dict[str, Any] | No
     """
     if type(network).__name__ not in REGISTRY:
         raise UserError(f"cannot save a {type(network).__name__}; networks are {', '.join(sorted(REGISTRY))}")
-    save_tensors(path, _unshared_state(network), {"network": describe(network), "meta": meta or {}})
+    save_tensors(path, unshared(network.state_dict()), {"network": describe(network), "meta": meta or {}})
 
 
 def load_network(
@@ -61,7 +61,7 @@ def load_network(
     try:
         with seeded(0):
             network = build(description, denoiser)
-        fresh = set(_unshared_state(network))
+        fresh = set(unshared(network.state_dict()))
         if fresh != set(tensors):
             raise KeyError(f"weights missing or left over: {', '.join(sorted(fresh ^ set(tensors))[:3])}")
         network.load_state_dict(tensors, strict=False)
@@ -103,12 +103,12 @@ def build(description: dict[str, Any], denoiser: nn.Module | None = None) -> nn.
     return cls(BackboneConfig(**description["config"]))
 
 
-def _unshared_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state without second names: tied weights share their memory, and safetensors stores a piece of it once."""
-    state: dict[str, Tensor] = {}
+def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state without second names: tied weights share their memory, and safetensors stores a piece of it once."""
+    kept: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, value in network.state_dict().items():
+    for name, value in state.items():
         if value.data_ptr() not in seen:
-            state[name] = value
+            kept[name] = value
         seen.add(value.data_ptr())
-    return state
+    return kept

@@ -1,0 +1,169 @@
+"""What every trained component shares: optimiser, learning-rate curve, repeatable noise, a comparable score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.networks import Frozen
+from gtl_lightning.schedule import LogLinear, NoiseSchedule
+
+Batch = dict[str, Tensor]
+SCORE = "val_score"
+"""Name under which every module logs what early stopping minimises."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up, then a cosine down to `final_share` of the peak.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decoupled; acts on matrices only, not on biases and norms.
+        warmup_steps: steps of linear warm-up.
+        betas: AdamW's moment decays.
+        grad_clip: largest norm of the whole gradient.
+        final_share: learning rate at the last step over the peak.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    grad_clip: float = 1.0
+    final_share: float = 0.05
+
+    def factor(self, step: int, total: int) -> float:
+        """Learning rate at `step` (from 0) of `total`, over the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        return self.final_share + (1 - self.final_share) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed out of several integers; neighbours give unrelated seeds."""
+    value = 0x9E3779B97F4A7C15
+    for part in parts:
+        value = ((value ^ (part & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1
+
+
+class TrainedModule(pl.LightningModule):
+    """A network with its loss. `fit` trains it.
+
+    Subclasses give `loss` (one scalar a batch) and `score` (sum and count over a batch). Noise in step n is a function
+    of (seed, n) alone, and the noise of validation batch i of i alone: a resumed run repeats the unbroken one, and
+    scores of different checks, runs and methods are taken under the same masks.
+
+    Attributes:
+        network: what is trained and kept; everything else is frozen and out of the state.
+        seed: set by `fit`.
+        total_steps: set by `fit`; length of the learning-rate curve.
+        draws: noise levels per example in validation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimiser: OptimiserConfig | None = None,
+        schedule: NoiseSchedule | None = None,
+        draws: int = 4,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimiser = optimiser or OptimiserConfig()
+        self.schedule = schedule or LogLinear()
+        self.draws = draws
+        self.seed = 0
+        self.total_steps = 1
+        self._total = torch.zeros(2, dtype=torch.float64)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Scalar to minimise."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(sum, count) of the validation score over one batch under one noise draw; lower is better."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Hidden width of the trained network: decides whether bf16 pays."""
+        return int(self.network.config.width)  # type: ignore[union-attr, arg-type]  # every network here has a config
+
+    def frozen(self) -> list[Frozen]:
+        """The networks that are read and not trained."""
+        return [value for value in vars(self).values() if isinstance(value, Frozen)]
+
+    def generator(self, *parts: int) -> torch.Generator:
+        """Noise generator on the module's device, a function of `parts`."""
+        return torch.Generator(self.device).manual_seed(mixed_seed(*parts))
+
+    def on_fit_start(self) -> None:
+        """Frozen networks follow to the device."""
+        for frozen in self.frozen():
+            frozen.network.to(self.device).eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One loss, checked.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
+        step = self.global_step
+        torch.manual_seed(mixed_seed(self.seed, step, 1))  # dropout
+        loss = self.loss(batch, self.generator(self.seed, step, 0))
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"{type(self).__name__}: the loss became {loss.item()} at step {step}; the last good checkpoint is "
+                "kept, lower the learning rate or look at the data"
+            )
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start summing."""
+        self._total = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add `draws` noise draws of this batch."""
+        for draw in range(self.draws):
+            # Draws that do not depend on the training seed: one yardstick for all runs.
+            total, count = self.score(batch, self.generator(batch_idx, draw, 2))
+            self._total += torch.stack([total.double(), count.double()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score.
+
+        Raises:
+            UserError: it is NaN or infinite, or nothing was scored.
+        """
+        total, count = self._total.tolist()
+        score = total / count if count else math.nan
+        if not math.isfinite(score):
+            raise UserError(
+                f"{type(self).__name__}: the validation score became {score} at step {self.global_step}; the last good "
+                "checkpoint is kept, lower the learning rate or look at the held-out data"
+            )
+        self.log(SCORE, score)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what requires gradients, and the learning-rate curve."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        config = self.optimiser
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+        curve = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: config.factor(step, self.total_steps))
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": curve, "interval": "step"}}

@@ -1,0 +1,196 @@
+"""Lightning callbacks of `fit`: moving average, keeping of state, progress."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import save_tensors
+from gtl_lightning.modules.base import SCORE, TrainedModule
+from gtl_lightning.network_store import unshared
+
+logger = logging.getLogger(__name__)
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
+
+
+class Averaging(WeightAveraging):
+    """Lightning's moving average of the weights (EMA) from step 0; validation sees the averaged weights.
+
+    The decay warms up as (1 + n) / (10 + n): without that, a run shorter than 1 / (1 - decay) steps would average in
+    its initial weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def update(means: list[Tensor], news: list[Tensor], updates: Tensor | int) -> None:
+            warm = (1 + float(updates)) / (10 + float(updates))
+            torch._foreach_lerp_(means, news, 1 - min(decay, warm))
+
+        super().__init__(use_buffers=False, multi_avg_fn=update)
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The averaged module's state, under the module's own names."""
+        assert self._average_model is not None
+        return self._average_model.module.state_dict()
+
+
+class Keeper(Checkpoint):
+    """At every check: notes the score, keeps the best weights and a resumable checkpoint, stops when patience is out.
+
+    Both files are replaced whole, `best` before `last`: killed in between, the run repeats the check and writes the
+    same `best` again.
+    """
+
+    def __init__(self, state_dir: Path, check_every: int, patience: int, averaging: Averaging | None) -> None:
+        self.state_dir = state_dir
+        self.check_every = check_every
+        self.patience = patience
+        self.averaging = averaging
+        self.best_score = math.inf
+        self.best_step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self._since = time.monotonic()
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` checks brought nothing better."""
+        return bool(self.history) and self.history[-1]["step"] - self.best_step >= self.patience * self.check_every
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: they load as weights only."""
+        return {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        self.seconds, self.history = state_dict["seconds"], state_dict["history"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The check itself; validation has just run.
+
+        Raises:
+            UserError: the data module gave fewer batches than a check takes, or the folder cannot be written.
+        """
+        step = trainer.global_step
+        if step % self.check_every:
+            raise UserError(
+                f"training data ran out at step {step}, checks are every {self.check_every} steps; "
+                "give a data module of that many steps per epoch"
+            )
+        score = float(trainer.callback_metrics[SCORE])
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        row = {"step": step, "train_loss": float(trainer.callback_metrics["train_loss_epoch"]), "score": score}
+        self.history.append({**row, "seconds": self.seconds})
+        if score < self.best_score:
+            self.best_score, self.best_step = score, step
+            self._keep_best(pl_module)
+        self._keep_last(trainer)
+        trainer.should_stop = trainer.should_stop or self.out_of_patience
+
+    def _keep_best(self, module: pl.LightningModule) -> None:
+        state = self.averaging.averaged_state() if self.averaging else module.state_dict()
+        network = {name.removeprefix("network."): v for name, v in state.items() if name.startswith("network.")}
+        save_tensors(self.state_dir / BEST, unshared(network), {"step": self.best_step, "score": self.best_score})
+
+    def _keep_last(self, trainer: pl.Trainer) -> None:
+        temporary = self.state_dir / f".{LAST}.{os.getpid()}.tmp"
+        try:
+            trainer.save_checkpoint(temporary)
+            last = self.state_dir / LAST
+            if last.exists():
+                os.replace(last, self.state_dir / PREVIOUS)
+            os.replace(temporary, last)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.state_dir / LAST}: {error.strerror or error}; free some space"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Reporter(Callback):
+    """Progress with the time left: a bar on a terminal, else a line every `every` seconds and at every check."""
+
+    def __init__(self, name: str, total: int, every: float = 20.0) -> None:
+        self.name = name
+        self.total = total
+        self.every = every
+        self._bar: Progress | None = None
+        self._first = 0
+        self._began = self._said = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar, note where a resumed run starts."""
+        self._first = trainer.global_step
+        self._began = self._said = time.monotonic()
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._bar.add_task(self.name, total=self.total, completed=self._first, note="")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Move the bar; a line when one is due."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+        elif time.monotonic() - self._said > self.every:
+            self._say(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the score."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], note=f"score {float(trainer.callback_metrics[SCORE]):.4f}")
+        else:
+            self._say(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, trainer: pl.Trainer) -> None:
+        self._said = time.monotonic()
+        step = trainer.global_step
+        rate = (step - self._first) / max(1e-9, self._said - self._began)
+        left = (self.total - step) / max(1e-9, rate)
+        values = {name: trainer.callback_metrics.get(name) for name in ("train_loss_step", SCORE)}
+        shown = ", ".join(f"{name} {float(value):.4f}" for name, value in values.items() if value is not None)
+        logger.info("%s: step %d/%d, %s, %.1f steps/s, %.0f s left", self.name, step, self.total, shown, rate, left)
+
+
+def restore_best(module: TrainedModule, state_dir: Path, tensors: dict[str, Tensor]) -> None:
+    """Put kept weights into the module's network.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    own = unshared(module.network.state_dict())
+    fits = own.keys() == tensors.keys() and all(own[name].shape == tensors[name].shape for name in own)
+    if not fits:
+        raise UserError(f"{state_dir / BEST} belongs to another network; delete {state_dir} and train again")
+    with torch.no_grad():
+        module.network.load_state_dict(tensors, strict=False)

@@ -1,0 +1,56 @@
+"""Training of the masked denoiser: source model, vanilla, full fine-tuning and LoRA alike."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.modules.base import Batch, TrainedModule
+from gtl_lightning.networks import BackboneConfig, MaskedDenoiser
+from gtl_lightning.schedule import NoiseSchedule
+
+
+def noised(
+    x_0: Tensor, config: BackboneConfig, schedule: NoiseSchedule, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw low-variance t and x_t ~ q(x_t | x_0); pads are never noised.
+
+    Returns:
+        x_t Long[b,l], t Float[b], masked Bool[b,l].
+    """
+    t = stratified_times(len(x_0), generator, device=x_0.device)
+    # Strata are in order of t: in a batch sorted by domain or length, t would go with it. Shuffled, it does not.
+    t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
+    x_t = absorbing_sample(x_0, t, schedule, config.mask_index, generator, frozen=x_0 == config.pad_index)
+    return x_t, t, (x_t == config.mask_index) & (x_0 != config.mask_index)
+
+
+def spread(values: Tensor, masked: Tensor) -> Tensor:
+    """Float[n] values of the n masked positions -> Float[b,l], zero elsewhere."""
+    full = torch.zeros(masked.shape, dtype=values.dtype, device=values.device)
+    return full.masked_scatter(masked, values)
+
+
+class DenoiserModule(TrainedModule):
+    """Minimises the NELBO of a `MaskedDenoiser` (MDLM; METHOD.md eq. 1); score: NELBO in nats per token.
+
+    Only the masked positions are projected to the vocabulary.
+    """
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """NELBO estimate of the batch, nats per token."""
+        total, count = self.score(batch, generator)
+        return total / count
+
+    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sum over the batch of the NELBO in nats, and the number of tokens (pads apart)."""
+        network = cast(MaskedDenoiser, self.network)
+        x_0 = batch["x_0"]
+        x_t, t, masked = noised(x_0, network.config, self.schedule, generator)
+        log_p = network.decode(network.encode(x_t, t)[masked])
+        log_p_true = log_p.gather(-1, x_0[masked][:, None]).squeeze(-1)
+        nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
+        return nelbo.sum(), (x_0 != network.config.pad_index).sum()

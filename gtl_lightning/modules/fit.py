@@ -1,0 +1,261 @@
+"""`fit`: train a module with Lightning so that a run killed anywhere and started again ends the same."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import load_tensors, read_json, write_json
+from gtl_lightning.modules.base import TrainedModule
+from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Averaging, Keeper, Reporter, restore_best
+
+log = logging.getLogger(__name__)
+RESULT = "result.json"
+BF16_WIDTH = 128
+"""Narrower networks lose more in casting than they gain in bf16 on a CPU."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit came to.
+
+    Attributes:
+        best_score: lowest validation score; its weights are in the module.
+        best_step: the step it was reached at.
+        steps: optimiser steps taken.
+        seconds: time spent training and validating, over all resumptions.
+        history: one row a check: step, train_loss, score, seconds.
+    """
+
+    best_score: float
+    best_step: int
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def fit(
+    module: TrainedModule,
+    datamodule: pl.LightningDataModule,
+    *,
+    steps: int,
+    check_every: int,
+    patience: int,
+    state_dir: Path | str,
+    precision: str = "auto",
+    ema_decay: float = 0.0,
+    seed: int = 0,
+    logger: Any = None,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> FitResult:
+    """Train until `steps` or until `patience` checks in a row brought nothing better; best weights end in the module.
+
+    State is kept in `state_dir` at every check. Called again after a kill, the fit goes on from there and ends with the
+    same weights as an unbroken one; called again after its end, it returns the same result at once. Keep the
+    folder keyed by the configuration: a state of other settings is refused.
+
+    Args:
+        module: what to train; its `seed` and `total_steps` are set here.
+        datamodule: gives `check_every` batches an epoch, reloaded every epoch (its order must be a function of the
+            epoch); validation batches always in the same order.
+        steps: most optimiser steps; rounded up to whole checks.
+        check_every: steps between validations.
+        patience: checks without a better score before stopping.
+        state_dir: folder for the resumable state.
+        precision: "32-true", "bf16-mixed", or "auto": bf16 where hardware and width make it pay.
+        ema_decay: decay of the moving average of the weights; 0: none. Scores and results are the average's.
+        seed: of noise and dropout.
+        logger: a Lightning logger, or None.
+        accelerator: Lightning's.
+        progress: show a bar or lines.
+
+    Raises:
+        UserError: NaN loss, a second process in the same folder, a broken or foreign state, a folder that cannot be
+            written.
+        KeyboardInterrupt: Ctrl-C; the fit can be resumed.
+    """
+    if min(steps, check_every, patience) < 1:
+        raise UserError(f"steps = {steps}, check_every = {check_every}, patience = {patience}; each must be at least 1")
+    if not 0 <= ema_decay < 1:
+        raise UserError(f"ema_decay = {ema_decay}; it must be at least 0 and below 1")
+    folder = Path(state_dir)
+    checks = math.ceil(steps / check_every)
+    resolved = resolve_precision(precision, module.width, accelerator)
+    settings = {
+        "module": type(module).__name__,
+        "steps": checks * check_every,
+        "check_every": check_every,
+        "patience": patience,
+        "ema_decay": ema_decay,
+        "seed": seed,
+    }
+    with _locked(folder):
+        done = _finished(folder, settings, module)
+        if done:
+            return done
+        module.seed, module.total_steps = seed, checks * check_every
+        averaging = Averaging(ema_decay) if ema_decay else None
+        keeper = Keeper(folder, check_every, patience, averaging)
+        callbacks: list[Callback] = [keeper, *([averaging] if averaging else [])]
+        if progress:
+            callbacks.append(Reporter(type(module).__name__, checks * check_every))
+        resume = _resumable(folder, settings, keeper)
+        if not (resume and (keeper.out_of_patience or len(keeper.history) >= checks)):
+            with _quiet(), torch.random.fork_rng():
+                trainer = pl.Trainer(
+                    accelerator=accelerator,
+                    devices=1,
+                    precision=resolved,  # type: ignore[arg-type]  # Lightning's type is a Literal
+                    max_epochs=checks,
+                    limit_train_batches=check_every,
+                    reload_dataloaders_every_n_epochs=1,
+                    num_sanity_val_steps=0,
+                    gradient_clip_val=module.optimiser.grad_clip,
+                    callbacks=callbacks,
+                    logger=logger if logger is not None else False,
+                    log_every_n_steps=max(1, min(50, check_every)),
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    inference_mode=False,  # the moving average swaps weights around validation
+                    default_root_dir=folder,
+                )
+                _run(trainer, module, datamodule, resume)
+        result = FitResult(
+            best_score=keeper.best_score,
+            best_step=keeper.best_step,
+            steps=int(keeper.history[-1]["step"]),
+            seconds=keeper.seconds,
+            history=keeper.history,
+        )
+        restore_best(module, folder, load_tensors(folder / BEST)[0])
+        write_json(folder / RESULT, {"settings": settings, "result": asdict(result)})
+        for name in (LAST, PREVIOUS):
+            (folder / name).unlink(missing_ok=True)
+        return result
+
+
+def resolve_precision(precision: str, width: int, accelerator: str = "auto") -> str:
+    """Lightning's precision string; "auto" is bf16 on a GPU that has it, and on a CPU that has it for wide networks.
+
+    Raises:
+        UserError: neither "auto", "32-true" nor "bf16-mixed".
+    """
+    if precision not in ("auto", "32-true", "bf16-mixed"):
+        raise UserError(f"precision = {precision!r}; choose auto, 32-true or bf16-mixed")
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    on_cpu = accelerator in ("auto", "cpu") and not torch.backends.mps.is_available()
+    return "bf16-mixed" if on_cpu and width >= BF16_WIDTH and _cpu_has_bf16() else "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _run(trainer: pl.Trainer, module: TrainedModule, datamodule: pl.LightningDataModule, resume: Path | None) -> None:
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SIGTERMException as error:
+        # Lightning would leave with exit status 0, which a pipeline takes for success.
+        raise SystemExit(128 + signal.SIGTERM) from error
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into exit(1); callers expect the interrupt itself.
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _finished(folder: Path, settings: dict[str, Any], module: TrainedModule) -> FitResult | None:
+    if not (folder / RESULT).exists():
+        return None
+    stored = read_json(folder / RESULT)
+    _check_settings(folder, stored["settings"], settings)
+    restore_best(module, folder, load_tensors(folder / BEST)[0])
+    return FitResult(**stored["result"])
+
+
+def _resumable(folder: Path, settings: dict[str, Any], keeper: Keeper) -> Path | None:
+    """The newest checkpoint that can be read, its numbers put into `keeper`; None to start from the beginning.
+
+    Raises:
+        UserError: there are checkpoints and none can be read, or they belong to other settings.
+    """
+    note = folder / "settings.json"
+    if note.exists():
+        _check_settings(folder, read_json(note), settings)
+    else:
+        write_json(note, settings)
+    candidates = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in candidates:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            keeper.load_state_dict(checkpoint["callbacks"][keeper.state_key])
+        except Exception as error:  # a damaged pickle or zip raises nearly anything
+            log.warning("%s cannot be read (%s); trying the one before it", path, type(error).__name__)
+            continue
+        log.info("resuming from %s, step %d", path, checkpoint["global_step"])
+        return path
+    if candidates:
+        raise UserError(f"no checkpoint in {folder} can be read; delete the folder to train from the start")
+    return None
+
+
+def _check_settings(folder: Path, stored: Any, wanted: dict[str, Any]) -> None:
+    if stored != wanted:
+        keys = [key for key in wanted if not isinstance(stored, dict) or stored.get(key) != wanted[key]]
+        raise UserError(
+            f"{folder} holds a fit with other settings ({', '.join(keys)}); delete it or use another folder"
+        )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{folder} is in use by another process; wait for it or stop it") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose a writable folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's tips, summaries and worker warnings are noise here; its errors are not."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [item.level for item in loggers]
+    for item in loggers:
+        item.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.optim)(\.|$)")
+        try:
+            yield
+        finally:
+            for item, level in zip(loggers, levels, strict=True):
+                item.setLevel(level)
