@@ -1,0 +1,6 @@
+"""The report: what the flat rows of results say, as figures, tables, Markdown and one self-contained HTML page."""
+
+from gtl_lightning.report.page import Report, write_report
+from gtl_lightning.report.tables import paired, summarise
+
+__all__ = ["Report", "paired", "summarise", "write_report"]

@@ -1,0 +1,288 @@
+"""The report's tables as document blocks: results, paired differences, text quality, costs, data, published figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gtl_lightning.report.document import Block, Cell, Group, Table, Text
+from gtl_lightning.report.style import (
+    DASH,
+    count,
+    listing,
+    method_colours,
+    method_label,
+    missing,
+    number,
+    order_methods,
+    percent,
+    seconds,
+)
+from gtl_lightning.report.tables import BASELINE, METRICS, find_holes, paired, real_value, summarise
+
+Row = Mapping[str, Any]
+HEADLINE = ("nelbo", "mauve")
+QUALITY = ("domain_score", "reference_ppl", "exact_nll", "distinct_1", "distinct_2", "distinct_3")
+MEMORISATION = ("longest_copy", "nearest_train")
+
+# METHOD.md 2.7: MAUVE read off the figure that the authors publish, +-0.003, with the parameters they train.
+PUBLISHED_FRACTIONS = (1.0, 0.3, 0.05, 0.01)
+PUBLISHED = (
+    ("vanilla", (0.579, 0.545, 0.505, 0.466), "59.8 M"),
+    ("finetune", (0.591, 0.563, 0.519, 0.494), "59.8 M"),
+    ("gtl", (0.719, 0.690, 0.695, 0.657), "4.1 M"),
+)
+PUBLISHED_LINK = ("arXiv 2512.10877", "https://arxiv.org/abs/2512.10877")
+OWN = "*"  # marks an interval that is not over seeds
+
+
+def guided_methods(transfer: Sequence[Row]) -> list[str]:
+    """The methods that the fine-tuned baseline is compared with: `gtl` first, then its variants."""
+    return [method for method in order_methods({str(row["method"]) for row in transfer}) if method.startswith("gtl")]
+
+
+def answer(transfer: Sequence[Row]) -> list[str]:
+    """What the paired intervals say of GTL against fine-tuning, a sentence for each headline metric.
+
+    The method is `gtl`, or the first variant by name when there is none: fixed beforehand, never the best of several.
+    """
+    methods = guided_methods(transfer)
+    if not methods:
+        return ["No GTL result, so nothing to compare with fine-tuning."]
+    method = methods[0]
+    words = {
+        "better": f"{method_label(method)} is better than {method_label(BASELINE)} at",
+        "worse": f"{method_label(BASELINE)} is better than {method_label(method)} at",
+        "open": "the two are not distinguishable at",
+        "one seed": "one seed proves nothing at",
+        "missing": "there is no pair to compare at",
+    }
+    results = {metric: paired(transfer, method, BASELINE, metric) for metric in HEADLINE}
+    if {row["verdict"] for rows in results.values() for row in rows} == {"one seed"}:
+        return [
+            f"One seed proves nothing about {method_label(method)} against {method_label(BASELINE)}: what follows is one "
+            "run of each. Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
+        ]
+    sentences = []
+    for metric, rows in results.items():
+        parts = []
+        for verdict, phrase in words.items():
+            at = [percent(row["fraction"]) for row in rows if row["verdict"] == verdict]
+            if at:
+                parts.append(f"{phrase} {listing(at)}")
+        if parts:
+            sentences.append(f"{METRICS[metric].label}: {'; '.join(parts)} of the target data.")
+    return sentences or ["No fraction has a result, so nothing to compare with fine-tuning."]
+
+
+def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) -> Table:
+    """Mean and interval of one metric: a row for each method, a column for each fraction; missing cells as dashes."""
+    about, summary = METRICS[metric], {}
+    for row in summarise(transfer):
+        if row["metric"] == metric:
+            summary[row["method"], row["fraction"]] = row
+    holes, _ = find_holes(transfer, grid)
+    methods, fractions = _axes(transfer, holes)
+    colours = method_colours(set(methods))
+    seeds = max((row["n"] for row in summary.values()), default=0)
+    rows: list[tuple[Cell | str, ...] | Group] = []
+    for method in methods:
+        cells = [_mean(summary.get((method, fraction)), about.digits, seeds) for fraction in fractions]
+        if method == "source":  # one model for every fraction
+            cells = [_mean(summary.get((method, None)), about.digits, seeds)] * len(fractions)
+        rows.append((Cell(method_label(method), colours=colours[method]), *cells))
+    real = [real_value(transfer, metric, fraction) for fraction in fractions]
+    if any(map(math.isfinite, real)):
+        rows.append(("real against real", *(number(value, about.digits) for value in real)))
+    shown = [row["interval"] for row in summary.values()]
+    note = f"Mean ± half width of the 95 % t-interval over {seeds} seeds. " if "seeds" in shown else ""
+    if "own" in shown:
+        own = "MAUVE's own interval" if metric == "mauve" else "1.96 standard errors of the test set"
+        note += f"{OWN} One seed, so no interval over seeds exists: half width of {own}. "
+    if any(row["n"] < seeds for row in summary.values()):
+        note += f"(n) Only n of {seeds} seeds have a result: see missing cells. "
+    if any(isinstance(cell, Cell) and cell.hole for row in rows if not isinstance(row, Group) for cell in row):
+        note += f"{DASH} No result: see missing cells."
+    unit = f"{about.unit}, " if about.unit else ""
+    columns = ("Method", *(_fraction_head(transfer, fraction) for fraction in fractions))
+    return Table(f"{about.label} ({unit}{about.better} is better)", columns, tuple(rows), note=note.strip())
+
+
+def difference_table(transfer: Sequence[Row]) -> Table:
+    """GTL - fine-tuning, paired by seed, with interval and verdict."""
+    rows: list[tuple[Cell | str, ...] | Group] = []
+    methods = guided_methods(transfer)
+    for metric in HEADLINE:
+        about = METRICS[metric]
+        for method in methods:
+            pairs = paired(transfer, method, BASELINE, metric)
+            unit = f", {about.unit}" if about.unit else ""
+            rows.append(Group(f"{about.label}{unit}: {method_label(method)} {chr(8722)} {method_label(BASELINE)}"))
+            for row in pairs:
+                ends = [number(row[end], about.digits, sign=True) for end in ("low", "high")]
+                interval = f"{ends[0]} to {ends[1]}" if row["n"] > 1 else DASH
+                verdict = {
+                    "better": f"{method_label(method)} better",
+                    "worse": f"{method_label(BASELINE)} better",
+                    "open": "not distinguishable",
+                    "one seed": "one seed proves nothing",
+                    "missing": "no pair of results",
+                }[row["verdict"]]
+                size = number(row["mean"], about.digits, sign=True)
+                advised = _advised(transfer, method, row["fraction"])
+                rows.append((percent(row["fraction"]), size, interval, str(row["n"]), verdict, advised))
+    note = (
+        "Each seed's pair is subtracted first, then averaged: what the two share cancels. A verdict needs the whole "
+        "interval on one side of 0. Intervals are not adjusted for the number of rows: of twenty true zeros, one is "
+        "expected to look like a difference."
+    )
+    columns = ("Target data", "Difference", "95 % interval", "Seeds", "Verdict", "Advisor, before sampling")
+    return Table("Difference to fine-tuning, paired by seed", columns, tuple(rows), (0, 4, 5), note)
+
+
+def quality_tables(transfer: Sequence[Row]) -> list[Table]:
+    """Everything else that is measured on the samples, a table for each fraction, real target text in the last row."""
+    summary = {(row["method"], row["fraction"], row["metric"]): row for row in summarise(transfer)}
+    shown = [metric for metric in QUALITY + MEMORISATION if any(key[2] == metric for key in summary)]
+    methods, fractions = _axes(transfer, [])
+    colours = method_colours(set(methods))
+    tables = []
+    for fraction in fractions if shown else []:
+        rows: list[tuple[Cell | str, ...] | Group] = []
+        for method in methods:
+            at = None if method == "source" else fraction
+            if not any(row["method"] == method and row["fraction"] == at for row in transfer) and at is None:
+                continue
+            cells = [_mean(summary.get((method, at, metric)), METRICS[metric].digits, 0) for metric in shown]
+            rows.append((Cell(method_label(method), colours=colours[method]), *cells))
+        real = [number(real_value(transfer, metric, fraction), METRICS[metric].digits) for metric in shown]
+        rows.append((method_label("real"), *real))
+        heads = (f"{METRICS[m].label}{f' ({METRICS[m].unit})' if METRICS[m].unit else ''}" for m in shown)
+        tables.append(Table(f"Sampled text at {percent(fraction)} of the target data", ("Method", *heads), tuple(rows)))
+    return tables
+
+
+def cost_table(transfer: Sequence[Row]) -> Table:
+    """What each cell cost: parameters trained, steps, seconds; means over seeds."""
+    summary = {(row["method"], row["fraction"], row["metric"]): row["mean"] for row in summarise(transfer)}
+    methods, fractions = _axes(transfer, [])
+    rows: list[tuple[Cell | str, ...] | Group] = []
+    for method in methods:
+        rows.append(Group(method_label(method)))
+        for at in [None] if method == "source" else fractions:
+            value = {key[2]: mean for key, mean in summary.items() if key[:2] == (method, at)}
+            if value:
+                steps = [count(value.get(key)) for key in ("trainable_parameters", "steps", "best_step")]
+                times = [seconds(value.get(key)) for key in ("train_seconds", "sample_seconds")]
+                gamma = number(value.get("gamma"), 2)
+                rows.append(("any" if at is None else percent(at), *steps, *times, gamma, count(value.get("n_ratio"))))
+    columns = ("Target data", "Parameters trained", "Steps", "Best step", "Training", "Sampling", "gamma", "n_ratio")
+    return Table("Cost of a cell, mean over seeds", columns, tuple(rows))
+
+
+def data_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Counts of `splits/summary.json`: one table for each mapping in it, whatever its depth."""
+    tables = []
+    loose = [(str(key), _scalar(value)) for key, value in summary.items() if not isinstance(value, Mapping)]
+    for name, part in summary.items():
+        if isinstance(part, Mapping) and not part:
+            tables.append(Table(_title(name), ("", "Records"), (("none", "0"),)))
+        elif isinstance(part, Mapping):
+            inner = list(dict.fromkeys(str(k) for v in part.values() if isinstance(v, Mapping) for k in v))
+            columns = ("", *(inner or ["Records"]))
+            rows: list[tuple[Cell | str, ...] | Group] = []
+            for key, value in part.items():
+                values = [_scalar(value.get(k)) for k in inner] if isinstance(value, Mapping) else [_scalar(value)]
+                rows.append((_title(str(key)), *values, *[DASH] * (len(columns) - 1 - len(values))))
+            tables.append(Table(_title(name), columns, tuple(rows)))
+    if loose:
+        tables.append(Table("Counts", ("", "Value"), tuple((_title(key), value) for key, value in loose)))
+    return tables
+
+
+def published_blocks(transfer: Sequence[Row]) -> list[Block]:
+    """Published MAUVE, marked as such, above this run's."""
+    summary = {(r["method"], r["fraction"]): r for r in summarise(transfer) if r["metric"] == "mauve"}
+    rows: list[tuple[Cell | str, ...] | Group] = [Group("Published, other data set and scale")]
+    for method, values, parameters in PUBLISHED:
+        rows.append((method_label(method), *(number(value) for value in values), parameters))
+    rows.append(Group("This run"))
+    for method, _, _ in PUBLISHED:
+        cells = []
+        for fraction in PUBLISHED_FRACTIONS:
+            row = summary.get((method, fraction))
+            cells.append(number(row["mean"]) if row else DASH)
+        trained = [row.get("trainable_parameters") for row in transfer if row["method"] == method]
+        known = [float(value) for value in trained if value is not None and not missing(value)]
+        rows.append((method_label(method), *cells, f"{max(known) / 1e6:.2g} M" if known else DASH))
+    columns = ("Method", *(percent(fraction) for fraction in PUBLISHED_FRACTIONS), "Parameters trained")
+    text = (
+        "Published, other data set and scale: arXiv abstracts, computer science and mathematics to physics, in "
+        "segments of 512 tokens, other MAUVE features; read off the authors' figure, ±0.003. MAUVE depends on features "
+        "and buckets, so the two halves of the table cannot be compared with one another; only the direction within each can."
+    )
+    return [Text(text, link=PUBLISHED_LINK), Table("MAUVE (higher is better)", columns, tuple(rows))]
+
+
+def advisor_table(advisor: Sequence[Row]) -> Table:
+    """The advisor by fraction: range over noise levels and seeds, with its own words."""
+    rows: list[tuple[Cell | str, ...] | Group] = []
+    for fraction in sorted({row["fraction"] for row in advisor if not missing(row["fraction"])}, reverse=True):
+        group = [row for row in advisor if row["fraction"] == fraction]
+        said = list(dict.fromkeys(str(row["verdict"]) for row in group if row.get("verdict")))
+        ranges = [_range(group, key) for key in ("auc", "ece", "ess_share", "mean_weight")]
+        rows.append((percent(fraction), *ranges, listing(said) or DASH))
+    columns = ("Target data", "AUC", "Calibration error", "ESS share", "Mean weight", "Verdict")
+    note = "Lowest to highest over noise levels and seeds. The mean weight is 1 for a calibrated ratio."
+    return Table("Advisor, before sampling", columns, tuple(rows), (0, 5), note)
+
+
+def hole_blocks(holes: Sequence[Row], cells: int) -> list[Block]:
+    """The cells without result, each with its cause."""
+    if not holes:
+        return [Text(f"None: all {cells} cells of the grid have a result.")]
+    rows = tuple((method_label(h["method"]), percent(h["fraction"]), str(h["seed"]), str(h["cause"])) for h in holes)
+    columns = ("Method", "Target data", "Seed", "Cause")
+    return [Table(f"{len(holes)} of {cells} cells have no result", columns, rows, (0, 1, 3))]
+
+
+def _axes(transfer: Sequence[Row], holes: Sequence[Row]) -> tuple[list[str], list[float]]:
+    rows = [*transfer, *holes]
+    methods = order_methods({str(row["method"]) for row in rows})
+    return methods, sorted({float(r["fraction"]) for r in rows if not missing(r.get("fraction"))}, reverse=True)
+
+
+def _mean(row: Row | None, digits: int, seeds: int) -> Cell:
+    if row is None:
+        return Cell(DASH, hole=True)
+    half = "" if row["half_width"] is None else f"± {number(row['half_width'], digits)}"
+    half += OWN if row["interval"] == "own" and seeds else ""
+    return Cell(number(row["mean"], digits), f"{half} ({row['n']})".strip() if row["n"] < seeds else half)
+
+
+def _advised(transfer: Sequence[Row], method: str, fraction: float) -> str:
+    rows = [row for row in transfer if row["method"] == method and row.get("fraction") == fraction]
+    return listing(list(dict.fromkeys(str(row["verdict"]) for row in rows if row.get("verdict")))) or DASH
+
+
+def _fraction_head(transfer: Sequence[Row], fraction: float) -> str:
+    sizes = [
+        row["examples"] for row in transfer if row.get("fraction") == fraction and not missing(row.get("examples"))
+    ]
+    return f"{percent(fraction)} ({max(sizes):,.0f})" if sizes else percent(fraction)
+
+
+def _range(rows: Sequence[Row], key: str) -> str:
+    values = [float(row[key]) for row in rows if not missing(row.get(key))]
+    return f"{number(min(values), 2)} to {number(max(values), 2)}" if values else DASH
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return DASH if value is None else listing([str(v) for v in value]) if isinstance(value, list) else str(value)
+    return count(value) if float(value).is_integer() else number(value, 3)
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ")

@@ -1,0 +1,118 @@
+"""How things are named, coloured and written: one place, so that a method looks the same in every figure and table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DASH = "–"
+MINUS = "−"
+ORDER = ("gtl", "finetune", "lora", "vanilla", "source")
+LABELS = {
+    "gtl": "GTL",
+    "finetune": "fine-tuning",
+    "lora": "LoRA",
+    "vanilla": "vanilla",
+    "source": "source",
+    "real": "real target text",
+}
+MARKERS = {"gtl": "o", "finetune": "s", "lora": "D", "vanilla": "^", "source": "_"}
+VARIANT_MARKERS = ("v", "p", "h", "<", ">", "8", "d")
+
+# Okabe and Ito's colour-blind-safe hues, darkened (light page) or brightened (dark page) until text in them reads well.
+LIGHT = {"gtl": "#0067a5", "finetune": "#c8500a", "lora": "#9a6b00", "vanilla": "#00805a", "source": "#5f6368"}
+DARK = {"gtl": "#5cb8f0", "finetune": "#ff8f52", "lora": "#edc04e", "vanilla": "#3fcb9f", "source": "#a9b0b8"}
+VARIANTS_LIGHT = ("#7b3fa0", "#b8437f", "#3b4cc0", "#2b7a86", "#8a3b12", "#5b6b00", "#444444")
+VARIANTS_DARK = ("#c79be8", "#f294c2", "#9aa8ff", "#7fd4de", "#e8a37c", "#c6d65a", "#c8c8c8")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page: ink, paper and what lies between."""
+
+    name: str
+    ink: str
+    muted: str
+    grid: str
+    paper: str
+
+
+THEMES = (
+    Theme("light", "#1c2024", "#62686f", "#e4e7ea", "#ffffff"),
+    Theme("dark", "#e8eaed", "#9aa3ad", "#2f353c", "#14171a"),
+)
+
+
+def method_label(method: str) -> str:
+    """The name a reader sees: `gtl-sequence-gkl` becomes `GTL sequence gkl`."""
+    if method in LABELS:
+        return LABELS[method]
+    head, _, tail = method.partition("-")
+    return f"{LABELS[head]} {tail.replace('-', ' ')}" if head in LABELS and tail else method
+
+
+def order_methods(methods: set[str]) -> list[str]:
+    """Methods in the report's fixed order: GTL, its variants by name, the baselines, then whatever else there is."""
+
+    def key(method: str) -> tuple[int, str]:
+        head = method.partition("-")[0]
+        return (ORDER.index(head) if head in ORDER else len(ORDER), method)
+
+    return sorted(methods, key=key)
+
+
+def method_colours(methods: set[str]) -> dict[str, tuple[str, str]]:
+    """(light, dark) colour of each method; variants take the spare hues in name order."""
+    spare = [method for method in order_methods(methods) if method not in LIGHT]
+    colours = {method: (LIGHT[method], DARK[method]) for method in methods if method in LIGHT}
+    for index, method in enumerate(spare):
+        slot = index % len(VARIANTS_LIGHT)
+        colours[method] = (VARIANTS_LIGHT[slot], VARIANTS_DARK[slot])
+    return colours
+
+
+def method_markers(methods: set[str]) -> dict[str, str]:
+    """A marker of its own for each method, so that colour is never the only difference."""
+    spare = [method for method in order_methods(methods) if method not in MARKERS]
+    markers = {method: MARKERS[method] for method in methods if method in MARKERS}
+    return markers | {method: VARIANT_MARKERS[i % len(VARIANT_MARKERS)] for i, method in enumerate(spare)}
+
+
+def missing(value: object) -> bool:
+    """True for None and for anything that is not a finite number."""
+    return not isinstance(value, int | float) or not math.isfinite(value)
+
+
+def number(value: object, digits: int = 3, sign: bool = False) -> str:
+    """A number with fixed decimals, thousands separated, a true minus sign; a dash when there is none."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return DASH
+    rounded = round(float(value), digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    text = f"{rounded:+,.{digits}f}" if sign and rounded else f"{rounded:,.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def percent(fraction: object) -> str:
+    """0.05 as `5 %`; a dash for the source model, which has no fraction."""
+    if not isinstance(fraction, int | float) or not math.isfinite(fraction):
+        return DASH
+    return f"{100 * float(fraction):.6g} %"
+
+
+def count(value: object) -> str:
+    """A whole number with thousands separated; a mean over seeds is rounded."""
+    return number(value, 0)
+
+
+def seconds(value: object) -> str:
+    """Seconds below two minutes, then minutes, then hours."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return DASH
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def listing(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
