@@ -23,8 +23,10 @@ from gtl_lightning.report.tables import BASELINE, METRICS, find_holes, paired, r
 
 Row = Mapping[str, Any]
 HEADLINE = ("nelbo", "mauve")
-QUALITY = ("domain_score", "reference_ppl", "exact_nll", "distinct_1", "distinct_2", "distinct_3")
-MEMORISATION = ("longest_copy", "nearest_train")
+QUALITY = {
+    "Likeness to the target": ("domain_score", "reference_ppl", "exact_nll"),
+    "Diversity and memorisation": ("distinct_1", "distinct_2", "distinct_3", "longest_copy", "nearest_train"),
+}
 
 # METHOD.md 2.7: MAUVE read off the figure that the authors publish, +-0.003, with the parameters they train.
 PUBLISHED_FRACTIONS = (1.0, 0.3, 0.05, 0.01)
@@ -61,8 +63,8 @@ def answer(transfer: Sequence[Row]) -> list[str]:
     results = {metric: paired(transfer, method, BASELINE, metric) for metric in HEADLINE}
     if {row["verdict"] for rows in results.values() for row in rows} == {"one seed"}:
         return [
-            f"One seed proves nothing about {method_label(method)} against {method_label(BASELINE)}: what follows is one "
-            "run of each. Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
+            f"One seed proves nothing about {method_label(method)} against {method_label(BASELINE)}: what follows is "
+            "one run of each. Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
         ]
     sentences = []
     for metric, rows in results.items():
@@ -142,24 +144,25 @@ def difference_table(transfer: Sequence[Row]) -> Table:
 
 
 def quality_tables(transfer: Sequence[Row]) -> list[Table]:
-    """Everything else that is measured on the samples, a table for each fraction, real target text in the last row."""
+    """Everything else that is measured on the samples, by fraction, with real target text in the last row of each."""
     summary = {(row["method"], row["fraction"], row["metric"]): row for row in summarise(transfer)}
-    shown = [metric for metric in QUALITY + MEMORISATION if any(key[2] == metric for key in summary)]
     methods, fractions = _axes(transfer, [])
     colours = method_colours(set(methods))
     tables = []
-    for fraction in fractions if shown else []:
+    for caption, metrics in QUALITY.items():
+        shown = [metric for metric in metrics if any(key[2] == metric for key in summary)]
         rows: list[tuple[Cell | str, ...] | Group] = []
-        for method in methods:
-            at = None if method == "source" else fraction
-            if not any(row["method"] == method and row["fraction"] == at for row in transfer) and at is None:
-                continue
-            cells = [_mean(summary.get((method, at, metric)), METRICS[metric].digits, 0) for metric in shown]
-            rows.append((Cell(method_label(method), colours=colours[method]), *cells))
-        real = [number(real_value(transfer, metric, fraction), METRICS[metric].digits) for metric in shown]
-        rows.append((method_label("real"), *real))
+        for fraction in fractions:
+            rows.append(Group(f"{percent(fraction)} of the target data"))
+            for method in methods:
+                at = None if method == "source" else fraction
+                cells = [_mean(summary.get((method, at, metric)), METRICS[metric].digits, 0) for metric in shown]
+                rows.append((Cell(method_label(method), colours=colours[method]), *cells))
+            real = [number(real_value(transfer, metric, fraction), METRICS[metric].digits) for metric in shown]
+            rows.append((method_label("real"), *real))
         heads = (f"{METRICS[m].label}{f' ({METRICS[m].unit})' if METRICS[m].unit else ''}" for m in shown)
-        tables.append(Table(f"Sampled text at {percent(fraction)} of the target data", ("Method", *heads), tuple(rows)))
+        if shown and fractions:
+            tables.append(Table(caption, ("Method", *heads), tuple(rows)))
     return tables
 
 
@@ -219,8 +222,9 @@ def published_blocks(transfer: Sequence[Row]) -> list[Block]:
     columns = ("Method", *(percent(fraction) for fraction in PUBLISHED_FRACTIONS), "Parameters trained")
     text = (
         "Published, other data set and scale: arXiv abstracts, computer science and mathematics to physics, in "
-        "segments of 512 tokens, other MAUVE features; read off the authors' figure, ±0.003. MAUVE depends on features "
-        "and buckets, so the two halves of the table cannot be compared with one another; only the direction within each can."
+        "segments of 512 tokens, other MAUVE features; read off the authors' figure, ±0.003. MAUVE depends on "
+        "features and buckets, so the two halves of the table cannot be compared with one another; only the direction "
+        "within each can."
     )
     return [Text(text, link=PUBLISHED_LINK), Table("MAUVE (higher is better)", columns, tuple(rows))]
 

@@ -1,0 +1,411 @@
+"""The report: intervals against closed forms, verdicts at their boundaries, holes in sight, a self-contained page."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.report import Report, paired, summarise, write_report
+from gtl_lightning.report.document import Cell, Group, Table, Text, to_html, to_markdown
+from gtl_lightning.report.figures import render, spread_out
+from gtl_lightning.report.panels import ablation_panels, interval_note, transfer_panels
+from gtl_lightning.report.sections import answer, data_tables, result_table
+from gtl_lightning.report.style import DASH, THEMES, method_colours, method_markers, number, percent, seconds
+from gtl_lightning.report.tables import find_holes, half_width
+
+VOID = {"meta", "img", "source", "br", "link", "hr"}
+HOSTILE = "<script>alert('x')</script> & | `code` *star* [a](http://x.example)"
+
+
+def row(method: str, fraction: float | None, seed: int, nelbo: float | None, **more: Any) -> dict[str, Any]:
+    values = {"mauve": 0.5, "mauve_low": 0.45, "mauve_high": 0.6, "mauve_real": 0.9, "nelbo_se": 0.01, "steps": 100}
+    values |= {"examples": None if fraction is None else round(1000 * fraction), "domain_score": 0.4}
+    return {"method": method, "fraction": fraction, "seed": seed, "nelbo": nelbo, **values, **more}
+
+
+def study(seeds: tuple[int, ...] = (0, 1, 2), gain: float = 0.5) -> list[dict[str, Any]]:
+    rows = [row("source", None, seed, 6.0 + 0.01 * seed) for seed in seeds]
+    for fraction in (1.0, 0.05):
+        for seed in seeds:
+            noise = 0.3 * seed  # shared by the pair: it must cancel
+            rows.append(row("finetune", fraction, seed, 5.0 + noise))
+            rows.append(row("gtl", fraction, seed, 5.0 - gain + noise + 0.01 * (seed % 2), mauve=0.7 + 0.01 * seed))
+    return rows
+
+
+def write(folder: Path, **changes: Any) -> Report:
+    arguments: dict[str, Any] = {
+        "transfer": study(),
+        "ablation": [
+            {"axis": axis, "method": "gtl", "fraction": 0.05, "seed": 0, axis: value, "mauve": 0.5, "nelbo_val": 5.0}
+            for axis, values in (("gamma", (0.0, 1.0)), ("n_ratio", (8, None)))
+            for value in values
+        ],
+        "advisor": [
+            {"fraction": 0.05, "seed": 0, "level": level, "ess_share": 0.5, "ece": 0.1, "sentence": "Go ahead."}
+            for level in (0.0, 0.5)
+        ],
+        "samples": {"real": ["real words"], "gtl": [HOSTILE], "finetune": ["tuned words"]},
+        "data_summary": {"splits": {"target_test": 1234}, "quarantine": {"not JSON": 3}},
+        "provenance": {"kind": "sample", "records": 5000, "sha256": "ab" * 32, "generated": True},
+        "settings": {
+            "sweep": {"fractions": [1.0, 0.05], "seeds": [0, 1, 2], "baselines": ["finetune"], "ratios": ["gtl"]}
+        },
+        "notes": ["A note."],
+    }
+    return write_report(folder, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return write(tmp_path_factory.mktemp("report"))
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_values_have_the_cauchy_quantile() -> None:
+    # One degree of freedom: t = tan(pi (0.975 - 1/2)), s = |a - b| / sqrt 2, so half = t |a - b| / 2.
+    assert half_width([1.0, 3.0]) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
+
+
+def test_three_values_have_the_closed_form_of_two_degrees_of_freedom() -> None:
+    # Two degrees of freedom: t_p = (2p - 1) / sqrt(2 p (1 - p)); the values have s = 1.
+    expected = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=6), st.floats(-10, 10), st.floats(0.1, 10))
+def test_an_interval_moves_and_scales_with_its_values(values: list[float], shift: float, scale: float) -> None:
+    moved = half_width([scale * value + shift for value in values])
+    assert moved == pytest.approx(scale * half_width(values), rel=1e-6, abs=1e-6)
+
+
+def test_summary_holds_means_over_seeds_and_says_what_the_interval_covers() -> None:
+    found = {(r["method"], r["fraction"], r["metric"]): r for r in summarise(study())}
+    cell = found["finetune", 0.05, "nelbo"]
+    assert (cell["mean"], cell["n"], cell["interval"]) == (pytest.approx(5.3), 3, "seeds")
+    assert cell["high"] - cell["mean"] == pytest.approx(half_width([5.0, 5.3, 5.6]))
+    assert found["source", None, "nelbo"]["mean"] == pytest.approx(6.01)
+
+
+def test_one_seed_gets_its_own_interval_and_no_other() -> None:
+    found = {r["metric"]: r for r in summarise([row("gtl", 0.05, 0, 5.0)])}
+    assert (found["mauve"]["low"], found["mauve"]["high"], found["mauve"]["interval"]) == (0.45, 0.6, "own")
+    assert found["nelbo"]["half_width"] == pytest.approx(0.0196)
+    assert found["domain_score"]["interval"] is None and found["domain_score"]["half_width"] is None
+
+
+def test_absent_values_do_not_count() -> None:
+    rows = [
+        row("gtl", 0.05, 0, 5.0),
+        row("gtl", 0.05, 1, None),
+        row("gtl", 0.05, 2, math.nan),
+        row("gtl", 0.05, 3, 7.0),
+    ]
+    cell = next(r for r in summarise(rows) if r["metric"] == "nelbo")
+    assert (cell["n"], cell["mean"]) == (2, 6.0)
+
+
+def test_the_same_cell_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"two rows for method gtl, fraction 0\.05, seed 0"):
+        summarise([row("gtl", 0.05, 0, 5.0), row("gtl", 0.05, 0, 5.1)])
+
+
+# Paired differences ---------------------------------------------------------------------------------------------------
+
+
+def test_pairing_removes_what_the_seeds_share() -> None:
+    pair = paired(study())[1]
+    assert pair["mean"] == pytest.approx(-0.5 + 0.01 / 3)
+    assert pair["half_width"] == pytest.approx(half_width([0.0, 0.01, 0.0]), rel=1e-6)
+    assert pair["verdict"] == "better" and pair["sentence"].startswith("At 5 %: GTL better (−0.497 nats/token")
+
+
+@pytest.mark.parametrize(
+    ("metric", "differences", "expected"),
+    [
+        ("nelbo", (-0.2, -0.2), "better"),
+        ("nelbo", (0.2, 0.2), "worse"),
+        ("mauve", (0.2, 0.2), "better"),
+        ("mauve", (-0.2, -0.2), "worse"),
+        ("nelbo", (-0.2, 0.1), "open"),
+        ("nelbo", (0.0, 0.0), "open"),  # the interval is the point 0: not excluded
+        ("nelbo", (-0.2,), "one seed"),
+        ("nelbo", (), "missing"),
+    ],
+)
+def test_verdicts(metric: str, differences: tuple[float, ...], expected: str) -> None:
+    rows = [row("finetune", 0.05, 9, 0.5)]
+    for seed, difference in enumerate(differences):
+        rows.append(row("finetune", 0.05, seed, 1.0) | {metric: 1.0})
+        rows.append(row("gtl", 0.05, seed, 1.0) | {metric: 1.0 + difference})
+    (pair,) = paired(rows, metric=metric)
+    assert (pair["verdict"], pair["n"]) == (expected, len(differences))
+    words = {"better": "GTL better", "worse": "fine-tuning better", "open": "not distinguishable"}
+    words |= {"one seed": "one seed proves nothing", "missing": "no comparison"}
+    assert words[expected] in pair["sentence"]
+
+
+def test_an_interval_that_just_excludes_zero_is_a_verdict_and_one_that_just_holds_it_is_none() -> None:
+    half = half_width([0.0, 1.0, 2.0])
+    for offset, expected in ((half + 1e-9, "worse"), (half - 1e-9, "open")):
+        rows = [row("finetune", 1.0, seed, 0.0) for seed in range(3)]
+        rows += [row("gtl", 1.0, seed, seed - 1.0 + offset) for seed in range(3)]
+        assert paired(rows)[0]["verdict"] == expected
+
+
+def test_only_seeds_of_both_methods_are_compared() -> None:
+    rows = [
+        row("finetune", 1.0, 0, 5.0),
+        row("finetune", 1.0, 1, 5.0),
+        row("gtl", 1.0, 1, 4.0),
+        row("gtl", 1.0, 2, 1.0),
+    ]
+    assert (paired(rows)[0]["n"], paired(rows)[0]["mean"]) == (1, -1.0)
+
+
+def test_the_answer_names_fractions_and_never_concludes_from_one_seed() -> None:
+    assert (
+        answer(study())[0]
+        == "Held-out target NELBO: GTL is better than fine-tuning at 100 % and 5 % of the target data."
+    )
+    assert answer(study((0,)))[0].startswith("One seed proves nothing")
+    assert "nothing to compare" in answer([row("finetune", 1.0, 0, 5.0)])[0]
+
+
+# Holes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_of_the_grid_is_present_or_a_hole() -> None:
+    rows = [r for r in study() if not (r["method"] == "gtl" and r["seed"] == 1 and r["fraction"] == 0.05)]
+    grid = {"methods": ["gtl", "finetune", "lora"], "fractions": [1.0, 0.05], "seeds": [0, 1, 2]}
+    holes, cells = find_holes(rows, grid, [{"method": "gtl", "fraction": 0.05, "seed": 1, "cause": "NaN loss"}])
+    assert cells == 3 * 2 * 3 + 3
+    assert [h["method"] for h in holes] == ["gtl"] + ["lora"] * 6
+    assert (holes[0]["cause"], holes[1]["cause"]) == ("NaN loss", "no result")
+
+
+def test_a_missing_cell_is_shown_in_table_and_page(tmp_path: Path) -> None:
+    rows = [r for r in study() if not (r["method"] == "gtl" and r["fraction"] == 0.05)]
+    table = result_table(rows, "nelbo", {})
+    gtl = next(r for r in table.rows if not isinstance(r, Group) and isinstance(r[0], Cell) and r[0].text == "GTL")
+    assert gtl[2] == Cell(DASH, hole=True)
+    written = write(tmp_path, transfer=rows, holes=[{"method": "gtl", "fraction": 0.05, "seed": 2, "cause": "killed"}])
+    assert len(written.holes) == 3
+    for path in (written.markdown, written.html):
+        text = path.read_text()
+        assert "3 of 15 cells have no result" in text and "killed" in text and "no comparison" not in text
+        assert "no pair of results" in text
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects what a browser would fetch or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(report: Report) -> None:
+    text = report.html.read_text()
+    page = Page(text)
+    assert page.open == []
+    assert {address for address in page.addresses if not address.startswith("data:image/svg+xml;base64,")} == {
+        "https://arxiv.org/abs/2512.10877"
+    }
+    assert "script" not in page.tags and "link" not in page.tags and "@import" not in text and "url(" not in text
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_user_text_is_shown_and_never_interpreted(report: Report) -> None:
+    assert "<script>alert" not in report.html.read_text()
+    assert HOSTILE in Page(report.html.read_text()).words
+    markdown = report.markdown.read_text()
+    assert "<script>" not in markdown and "[a](http" not in markdown and "&lt;script&gt;" in markdown
+
+
+def test_table_cells_cannot_break_a_markdown_table() -> None:
+    text = to_markdown("T", [Table("c", ("a", "b"), (("x | y\nz", "<b>"),))])
+    assert "| x \\| y z | &lt;b&gt; |" in text
+
+
+def test_links_and_titles_are_escaped() -> None:
+    text = to_html('<"T">', [Text("see", link=("a<b", 'https://e.org/"onclick="x'))])
+    assert Page(text).open == [] and "<title>&lt;&quot;T&quot;&gt;</title>" in text
+
+
+def test_generated_data_is_announced_before_any_result_and_only_then(report: Report, tmp_path: Path) -> None:
+    words = Page(report.html.read_text()).words
+    assert words.index("generated sample text") < words.index("Held-out target NELBO")
+    assert "generated sample text" in report.markdown.read_text().split("##")[0]
+    real = write(tmp_path, provenance={"kind": "import", "generated": False})
+    assert "generated sample text" not in real.html.read_text().lower()
+
+
+def test_both_documents_hold_all_sections_and_the_published_figures_are_marked(report: Report) -> None:
+    for path in (report.markdown, report.html):
+        text = path.read_text()
+        for part in ("Results", "Advisor", "Samples side by side", "Cost", "1,234", "not JSON", "A note.", "Go ahead."):
+            assert part in text
+        assert text.index("Published, other data set and scale") < text.index("0.719")
+
+
+def test_equal_input_gives_equal_bytes(report: Report, tmp_path: Path) -> None:
+    again = write(tmp_path)
+    for first, second in zip((report.html, *report.figures), (again.html, *again.figures), strict=True):
+        assert first.read_bytes() == second.read_bytes(), first.name
+
+
+def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.md"):
+        write(tmp_path)
+
+
+def test_nothing_to_report_is_said_and_stale_figures_go(tmp_path: Path) -> None:
+    write(tmp_path)
+    empty = write(tmp_path, transfer=[], ablation=[], advisor=[], samples={}, settings={})
+    assert empty.figures == () and not list((tmp_path / "figures").iterdir())
+    assert "there are no rows for it" in empty.markdown.read_text()
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_exist_in_two_formats_and_two_themes(report: Report) -> None:
+    names = {path.name for path in report.figures}
+    expected = {
+        f"{name}{end}" for name in ("headline", "gamma", "n_ratio", "advisor") for end in (".svg", ".png", "-dark.svg")
+    }
+    assert names == expected
+    for path in report.figures:
+        data = path.read_bytes()
+        assert len(data) > 8000
+        assert data.startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+        assert path.suffix == ".png" or not re.search(rb'(?:href|src)="https?:', data)
+    markdown = report.markdown.read_text()
+    assert "](figures/headline.svg)" in markdown
+
+
+def test_the_headline_draws_what_the_summary_says() -> None:
+    nelbo, mauve = transfer_panels(study())
+    gtl = nelbo.series[0]
+    assert (gtl.label, gtl.strong, [point.x for point in gtl.points]) == ("GTL", True, [1.0, 0.05])
+    assert gtl.points[1].y == pytest.approx(4.8 + 0.01 / 3)
+    assert [reference.label for reference in nelbo.references] == ["source"]
+    assert [reference.label for reference in mauve.references] == ["source", "real text"]
+    assert nelbo.reverse_x and nelbo.log_x and nelbo.ticks[1][1] == "5 %\n50"
+
+
+def test_bars_say_what_they_cover() -> None:
+    assert interval_note(study()) == "Bars: 95 % t-interval over 3 seeds."
+    assert "not over seeds" in interval_note(study((0,)))
+
+
+def test_a_far_off_line_leaves_the_others_room_and_is_named() -> None:
+    rows = study() + [row("vanilla", fraction, seed, 50.0) for fraction in (1.0, 0.05) for seed in range(3)]
+    (panel,) = transfer_panels(rows, ("nelbo",))
+    from gtl_lightning.report.figures import _off, _y_range
+
+    low, high = _y_range(panel)
+    assert high < 10
+    assert _off("vanilla", 50.0, low, high) == "vanilla ↑ 50"
+
+
+def test_no_pruning_is_the_last_tick() -> None:
+    rows = [
+        {"axis": "n_ratio", "method": "gtl", "fraction": 0.05, "seed": 0, "n_ratio": n, "mauve": 0.5} for n in (None, 8)
+    ]
+    (panel,) = ablation_panels(rows, "n_ratio")
+    assert panel.ticks == ((8.0, "8"), (16.0, "all"))
+
+
+@pytest.mark.parametrize("rows", [[row("gtl", 0.05, 0, 5.0)], [row("gtl", 0.05, 0, 0.0, mauve=None)]])
+def test_a_single_point_can_be_drawn(rows: list[dict[str, Any]]) -> None:
+    panels = [panel for panel in transfer_panels(rows) if panel.series]
+    assert len(render(panels, THEMES[0], "png")) > 4000
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_labels_never_overlap_keep_their_order_and_stay_inside(wanted: list[float]) -> None:
+    gap = 0.1
+    placed = spread_out(wanted, gap)
+    order = sorted(range(len(wanted)), key=lambda i: (placed[i], i))
+    assert all(placed[b] - placed[a] >= gap - 1e-9 for a, b in pairwise(order))
+    assert all(wanted[a] <= wanted[b] for a, b in pairwise(order))
+    assert min(placed) >= -1e-9 and max(placed) <= 1 + 1e-9
+    apart = all(abs(a - b) >= gap for i, a in enumerate(wanted) for b in wanted[:i])
+    assert not apart or placed == pytest.approx(wanted)
+
+
+def test_methods_differ_in_colour_and_marker() -> None:
+    methods = {"gtl", "finetune", "lora", "vanilla", "source", "gtl-sequence-gkl", "gtl-sequence-bce"}
+    for theme in (0, 1):
+        assert len({colours[theme] for colours in method_colours(methods).values()}) == len(methods)
+    assert len(set(method_markers(methods).values())) == len(methods)
+    assert method_colours({"gtl"})["gtl"] == method_colours(methods)["gtl"]
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_coloured_text_is_readable_on_its_page(theme: int) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    methods = {"gtl", "finetune", "lora", "vanilla", "source", *(f"gtl-{i}" for i in range(7))}
+    paper = luminance(THEMES[theme].paper)
+    for colours in method_colours(methods).values():
+        low, high = sorted((paper, luminance(colours[theme])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colours  # WCAG AA
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_as_a_reader_expects_them() -> None:
+    assert [number(None), number(math.nan), number("x"), percent(None), seconds(None)] == [DASH] * 5
+    assert number(-0.0001) == "0.000" and number(-1234.5, 1) == "−1,234.5" and number(0.5, 2, sign=True) == "+0.50"
+    assert (percent(1.0), percent(0.05), percent(0.005), percent(0.07)) == ("100 %", "5 %", "0.5 %", "7 %")
+    assert (seconds(3.21), seconds(600), seconds(7200)) == ("3.2 s", "10.0 min", "2.0 h")
+
+
+def test_data_counts_of_any_depth_become_tables() -> None:
+    summary = {"records": 9, "splits": {"a": {"cs": 1, "math": 2}, "b": {"cs": 3}}, "quarantine": {}}
+    tables = {table.caption: table for table in data_tables(summary)}
+    assert tables["splits"].rows == (("a", "1", "2"), ("b", "3", DASH))
+    assert tables["quarantine"].rows == (("none", "0"),)
+    assert tables["Counts"].rows == (("records", "9"),)
