@@ -190,7 +190,7 @@ def data_tables(summary: Mapping[str, Any]) -> list[Table]:
     loose = [(str(key), _scalar(value)) for key, value in summary.items() if not isinstance(value, Mapping)]
     for name, part in summary.items():
         if isinstance(part, Mapping) and not part:
-            tables.append(Table(_title(name), ("", "Records"), (("none", "0"),)))
+            tables.append(Table(_caption(name), ("", "Records"), (("none", "0"),)))
         elif isinstance(part, Mapping):
             inner = list(dict.fromkeys(str(k) for v in part.values() if isinstance(v, Mapping) for k in v))
             columns = ("", *(inner or ["Records"]))
@@ -198,7 +198,7 @@ def data_tables(summary: Mapping[str, Any]) -> list[Table]:
             for key, value in part.items():
                 values = [_scalar(value.get(k)) for k in inner] if isinstance(value, Mapping) else [_scalar(value)]
                 rows.append((_title(str(key)), *values, *[DASH] * (len(columns) - 1 - len(values))))
-            tables.append(Table(_title(name), columns, tuple(rows)))
+            tables.append(Table(_caption(name), columns, tuple(rows)))
     if loose:
         tables.append(Table("Counts", ("", "Value"), tuple((_title(key), value) for key, value in loose)))
     return tables
@@ -290,3 +290,7 @@ def _scalar(value: Any) -> str:
 
 def _title(key: str) -> str:
     return key.replace("_", " ")
+
+
+def _caption(key: str) -> str:
+    return _title(key)[:1].upper() + _title(key)[1:]

@@ -27,7 +27,14 @@ HOSTILE = "<script>alert('x')</script> & | `code` *star* [a](http://x.example)"
 
 
 def row(method: str, fraction: float | None, seed: int, nelbo: float | None, **more: Any) -> dict[str, Any]:
-    values = {"mauve": 0.5, "mauve_low": 0.45, "mauve_high": 0.6, "mauve_real": 0.9, "nelbo_se": 0.01, "steps": 100}
+    values: dict[str, Any] = {
+        "mauve": 0.5,
+        "mauve_low": 0.45,
+        "mauve_high": 0.6,
+        "mauve_real": 0.9,
+        "nelbo_se": 0.01,
+        "steps": 100,
+    }
     values |= {"examples": None if fraction is None else round(1000 * fraction), "domain_score": 0.4}
     return {"method": method, "fraction": fraction, "seed": seed, "nelbo": nelbo, **values, **more}
 
@@ -406,6 +413,6 @@ def test_numbers_as_a_reader_expects_them() -> None:
 def test_data_counts_of_any_depth_become_tables() -> None:
     summary = {"records": 9, "splits": {"a": {"cs": 1, "math": 2}, "b": {"cs": 3}}, "quarantine": {}}
     tables = {table.caption: table for table in data_tables(summary)}
-    assert tables["splits"].rows == (("a", "1", "2"), ("b", "3", DASH))
-    assert tables["quarantine"].rows == (("none", "0"),)
+    assert tables["Splits"].rows == (("a", "1", "2"), ("b", "3", DASH))
+    assert tables["Quarantine"].rows == (("none", "0"),)
     assert tables["Counts"].rows == (("records", "9"),)
