@@ -156,6 +156,7 @@ class Evaluation(Section):
     draws: Positive = Field(8, description="mask patterns per held-out sequence in the NELBO")
     batch: Positive = Field(64, description="sequences per forward pass")
     featurizer: str = Field("minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder")
+    neighbours: Positive = Field(1000, description="training texts searched for the nearest neighbour of a sample, at most")
     mauve_buckets: Positive = Field(16, description="k-means buckets of MAUVE")
     mauve_seeds: Positive = Field(5, description="k-means seeds averaged")
     seed: int = Field(0, description="noise of the held-out NELBO, equal for every method")
@@ -193,7 +194,6 @@ class Machine(Section):
     """Where it runs; nothing here changes what is computed beyond rounding."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
-    devices: Positive = Field(1, description="GPUs per training run (DDP above 1)")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be made has no temporary file either
+            temporary.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -1,0 +1,24 @@
+"""One function per stage: `gtl COMMAND`, the `cmd` in dvc.yaml and the flows' tasks all end here."""
+
+from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
+from gtl_lightning.stages.evaluate import ablation, evaluate
+from gtl_lightning.stages.report import report
+from gtl_lightning.stages.sample import sample_cell
+from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
+
+__all__ = [
+    "ablation",
+    "data_download",
+    "data_import",
+    "data_sample",
+    "evaluate",
+    "report",
+    "sample_cell",
+    "split",
+    "tokenize",
+    "train_cell",
+    "train_classifier",
+    "train_judge",
+    "train_planner",
+    "train_source",
+]

@@ -1,0 +1,182 @@
+"""Where everything lies, and what every stage opens: tokens, networks, the study."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.config import Network, Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import digest, read_json, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from gtl_lightning.backbone import BackboneConfig
+    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.networks import MaskedDenoiser
+    from gtl_lightning.tracking import Study
+
+log = logging.getLogger("gtl")
+
+DATA = Path("data")
+SNAPSHOT = DATA / "snapshot.jsonl.gz"
+SPLITS = Path("splits")
+TOKENS = Path("tokens")
+MODELS = Path("models")
+CELLS = Path("cells")
+ABLATION = Path("ablation")
+REPORTS = Path("reports")
+STATE = Path(".state")
+
+NETWORK = "network.safetensors"
+RESULT = "result.json"
+ROW = "row.json"
+SAMPLES = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: a method on a fraction of the target data, one repetition.
+
+    The name is also the folder below models/ and cells/, spelled as DVC spells the matrix values.
+    """
+
+    method: str
+    fraction: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For example `gtl-0.05-0`; `source-0` for the untouched source denoiser."""
+        return "-".join(str(part) for part in (self.method, self.fraction, self.seed) if part is not None)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The token arrays and what their ids mean."""
+
+    vocab_size: int
+    mask_index: int
+    pad_index: int
+    eos_index: int
+    length: int
+
+    @classmethod
+    def open(cls, params: Params) -> Corpus:
+        """Read tokens/meta.json and check the parameters that depend on the vocabulary.
+
+        Raises:
+            UserError: not tokenised yet, or an n_ratio above the vocabulary.
+        """
+        meta = read_json(TOKENS / "meta.json")
+        corpus = cls(**{key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")})
+        asked = {
+            "sampling.n_ratio": params.sampling.n_ratio or 1,
+            "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
+            "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
+        }
+        for key, value in asked.items():
+            if value > corpus.vocab_size:
+                raise UserError(f"{key} = {value} exceeds the vocabulary of {corpus.vocab_size}; use at most that")
+        return corpus
+
+    def dataset(self, split: str) -> TokenDataset:
+        """The examples of a split, in the order of their rank."""
+        from gtl_lightning.data.loading import TokenDataset
+
+        return TokenDataset(TOKENS, split)
+
+    def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
+        """The nested target subset: examples to train on and, in the same proportion, examples to select on.
+
+        Raises:
+            UserError: fewer than `min_examples` to train on.
+        """
+        from gtl_lightning.data.split import fraction_size
+
+        train, val = self.dataset("target_train"), self.dataset("target_val")
+        wanted = fraction_size(len(train), fraction, min_examples)
+        held_out = max(fraction_size(len(val), fraction), min(min_examples, len(val)))
+        return train.subset(wanted), val.subset(held_out)
+
+    def backbone(self, network: Network) -> BackboneConfig:
+        """The configuration of a network over these tokens."""
+        from gtl_lightning.backbone import BackboneConfig
+
+        return BackboneConfig(
+            vocab_size=self.vocab_size,
+            length=self.length,
+            mask_index=self.mask_index,
+            pad_index=self.pad_index,
+            **network.model_dump(),
+        )
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that evaluation runs on."""
+    import torch
+
+    wanted = params.machine.accelerator
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("machine.accelerator = gpu, and no GPU is to be seen; set it to auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_denoiser(name: str) -> MaskedDenoiser:
+    """The trained denoiser of models/NAME.
+
+    Raises:
+        UserError: missing, truncated, foreign, or no denoiser.
+    """
+    from gtl_lightning.networks import MaskedDenoiser, load_network
+
+    network = load_network(MODELS / name / NETWORK, expect=MaskedDenoiser)
+    assert isinstance(network, MaskedDenoiser)
+    return network
+
+
+def study(params: Params) -> Study:
+    """The MLflow study of this profile on this data.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+    from gtl_lightning.tracking import Study
+
+    return Study(params.tracking.uri, params.tracking.experiment, {"profile": params.profile, "data_hash": data_hash()})
+
+
+def data_hash() -> str:
+    """Short hash of the snapshot that data/ holds."""
+    provenance = read_json(DATA / "provenance.json")
+    return str(provenance["sha256"])[:12]
+
+
+def state_dir(name: str, settings: dict[str, Any], *inputs: Path) -> Path:
+    """Folder of a training run's resumable state, outside of what DVC manages (it deletes outputs before a run).
+
+    It is named by all that the run depends on, so that a change never resumes from another run's state.
+    """
+    read = {str(path): sha256_file(path) for path in inputs}
+    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read})}"
+
+
+def unpadded(tokens: Tensor, pad_index: int) -> list[Tensor]:
+    """Long[n,l] -> the rows without their padding."""
+    return [row[row != pad_index] for row in tokens]
+
+
+def trainable_parameters(network: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def read_samples(folder: Path) -> list[str]:
+    """The texts of a samples.jsonl."""
+    with open(folder / SAMPLES, encoding="utf-8") as file:
+        return [str(json.loads(line)["text"]) for line in file]

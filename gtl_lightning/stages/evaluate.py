@@ -1,0 +1,307 @@
+"""Evaluation stages: select on validation data, read the test data once, sample, measure."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.config import Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import digest, read_json, write_json, write_text
+from gtl_lightning.stages.common import (
+    ABLATION,
+    CELLS,
+    DATA,
+    MODELS,
+    NETWORK,
+    ROW,
+    SAMPLES,
+    TOKENS,
+    Cell,
+    Corpus,
+    log,
+    study,
+)
+from gtl_lightning.stages.models import Sampler, draw_lengths
+from gtl_lightning.stages.progress import progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.gtl import Guidance
+
+JUDGE = MODELS / "judge"
+
+
+def measure_real(params: Params) -> None:
+    """Features and metric values of real target text: what every cell is compared with. Part of the judge's stage."""
+    import torch
+
+    from gtl_lightning.data.tokens import decode_all, load_trained
+    from gtl_lightning.evaluation.features import load_featurizer
+    from gtl_lightning.evaluation.mauve import mauve_score
+    from gtl_lightning.files import save_tensors
+
+    corpus, tokenizer, wanted = Corpus.open(params), load_trained(TOKENS), params.evaluation.samples
+    test, train = corpus.dataset("target_test"), corpus.dataset("target_train")
+    if len(test) < 2 * wanted:
+        raise UserError(
+            f"evaluation.samples = {wanted} needs {2 * wanted} target test texts, there are {len(test)}; lower it, or "
+            "raise data.target_test"
+        )
+    featurizer = load_featurizer(params.evaluation.featurizer)
+    neighbours = train.subset(min(len(train), params.evaluation.neighbours))
+    real, other = test.subset(wanted), test.slice(wanted, 2 * wanted)
+    features = {
+        name: featurizer(decode_all(tokenizer, split))
+        for name, split in (("real", real), ("other", other), ("train", neighbours))
+    }
+    mauve = mauve_score(
+        features["other"], features["real"], buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
+    )
+    values = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
+    texts = decode_all(tokenizer, other)
+    values |= _text_metrics(params, corpus, texts, [row for row in other])
+    save_tensors(
+        JUDGE / "features.safetensors",
+        {name: torch.from_numpy(value) for name, value in features.items()},
+        {"featurizer": params.evaluation.featurizer},
+    )
+    write_json(JUDGE / "real.json", values)
+
+
+def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> None:
+    """One cell: cells/NAME/row.json, one flat row, and its samples.
+
+    Raises:
+        UserError: the cell's networks are missing or damaged, or the tracker cannot be reached.
+    """
+    cell = Cell(method, fraction, seed)
+    sampler = Sampler.open(params, cell)
+    tags = {"method": method, "fraction": fraction, "seed": seed}
+    key = f"{cell.name}-{digest([sampler.versions, params.sampling.model_dump(), params.evaluation.model_dump()])}"
+    with study(params).child("cell", cell.name, key, tags) as run:
+        run.log_params({"sampling": params.sampling.model_dump(), "evaluation": params.evaluation.model_dump()})
+        train, val = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
+        row: dict[str, Any] = {
+            "method": method,
+            "fraction": fraction,
+            "seed": seed,
+            "examples": len(train) if fraction is not None else 0,
+            "val_examples": len(val) if fraction is not None else 0,
+        }
+        row |= _likelihoods(params, sampler, val)
+        guidance = _at(sampler.guidance, row["gamma"])
+        sampled, texts, seconds = _samples(params, sampler, guidance, train, seed)
+        row |= _sample_metrics(params, sampler.corpus, texts, sampled)
+        row |= _memorisation(params, sampled, texts, train if fraction is not None else None)
+        row |= {
+            "n_ratio": guidance.n_ratio if guidance else None,
+            "trainable_parameters": sampler.training.get("trainable_parameters"),
+            "steps": sampler.training.get("steps"),
+            "best_step": sampler.training.get("best_step"),
+            "train_seconds": sampler.training.get("seconds"),
+            "sample_seconds": round(seconds, 2),
+            "verdict": _verdict(cell),
+            "mlflow_run": run.run_id,
+        }
+        _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)
+        run.log_metrics(row)
+        run.log_data("arxiv-target", read_json(DATA / "provenance.json")["sha256"][:12], str(DATA))
+        run.log_table([{"text": text} for text in texts[:32]], "samples.json")
+        run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"]})
+    log.info("%s: test NELBO %.4f, MAUVE %.3f, gamma %s", cell.name, row["nelbo"], row["mauve"], row["gamma"])
+
+
+def ablation(params: Params) -> None:
+    """Resample one trained ratio over gamma and over n_ratio; scores are of validation data, nothing is trained."""
+    settings = params.ablation
+    cell = Cell(settings.method, settings.fraction, params.sweep.seeds[0])
+    sampler = Sampler.open(params, cell)
+    if sampler.guidance is None:
+        raise UserError(f"ablation.method = {settings.method} has no ratio to guide with; choose one of sweep.ratios")
+    train, val = sampler.corpus.target(settings.fraction, params.data.min_examples)
+    n_ratio = sampler.guidance.n_ratio
+    points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
+    points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
+    rows = []
+    with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", {"method": cell.method}) as run:
+        curve = _curve(params, sampler, val, tuple(settings.gammas))
+        for step, (axis, gamma, count) in enumerate(points):
+            guidance = replace(sampler.guidance, gamma=gamma, n_ratio=count)
+            sampled, texts, seconds = _samples(params, sampler, guidance, train, cell.seed)
+            row = {"axis": axis, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
+            row |= {"gamma": gamma, "n_ratio": count, "nelbo_val": curve.get(gamma) if axis == "gamma" else None}
+            row |= _sample_metrics(params, sampler.corpus, texts, sampled)
+            row |= {"sample_seconds": round(seconds, 2)}
+            rows.append(row)
+            run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key != "seed"}, step)
+        run.log_table(rows, "ablation.json")
+    write_json(ABLATION / "rows.json", rows)
+
+
+def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
+    """gamma by validation NELBO, then the test NELBO at that gamma: the one time the test data's likelihood is read."""
+    from gtl_lightning.evaluation.likelihood import nelbo
+
+    test = sampler.corpus.dataset("target_test")
+    gamma, curve = None, []
+    if sampler.guidance is None:
+        val_nelbo = nelbo(sampler.denoiser, [row for row in val], **_noise(params, sampler)).nats_per_token
+    else:
+        by_gamma = _curve(params, sampler, val, params.sampling.gammas)
+        gamma = min(sorted(by_gamma), key=by_gamma.__getitem__)
+        val_nelbo = by_gamma[gamma]
+        curve = [{"gamma": strength, "nelbo": value} for strength, value in by_gamma.items()]
+    held_out = nelbo(
+        sampler.denoiser, [row for row in test], guidance=_at(sampler.guidance, gamma), **_noise(params, sampler)
+    )
+    return {
+        "gamma": gamma,
+        "gamma_curve": curve,
+        "nelbo": held_out.nats_per_token,
+        "nelbo_se": held_out.standard_error,
+        "nelbo_val": val_nelbo,
+        "perplexity": held_out.perplexity,
+    }
+
+
+def _curve(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[float, ...]) -> dict[float, float]:
+    from gtl_lightning.evaluation.likelihood import nelbo_by_gamma
+
+    assert sampler.guidance is not None
+    found = nelbo_by_gamma(
+        sampler.denoiser, [row for row in val], guidance=sampler.guidance, gammas=gammas, **_noise(params, sampler)
+    )
+    return {gamma: value.nats_per_token for gamma, value in found.items()}
+
+
+def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:
+    from gtl_lightning.schedule import schedule
+
+    return {
+        "mask_index": sampler.corpus.mask_index,
+        "pad_index": sampler.corpus.pad_index,
+        "schedule": schedule(params.schedule),
+        "draws": params.evaluation.draws,
+        "seed": params.evaluation.seed,
+        "batch": params.evaluation.batch,
+        "device": sampler.device,
+    }
+
+
+def _at(guidance: Guidance | None, gamma: float | None) -> Guidance | None:
+    return replace(guidance, gamma=gamma) if guidance is not None and gamma is not None else guidance
+
+
+def _samples(
+    params: Params, sampler: Sampler, guidance: Guidance | None, train: TokenDataset, seed: int
+) -> tuple[list[Tensor], list[str], float]:
+    from gtl_lightning.data.tokens import decode, load_trained
+
+    tokenizer = load_trained(TOKENS)
+    lengths = draw_lengths(train.lengths, params.evaluation.samples, seed)
+    start = time.perf_counter()
+    with progress_bar("sampling") as progress:
+        sampled = sampler.draw(params, lengths, guidance=guidance, seed=seed, progress=progress)
+    seconds = time.perf_counter() - start
+    return sampled, [decode(tokenizer, sequence) for sequence in sampled], seconds
+
+
+def _sample_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
+    """MAUVE and the text metrics of generated texts, each beside its value on real ones (`_real`)."""
+    from gtl_lightning.evaluation.features import load_featurizer
+    from gtl_lightning.evaluation.mauve import mauve_score
+
+    features = load_featurizer(params.evaluation.featurizer)(texts)
+    mauve = mauve_score(
+        features, _real_features("real"), buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
+    )
+    real = read_json(JUDGE / "real.json")
+    values: dict[str, Any] = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
+    values |= _text_metrics(params, corpus, texts, sampled)
+    return values | {f"{name}_real": value for name, value in real.items() if not name.startswith("mauve_")}
+
+
+def _text_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
+    from gtl_lightning.evaluation.diversity import diversity
+    from gtl_lightning.evaluation.judge import Judge
+    from gtl_lightning.evaluation.reference import reference_perplexity
+    from gtl_lightning.networks import CausalLM, load_network
+
+    spread = diversity(texts)
+    return {
+        "domain_score": Judge.load(JUDGE / "judge.safetensors").score(texts),
+        "reference_ppl": reference_perplexity(
+            load_network(JUDGE / NETWORK, expect=CausalLM),
+            sampled,
+            pad_index=corpus.pad_index,
+            batch=params.evaluation.batch,
+        ),
+        "distinct_1": spread.distinct_1,
+        "distinct_2": spread.distinct_2,
+        "distinct_3": spread.distinct_3,
+        "exact_nll": _exact_nll(texts, params.data.target),
+    }
+
+
+def _exact_nll(texts: list[str], archives: tuple[str, ...]) -> float | None:
+    """Exact nats per word under the sample's own target density, over the texts it can produce; None on real data."""
+    if not read_json(DATA / "provenance.json").get("generated"):
+        return None
+    from gtl_lightning.data.sample import exact_nll
+
+    return exact_nll(texts, archives)
+
+
+def _memorisation(
+    params: Params, sampled: list[Tensor], texts: list[str], train: TokenDataset | None
+) -> dict[str, Any]:
+    """Longest copied span and nearest neighbour in the target subset that was trained on; real test text beside it."""
+    names = ("longest_copy", "longest_copy_real", "nearest_train", "nearest_train_real")
+    if train is None:
+        return dict.fromkeys(names)
+    from gtl_lightning.evaluation.features import load_featurizer
+    from gtl_lightning.evaluation.memorisation import memorisation
+
+    corpus = Corpus.open(params)
+    rows = [row for row in train]
+    seen = _real_features("train")[: len(rows)]
+    held_out = [row for row in corpus.dataset("target_test").subset(params.evaluation.samples)]
+    own = memorisation(
+        sampled,
+        rows,
+        sample_features=load_featurizer(params.evaluation.featurizer)(texts),
+        training_features=seen,
+    )
+    real = memorisation(held_out, rows, sample_features=_real_features("real"), training_features=seen)
+    values = (own.spans.mean(), real.spans.mean(), own.cosines.mean(), real.cosines.mean())
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _real_features(name: str) -> np.ndarray:
+    from gtl_lightning.files import load_tensors
+
+    return load_tensors(JUDGE / "features.safetensors")[0][name].numpy()
+
+
+def _mauve_seeds(params: Params) -> range:
+    return range(params.evaluation.mauve_seeds)
+
+
+def _verdict(cell: Cell) -> str | None:
+    if not cell.method.startswith("gtl"):
+        return None
+    path = MODELS / Cell("classifier", cell.fraction, cell.seed).name / "advisor.json"
+    return str(read_json(path)["verdict"])
+
+
+def _write_cell(folder: Path, row: dict[str, Any], texts: list[str], versions: dict[str, str], seed: int) -> None:
+    lines = [json.dumps({"text": text, "seed": seed, "index": index, "models": versions}) for index, text in enumerate(texts)]
+    write_text(folder / SAMPLES, "\n".join(lines) + "\n")
+    write_json(folder / ROW, row)

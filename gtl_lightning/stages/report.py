@@ -1,0 +1,98 @@
+"""The report stage: gathers the cells of the grid, writes the rows, the pages and the figures."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from gtl_lightning.config import Params
+from gtl_lightning.files import read_json, write_json
+from gtl_lightning.stages.common import ABLATION, CELLS, DATA, MODELS, REPORTS, ROW, SPLITS, Cell, log, read_samples, study
+
+SHOWN = ("mauve", "nelbo", "domain_score")
+
+
+def report(params: Params) -> None:
+    """reports/: transfer.json, ablation.json, advisor.json, metrics.json, report.md, report.html, figures/.
+
+    A cell of the grid without a result is shown as a hole, with its reason.
+    """
+    from gtl_lightning.report import summarise, write_report
+
+    rows, holes = _rows(params)
+    ablation = read_json(ABLATION / "rows.json")
+    advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
+    write_json(REPORTS / "transfer.json", rows)
+    write_json(REPORTS / "ablation.json", ablation)
+    write_json(REPORTS / "advisor.json", advisor)
+    written = write_report(
+        REPORTS,
+        transfer=rows,
+        ablation=ablation,
+        advisor=advisor,
+        samples=_samples(params),
+        data_summary=read_json(SPLITS / "summary.json"),
+        provenance=read_json(DATA / "provenance.json"),
+        settings={
+            "profile": params.profile,
+            "methods": ["source", *params.sweep.baselines, *params.sweep.ratios],
+            "fractions": list(params.sweep.fractions),
+            "seeds": list(params.sweep.seeds),
+            "sample_fraction": params.ablation.fraction,
+            "planner": params.sampling.planner,
+            "positions_per_step": params.sampling.positions_per_step,
+            "featurizer": params.evaluation.featurizer,
+            "samples": params.evaluation.samples,
+        },
+        notes=[],
+        holes=holes,
+    )
+    means = {
+        f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
+        for row in summarise(rows)
+        if row["metric"] in SHOWN
+    }
+    write_json(REPORTS / "metrics.json", means)
+    with study(params).parent() as run:
+        run.log_metrics(means)
+        for path in (written.markdown, written.html, *written.figures):
+            run.log_file(path, "report")
+    for sentence in written.answer:
+        log.info("%s", sentence)
+    log.info("report: %s (%d cells, %d holes)", written.html, len(rows), len(written.holes))
+
+
+def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows, holes = [], []
+    for cell in _grid(params):
+        path = CELLS / cell.name / ROW
+        if path.exists():
+            rows.append(read_json(path))
+        else:
+            cause = f"{path} does not exist: its stage failed or has not run"
+            holes.append({"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "cause": cause})
+    return rows, holes
+
+
+def _grid(params: Params) -> list[Cell]:
+    sweep = params.sweep
+    methods = (*sweep.baselines, *sweep.ratios)
+    cells = [Cell(*point) for point in itertools.product(methods, sweep.fractions, sweep.seeds)]
+    return [Cell("source", None, seed) for seed in sweep.seeds] + cells
+
+
+def _classifiers(params: Params) -> list[Cell]:
+    return [Cell("classifier", *point) for point in itertools.product(params.sweep.fractions, params.sweep.seeds)]
+
+
+def _advice(cell: Cell) -> list[dict[str, Any]]:
+    path = MODELS / cell.name / "advisor.json"
+    return list(read_json(path)["rows"]) if path.exists() else []
+
+
+def _samples(params: Params) -> dict[str, list[str]]:
+    seed, fraction = params.sweep.seeds[0], params.ablation.fraction
+    cells = [Cell("source", None, seed)]
+    cells += [Cell(method, fraction, seed) for method in (*params.sweep.baselines, *params.sweep.ratios)]
+    found = {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
+    return {"real": read_json(MODELS / "judge" / "real_texts.json"), **found}

@@ -1,0 +1,93 @@
+"""`gtl sample`: text from a trained cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtl_lightning.config import Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import read_json, write_text
+from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, TOKENS, Cell, Corpus
+from gtl_lightning.stages.models import Sampler, draw_lengths
+from gtl_lightning.stages.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sample_cell(
+    params: Params,
+    method: str,
+    fraction: float | None,
+    model_seed: int | None,
+    *,
+    count: int,
+    length: int | None,
+    gamma: float | None,
+    n_ratio: int | None,
+    prompt: str | None,
+    seed: int,
+    out: Path,
+) -> list[str]:
+    """Draw texts and write out/samples.txt and out/samples.jsonl, with the seed and the versions of the models.
+
+    Raises:
+        UserError: no such cell, a length above the model's, an n_ratio above the vocabulary, an unwritable folder.
+    """
+    from gtl_lightning.data.tokens import decode, load_trained
+
+    source = method == "source"
+    fraction = None if source else (fraction if fraction is not None else max(params.sweep.fractions))
+    cell = Cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed)
+    sampler = Sampler.open(params, cell)
+    if gamma is not None and sampler.guidance is None:
+        raise UserError(f"--gamma guides a ratio, and {method} has none; leave it out or choose a gtl method")
+    if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
+        raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
+    guidance = sampler.guidance
+    if guidance is not None:
+        chosen = gamma if gamma is not None else _selected_gamma(cell)
+        guidance = replace(guidance, gamma=chosen, n_ratio=n_ratio or guidance.n_ratio)
+    train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
+    tokenizer = load_trained(TOKENS)
+    start = _prompt(prompt, tokenizer, sampler.corpus)
+    lengths = [length] * count if length else draw_lengths(train.lengths, count, seed)
+    if start is not None and not length:
+        lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
+    with progress_bar("sampling") as progress:
+        drawn = sampler.draw(params, lengths, guidance=guidance, seed=seed, prompt=start, progress=progress)
+    texts = [decode(tokenizer, sequence) for sequence in drawn]
+    rows = [
+        {
+            "text": text,
+            "index": index,
+            "seed": seed,
+            "method": method,
+            "fraction": fraction,
+            "gamma": guidance.gamma if guidance else None,
+            "models": sampler.versions,
+        }
+        for index, text in enumerate(texts)
+    ]
+    write_text(out / "samples.txt", "\n".join(texts) + "\n")
+    write_text(out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+    return texts
+
+
+def _selected_gamma(cell: Cell) -> float:
+    """The gamma that validation chose, where the cell has been evaluated; else 1, which eq. 6 makes exact."""
+    path = CELLS / cell.name / ROW
+    return float(read_json(path)["gamma"]) if path.exists() else 1.0
+
+
+def _prompt(text: str | None, tokenizer: object, corpus: Corpus) -> Tensor | None:
+    if text is None:
+        return None
+    import torch
+
+    from gtl_lightning.data.tokens import encode_prompt
+
+    return torch.tensor(encode_prompt(tokenizer, text, corpus.mask_index))
