@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
@@ -21,6 +21,7 @@ PROFILES = Path("profiles")
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
 RatioMethod = Literal["gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
@@ -165,7 +166,7 @@ class Evaluation(Section):
 class Ablation(Section):
     """Resampling from trained ratios; nothing is trained."""
 
-    fraction: float = Field(0.05, gt=0, le=1, description="the cell whose ratio is resampled (first seed)")
+    fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
     method: RatioMethod = Field("gtl", description="the ratio that is resampled")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), description="gamma axis")
     n_ratios: tuple[Positive, ...] = Field((4, 16, 64, 256), description="n_ratio axis")
@@ -174,7 +175,7 @@ class Ablation(Section):
 class Sweep(Section):
     """The grid, read by dvc.yaml's matrix and by the flows."""
 
-    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+    fractions: tuple[Fraction, ...] = Field(
         (1.0, 0.3, 0.05, 0.01), min_length=1, description="shares of the target training data"
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions; three or more wherever results are claimed")
@@ -275,6 +276,13 @@ def write_params(params: Params, path: Path | str = PARAMS) -> None:
     write_text(path, dump_params(params))
 
 
+def _with_a_point(value: Any) -> Any:
+    # DVC spells a cell's folder from the YAML value, the stages from the float: they must agree.
+    if isinstance(value, int):
+        raise ValueError(f"write it with a decimal point, {float(value)}")
+    return value
+
+
 def _section_lines(section: BaseModel, depth: int) -> list[str]:
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
@@ -314,9 +322,10 @@ def _profile_path(profile: str, profiles: Path) -> Path:
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
             raise UserError(f"--set {full}: {key} is a single value, it has no parts")
+        values = inner
     values[keys[-1]] = value
 
 
