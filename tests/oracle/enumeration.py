@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,35 +35,50 @@ class Enumeration:
         """Long[b]: where clean sequences stand in the tables."""
         return (x * self.vocab ** torch.arange(self.length - 1, -1, -1)).sum(-1)
 
+    @cached_property
+    def partial(self) -> Tensor:
+        """Long[(v+1)^l,l]: every partly masked sequence; all networks are tables over them, looked up by `_look_up`."""
+        return torch.cartesian_prod(*[torch.arange(self.vocab + 1)] * self.length).view(-1, self.length)
+
+    def _look_up(self, table: Tensor, x_t: Tensor) -> Tensor:
+        return table[(x_t * (self.vocab + 1) ** torch.arange(self.length - 1, -1, -1)).sum(-1)]
+
     def compatible(self, x_t: Tensor) -> Tensor:
         """Float64[b,v^l]: 1 where a sequence agrees with the unmasked positions."""
         known = (x_t != self.mask_index)[:, None]
         return ((x_t[:, None] == self.states) | ~known).all(-1).double()
 
-    def log_marginal(self, x_t: Tensor, table: Tensor) -> Tensor:
-        """Float64[b]: log of the probability of the unmasked positions."""
-        return (self.compatible(x_t) @ table).log()
+    def log_marginal(self, table: Tensor) -> Tensor:
+        """Float64[(v+1)^l]: log of the probability of the unmasked positions."""
+        return (self.compatible(self.partial) @ table).log()
 
-    def log_joint(self, x_t: Tensor, table: Tensor) -> Tensor:
-        """Float64[b,l,v+1]: log of the probability of the unmasked positions together with {l: v}."""
+    def log_joint(self, table: Tensor) -> Tensor:
+        """Float64[(v+1)^l,l,v+1]: log of the probability of the unmasked positions together with {l: v}."""
         tokens = torch.nn.functional.one_hot(self.states, self.vocab + 1).double()
-        return torch.einsum("bs,slv->blv", self.compatible(x_t) * table, tokens).log()
+        return torch.einsum("bs,slv->blv", self.compatible(self.partial) * table, tokens).log()
+
+    @cached_property
+    def _networks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        joint_p, joint_q = self.log_joint(self.p), self.log_joint(self.q)
+        total_p, total_q = self.log_marginal(self.p), self.log_marginal(self.q)
+        conditional_p, conditional_q = joint_p - total_p[:, None, None], joint_q - total_q[:, None, None]
+        return conditional_p, conditional_q, _ratio(total_q, total_p), _ratio(joint_q, joint_p)
 
     def denoiser(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Exact log p(x_0^l = v | x_U), carried over at unmasked positions."""
-        return self.log_joint(x_t, self.p) - self.log_marginal(x_t, self.p)[:, None, None]
+        return self._look_up(self._networks[0], x_t)
 
     def target_denoiser(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Exact log q(x_0^l = v | x_U)."""
-        return self.log_joint(x_t, self.q) - self.log_marginal(x_t, self.q)[:, None, None]
+        return self._look_up(self._networks[1], x_t)
 
     def sequence_log_ratio(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Exact log q(x_U) / p(x_U); 0 where p is 0."""
-        return _ratio(self.log_marginal(x_t, self.q), self.log_marginal(x_t, self.p))
+        return self._look_up(self._networks[2], x_t)
 
     def token_log_ratio(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Exact log r(x_U + {l: v}); 0 where p is 0."""
-        return _ratio(self.log_joint(x_t, self.q), self.log_joint(x_t, self.p))
+        return self._look_up(self._networks[3], x_t)
 
 
 def _ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
