@@ -139,10 +139,13 @@ def _log_prob_sums(
             log_r, candidates, fill = score(log_p, at)
             for strength in strengths:
                 gamma = _strength(strength, step.revealed[row[at]])
-                guided = guided_log_prob_true(log_p, log_r, true_ids[at], gamma, candidates, fill).double()
                 # gamma = 0 is the denoiser itself, free of the rounding of a second normalisation; and a token that
                 # the denoiser excludes stays excluded, where the difference would be inf - inf.
                 same = (base == -math.inf) | torch.as_tensor(gamma == 0, device=base.device).flatten()
+                if same.all():
+                    terms.append(unguided)
+                    continue
+                guided = guided_log_prob_true(log_p, log_r, true_ids[at], gamma, candidates, fill).double()
                 gain = torch.where(same, 0.0, guided - base) * scale[at]
                 terms.append(unguided.index_add(0, picked, gain))
         else:

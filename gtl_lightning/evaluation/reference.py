@@ -18,10 +18,23 @@ def reference_perplexity(
     pad_index: int,
     batch: int = 32,
     device: torch.device | str = "cpu",
-) -> Likelihood:
-    """Exact negative log-likelihood of `tokens`; read `.perplexity`.
+) -> float:
+    """Perplexity of `tokens`; arguments and errors as in `reference_likelihood`.
 
     Low is not good by itself: repetitive text scores low as well. Read it beside diversity and the value of real text.
+    """
+    return reference_likelihood(model, tokens, pad_index=pad_index, batch=batch, device=device).perplexity
+
+
+def reference_likelihood(
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    pad_index: int,
+    batch: int = 32,
+    device: torch.device | str = "cpu",
+) -> Likelihood:
+    """Exact negative log-likelihood of `tokens`, with its standard error.
 
     Args:
         model: Long[b,l] -> Float[b,l,v], position l holding log p(x^l | x^{<l}) (`networks.CausalLM`).
