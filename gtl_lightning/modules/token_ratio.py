@@ -1,0 +1,137 @@
+"""Training of the token-level, one-pass ratio g[l, v] = log r(x_U + {l: v}) (METHOD.md 2.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.forward import nelbo_terms
+from gtl_lightning.gtl import guided_log_prob_true, martingale_penalty, token_bce_loss
+from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
+from gtl_lightning.modules.denoiser import noised, spread
+from gtl_lightning.networks import FeatureTokenRatio, Frozen, MaskedDenoiser, TokenRatioNetwork
+from gtl_lightning.schedule import NoiseSchedule
+
+
+class TokenRatioModule(TrainedModule):
+    """Weighted sum of eq. 9 (BCE at the true tokens, both domains), eq. 9' (guided NELBO on target) and eq. 6.
+
+    - eq. 9, nats per masked token, needs no denoiser and one dot product a token;
+    - eq. 9', nats per target token: the NELBO of softmax(log p + g), p frozen; calibrated at gamma = 1;
+    - eq. 6: the variance over masked positions of logsumexp_v(log p + g), which is 0 for the true ratio.
+    A term of weight 0 is not computed. Score: the guided target NELBO at gamma = 1, nats per token, on the scale of
+    `DenoiserModule`'s score.
+
+    Args:
+        network: what is trained.
+        denoiser: frozen.
+        bce_weight: of eq. 9.
+        nll_weight: of eq. 9'.
+        martingale_weight: of eq. 6, on target examples.
+        share_target: share of target examples in the training batches.
+        optimiser: AdamW's settings.
+        schedule: noise.
+        draws: noise draws an example in validation.
+
+    Raises:
+        UserError: all weights are 0, or one is negative.
+    """
+
+    network: TokenRatioNetwork | FeatureTokenRatio
+
+    def __init__(
+        self,
+        network: TokenRatioNetwork | FeatureTokenRatio,
+        denoiser: MaskedDenoiser,
+        *,
+        bce_weight: float = 0.3,
+        nll_weight: float = 1.0,
+        martingale_weight: float = 0.0,
+        share_target: float = 0.5,
+        optimiser: OptimiserConfig | None = None,
+        schedule: NoiseSchedule | None = None,
+        draws: int = 4,
+    ) -> None:
+        super().__init__(network, optimiser, schedule, draws)
+        weights = (bce_weight, nll_weight, martingale_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise UserError(f"ratio loss weights {weights}: none may be negative and one must be positive")
+        self.source_denoiser = Frozen(denoiser)
+        self.bce_weight, self.nll_weight, self.martingale_weight = weights
+        self.share_target = share_target
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The weighted sum."""
+        x_0 = batch["x_0"]
+        is_target = batch.get("is_target", torch.ones(len(x_0), dtype=torch.bool, device=x_0.device))
+        if self.bce_weight == 0:
+            x_0, is_target = x_0[is_target], is_target[is_target]
+        x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
+        features = self._features(x_t, t) if isinstance(self.network, FeatureTokenRatio) else None
+        h = self._hidden(x_t, t, features)
+        total = h.sum() * 0.0  # a batch without target examples still has a gradient
+        if self.bce_weight > 0:
+            g_true = spread(self.network.decode_at(h[masked], x_0[masked]), masked)
+            terms = token_bce_loss(g_true, masked, is_target, share_target=self.share_target)
+            total = total + self.bce_weight * terms.sum() / masked.sum().clamp(min=1)
+        rows = is_target.nonzero().squeeze(-1)
+        if len(rows) and (self.nll_weight > 0 or self.martingale_weight > 0):
+            features = self._features(x_t[rows], t[rows]) if features is None else features[rows]
+            total = total + self._target_terms(h[rows], features, x_0[rows], t[rows], masked[rows])
+        return total
+
+    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sum of the guided NELBO over the target examples of the batch, and their number of tokens."""
+        x_0 = batch["x_0"]
+        if "is_target" in batch:
+            x_0 = x_0[batch["is_target"]]
+        if not len(x_0):
+            zero = torch.zeros((), device=x_0.device)
+            return zero, zero
+        x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
+        features = self._features(x_t, t)
+        log_p, g = self._log_p(features, masked), self.network.decode(self._hidden(x_t, t, features)[masked])
+        return self._guided_nelbo(log_p, g, x_0, t, masked), (x_0 != self.network.config.pad_index).sum()
+
+    def _target_terms(self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
+        log_p, g = self._log_p(features, masked), self.network.decode(h[masked])
+        total = torch.zeros((), device=x_0.device)
+        if self.nll_weight > 0:
+            tokens = (x_0 != self.network.config.pad_index).sum()
+            total = total + self.nll_weight * self._guided_nelbo(log_p, g, x_0, t, masked) / tokens
+        if self.martingale_weight > 0:
+            total = total + self.martingale_weight * self._martingale(log_p, g, masked)
+        return total
+
+    def _guided_nelbo(self, log_p: Tensor, g: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
+        log_guided = guided_log_prob_true(log_p, g, x_0[masked])
+        return nelbo_terms(spread(log_guided, masked), masked, t, self.schedule).sum()
+
+    def _martingale(self, log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
+        """Mean over examples of eq. 6's penalty, from the masked positions only.
+
+        The penalty reads whole rows of vocabulary; one stand-in token with log p = 0 that carries the position's
+        logsumexp gives the same number without Float[b,l,v].
+        """
+        log_r = spread(torch.logsumexp(log_p + g, dim=-1), masked)[..., None]
+        return martingale_penalty(torch.zeros_like(log_r), log_r, masked).mean()
+
+    def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._denoiser.encode(x_t, t)
+
+    def _log_p(self, features: Tensor, masked: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._denoiser.decode(features[masked])
+
+    def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
+        if isinstance(self.network, FeatureTokenRatio):
+            return self.network.encode(x_t, t, features)
+        return self.network.encode(x_t, t)
+
+    @property
+    def _denoiser(self) -> MaskedDenoiser:
+        network = self.source_denoiser.network
+        assert isinstance(network, MaskedDenoiser)
+        return network
