@@ -87,11 +87,10 @@ class TransformerFeaturizer:
 
         if not texts:
             raise UserError("no text to compute features of; give at least one")
-        # A space keeps an empty sample in the comparison (a model that writes nothing is to pay for it) where the
-        # tokenizer adds no special tokens and would return no token at all.
-        ids = self._tokenizer(
-            [text or " " for text in texts], truncation=True, max_length=self._max_tokens, padding=False
-        )["input_ids"]
+        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens, padding=False)["input_ids"]
+        # An empty sample stays in the comparison, as one token: a model that writes nothing is to pay for it.
+        empty = [self._tokenizer.eos_token_id or 0]
+        ids = [row or empty for row in encoded]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         device = next(self._model.parameters()).device
         rows: list[torch.Tensor] = []
@@ -207,7 +206,7 @@ def _load(
         model.to(device),
         pooling=pooling or ("last" if causal else "mean"),
         normalise=name == "minilm",
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens),
         batch=batch,
     )
 

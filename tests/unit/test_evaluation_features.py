@@ -71,6 +71,12 @@ def test_local_causal_model_is_read_at_the_last_token(tmp_path: Path) -> None:
     assert np.allclose(featurizer(["c"])[0], vectors[2], atol=1e-2)  # right padding does not shift the last token
 
 
+def test_empty_and_overlong_texts_have_features_of_any_model(tmp_path: Path) -> None:
+    vectors = hub(str(tiny_model(tmp_path)))(["", "a", "a b c " * 30])  # the model has 32 positions
+    assert vectors.shape == (3, 8)
+    assert np.isfinite(vectors).all()
+
+
 def test_unknown_model_is_refused_within_5_seconds() -> None:
     start = time.perf_counter()
     with pytest.raises(UserError, match=r"featurizer 'no-such-team/no-such-model' cannot be loaded .*'minilm'"):
