@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.gtl import bce_loss
+from gtl_lightning.gtl import bce_loss, log_ratio_from_logit, unsmooth
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import noised
 from gtl_lightning.networks import SequenceRatioNetwork
@@ -62,8 +62,6 @@ def frozen_log_ratio(
     classifier: nn.Module, x: Tensor, t: Tensor, smoothing: float, share_target: float, clip: float
 ) -> Tensor:
     """Float[b]: log q/p as a trained classifier sees it, smoothing undone (unless 0), clipped to [-clip, clip]."""
-    from gtl_lightning.gtl import log_ratio_from_logit, unsmooth
-
     with torch.no_grad():
         logit = unsmooth(classifier(x, t), smoothing)
         return log_ratio_from_logit(logit, share_target).clamp(-clip, clip)

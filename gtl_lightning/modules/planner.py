@@ -27,7 +27,6 @@ class PlannerModule(TrainedModule):
         self,
         network: PositionNetwork,
         denoiser: MaskedDenoiser,
-        *,
         optimiser: OptimiserConfig | None = None,
         schedule: NoiseSchedule | None = None,
         draws: int = 4,

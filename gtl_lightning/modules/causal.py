@@ -14,7 +14,7 @@ class CausalLMModule(TrainedModule):
 
     network: CausalLM
 
-    def __init__(self, network: CausalLM, *, optimiser: OptimiserConfig | None = None) -> None:
+    def __init__(self, network: CausalLM, optimiser: OptimiserConfig | None = None) -> None:
         super().__init__(network, optimiser, draws=1)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
