@@ -1,19 +1,18 @@
-"""Text -> ragged token arrays on disk, with a tokenizer trained on the source or any fast Hugging Face tokenizer."""
+"""Splits -> ragged token arrays on disk."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gtl_lightning.data.hub import endpoint, hub_reachable
 from gtl_lightning.data.split import SPLITS
+from gtl_lightning.data.tokenizer import decode, load_tokenizer, train_tokenizer
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path, write_json
 
@@ -21,102 +20,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-PAD, UNK, MASK, EOS = SPECIALS = ("[PAD]", "[UNK]", "[MASK]", "[EOS]")
+__all__ = ["decode", "encode_chunks", "load_tokenizer", "read_texts", "tokenize_splits", "train_tokenizer"]
 
 _CHUNK = 2048  # texts encoded at a time: enough for every core, few enough for memory
 _LARGEST_UINT16 = 1 << 16
 _KNOWN_WORDS = 1 << 20  # distinct words whose ids are remembered
-
-
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, kind: Literal["wordpiece", "bpe"] = "wordpiece"
-) -> PreTrainedTokenizerFast:
-    """Train a tokenizer of at most `vocab_size` ids, specials included.
-
-    WordPiece lower-cases. Where every word of the texts finds room it takes whole words (and single characters for
-    unseen ones) instead of merges, so that small vocabularies are not spent on the pieces that merges pass through.
-
-    Raises:
-        UserError: no text, or a vocabulary too small for the specials and the alphabet.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    if iter(texts) is texts:  # a stream would be spent after the first of two passes
-        texts = list(texts)
-    if not any(texts):
-        raise UserError("no text to train a tokenizer on; check the source_train split")
-    if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        words = _count_words(tokenizer, texts, enough=vocab_size)
-        pieces = [*SPECIALS, *_alphabet(words)]
-        # the alphabet is wanted whole, as pieces of unseen words; a word of one letter is in it already
-        whole = sorted(set(words) - set(pieces), key=lambda word: (-words[word], word))
-        if len(pieces) > vocab_size:
-            raise UserError(
-                f"tokenizer vocab_size = {vocab_size} is too small: specials and characters take {len(pieces)} ids; raise it"
-            )
-        if len(pieces) + len(whole) <= vocab_size:
-            vocab = {piece: index for index, piece in enumerate(chain(pieces, whole))}
-            tokenizer.model = models.WordPiece(vocab, unk_token=UNK)
-            tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIALS])
-        else:
-            trainer: Any = trainers.WordPieceTrainer(
-                vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False
-            )
-            tokenizer.train_from_iterator(texts, trainer)
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        if vocab_size < len(alphabet) + len(SPECIALS):
-            raise UserError(f"tokenizer vocab_size = {vocab_size} is too small for byte-level BPE; use at least 512")
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
-
-
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
-    """Load any tokenizer by folder, cached name or hub name; it is given a mask, a pad and an end where it lacks them.
-
-    A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
-
-    Raises:
-        UserError: not found here nor on the hub, or it has no fast form.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True)
-    except Exception as local:  # transformers raises whatever its parts raise
-        if Path(name).is_dir():
-            raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
-        if not hub_reachable():
-            raise UserError(
-                f"tokenizer {name!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or set "
-                "tokenizer.name to null to train one"
-            ) from local
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name))
-        except Exception as error:
-            raise UserError(f"tokenizer {name!r} cannot be loaded ({_line(error)}); give another name") from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json); give one that has")
-    if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": MASK})
-    # padding must be told apart from text, so a pad that doubles as end or unknown (a habit with GPT-2) is replaced
-    if tokenizer.pad_token is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    if tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": tokenizer.sep_token or EOS})
-    loaded: PreTrainedTokenizerFast = tokenizer
-    return loaded
 
 
 def tokenize_splits(
@@ -191,7 +99,7 @@ def read_texts(path: Path | str) -> Iterator[list[str]]:
             for batch in file.iter_batches(_CHUNK, columns=["text"]):
                 yield batch.column(0).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UserError(f"{path} is damaged or no split ({_line(error)}); run `gtl split` again") from error
+        raise UserError(f"{path} is damaged or no split ({error}); run `gtl split` again") from error
 
 
 def encode_chunks(
@@ -209,55 +117,6 @@ def encode_chunks(
             yield [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
     finally:
         backend.encode_special_tokens = False
-
-
-def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
-    """Token ids -> text: up to the end token, without pads, masks and other specials."""
-    text: list[int] = []
-    special = set(tokenizer.all_special_ids)
-    for index in (int(index) for index in ids):
-        if index == tokenizer.eos_token_id:
-            break
-        if index not in special:
-            text.append(index)
-    return str(tokenizer.backend_tokenizer.decode(text, skip_special_tokens=True))
-
-
-def _splits_at_blanks(backend: Tokenizer) -> bool:
-    from tokenizers import models, normalizers, pre_tokenizers
-
-    return (
-        isinstance(backend.model, models.WordPiece)
-        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and isinstance(backend.normalizer, normalizers.BertNormalizer)
-    )
-
-
-def _encode_whole(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
-    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
-        for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
-            yield encoding.ids
-
-    return encode
-
-
-def _encode_by_word(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
-    """Encode every distinct word once; the same ids as encoding whole texts where no token crosses a blank."""
-    known: dict[str, list[int]] = {}
-
-    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
-        words = [text.split(" ") for text in texts]
-        if len(known) > _KNOWN_WORDS:
-            known.clear()
-        new = list(dict.fromkeys(word for row in words for word in row if word not in known))
-        known.update(
-            (word, encoding.ids)
-            for word, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True)
-        )
-        for row in words:
-            yield list(chain.from_iterable(map(known.__getitem__, row)))
-
-    return encode
 
 
 def _write_ragged(
@@ -293,33 +152,3 @@ class _SplitTexts:
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(read_texts(self.path))
-
-
-def _count_words(tokenizer: Tokenizer, texts: Iterable[str], enough: int) -> Mapping[str, int]:
-    """Counts of pre-tokenised words, or only those of the first texts once more than `enough` differ."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(
-            word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-        )
-        if len(counts) > enough:
-            break
-    return counts
-
-
-def _alphabet(words: Iterable[str]) -> list[str]:
-    letters = sorted({letter for word in words for letter in word})
-    inner = sorted({letter for word in words for letter in word[1:]} | {c for c in letters if c.isalnum()})
-    return [*letters, *("##" + letter for letter in inner)]
-
-
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, mask_token=MASK, eos_token=EOS
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,200 @@
+"""Tokenizers: one trained on the source, the same at every training, or any fast Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gtl_lightning.data.hub import endpoint, hub_reachable
+from gtl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNK, MASK, EOS = SPECIALS = ("[PAD]", "[UNK]", "[MASK]", "[EOS]")
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, kind: Literal["wordpiece", "bpe"] = "wordpiece"
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of at most `vocab_size` ids, specials included.
+
+    WordPiece lower-cases. Where every word of the texts finds room it takes whole words (and single characters for
+    unseen ones) instead of merges, so that small vocabularies are not spent on the pieces that merges pass through.
+
+    Raises:
+        UserError: no text, or a vocabulary too small for the specials and the alphabet.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if iter(texts) is texts:  # a stream would be spent after the first of several passes
+        texts = list(texts)
+    if not any(texts):
+        raise UserError("no text to train a tokenizer on; check the source_train split")
+    if kind == "wordpiece":
+        return _wrap(_train_wordpiece(texts, vocab_size))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + len(SPECIALS):
+        raise UserError(f"tokenizer vocab_size = {vocab_size} is too small for byte-level BPE; use at least 512")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """Load any tokenizer by folder, cached name or hub name; it is given a mask, a pad and an end where it lacks them.
+
+    A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
+
+    Raises:
+        UserError: not found here nor on the hub, or it has no fast form.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True)
+    except Exception as local:  # transformers raises whatever its parts raise
+        if Path(name).is_dir():
+            raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
+        if not hub_reachable():
+            raise UserError(
+                f"tokenizer {name!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or set "
+                "tokenizer.name to null to train one"
+            ) from local
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(name))
+        except Exception as error:
+            raise UserError(f"tokenizer {name!r} cannot be loaded ({_line(error)}); give another name") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json); give one that has")
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    # padding must be told apart from text, so a pad that doubles as end or unknown (a habit with GPT-2) is replaced
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": tokenizer.sep_token or EOS})
+    loaded: PreTrainedTokenizerFast = tokenizer
+    return loaded
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
+    """Token ids -> text: up to the end token, without pads, masks and other specials."""
+    text: list[int] = []
+    special = set(tokenizer.all_special_ids)
+    for index in (int(index) for index in ids):
+        if index == tokenizer.eos_token_id:
+            break
+        if index not in special:
+            text.append(index)
+    return str(tokenizer.backend_tokenizer.decode(text, skip_special_tokens=True))
+
+
+def _splits_at_blanks(backend: Tokenizer) -> bool:
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    return (
+        isinstance(backend.model, models.WordPiece)
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and isinstance(backend.normalizer, normalizers.BertNormalizer)
+    )
+
+
+def _encode_whole(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
+    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
+        for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield encoding.ids
+
+    return encode
+
+
+def _encode_by_word(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
+    """Encode every distinct word once; the same ids as encoding whole texts where no token crosses a blank."""
+    known: dict[str, list[int]] = {}
+
+    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
+        words = [text.split(" ") for text in texts]
+        if len(known) > _KNOWN_WORDS:
+            known.clear()
+        new = list(dict.fromkeys(word for row in words for word in row if word not in known))
+        known.update(
+            (word, encoding.ids)
+            for word, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True)
+        )
+        for row in words:
+            yield list(chain.from_iterable(map(known.__getitem__, row)))
+
+    return encode
+
+
+def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    from tokenizers import models, trainers
+
+    blank = _wordpiece(models.WordPiece(unk_token=UNK))
+    letters = sorted(set(blank.normalizer.normalize_str("".join(_characters(texts)))) - {" "})
+    pieces = [*SPECIALS, *letters, *("##" + letter for letter in letters if letter not in string.punctuation)]
+    if len(pieces) > vocab_size:
+        raise UserError(
+            f"tokenizer vocab_size = {vocab_size} is too small: specials and characters take {len(pieces)}; raise it"
+        )
+    words = _count_words(blank, texts, enough=vocab_size)
+    whole = sorted(set(words) - set(pieces), key=lambda word: (-words[word], word))
+    vocab = {piece: index for index, piece in enumerate(chain(pieces, whole))}
+    if len(vocab) > vocab_size:
+        # the trainer numbers pieces such as "##a" in random order and breaks ties between merges by number; handed over
+        # as special tokens they have fixed numbers, and the rebuilt tokenizer does not know them as special
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=pieces, show_progress=False)
+        blank.train_from_iterator(texts, trainer)
+        vocab = blank.get_vocab()
+    return _wordpiece(models.WordPiece(vocab, unk_token=UNK))
+
+
+def _wordpiece(model: Any) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _characters(texts: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    return sorted(seen)
+
+
+def _count_words(tokenizer: Tokenizer, texts: Iterable[str], enough: int) -> Mapping[str, int]:
+    """Counts of pre-tokenised words, or only those of the first texts once more than `enough` differ."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        pairs = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        counts.update(word for word, _ in pairs)
+        if len(counts) > enough:
+            break
+    return counts
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, mask_token=MASK, eos_token=EOS
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
