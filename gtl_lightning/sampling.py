@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gtl_lightning.drawing import CERTAINTY, nucleus
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
@@ -21,27 +22,6 @@ from gtl_lightning.protocols import Denoiser, Planner, at_slots
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 Progress = Callable[[int, int], None]
-
-
-def _confidence(log_p: Tensor) -> Tensor:
-    return log_p.amax(-1)
-
-
-def _margin(log_p: Tensor) -> Tensor:
-    first, second = log_p.topk(2, -1).values.exp().unbind(-1)
-    return first - second
-
-
-def _negative_entropy(log_p: Tensor) -> Tensor:
-    return torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
-
-
-# Float[...,v] -> Float[...]: how sure the denoiser is of a position; the surest is revealed first.
-CERTAINTY: dict[str, Callable[[Tensor], Tensor]] = {
-    "confidence": _confidence,
-    "margin": _margin,
-    "entropy": _negative_entropy,
-}
 
 
 @torch.no_grad()
@@ -151,7 +131,8 @@ class _Walk:
         Returns:
             Float[m,n] log-weights; Long[m,n] their ids, None when they are 0..v-1; and Float[m] the lift
             log sum_v p(v) r(x_U + {l: v})^gamma - gamma log r(x_U), by which eq. 5 without the stabiliser favours a
-            reveal over the mask (zero when unguided or stabilised).
+            reveal over the mask (zero when unguided or stabilised). A token ratio's own r(x_U) comes from eq. 6,
+            which pruning restricts to the candidates.
         """
         no_lift = log_p.new_zeros(len(row))
         guidance = self.guidance
@@ -180,7 +161,7 @@ class _Walk:
         else:
             log_w = log_w / self.temperature
             if self.top_p < 1:
-                log_w = _nucleus(log_w, self.top_p)
+                log_w = nucleus(log_w, self.top_p)
             choice = (log_w + self.gumbel(log_w.shape)).argmax(-1)
         return choice if ids is None else ids.gather(-1, choice[:, None]).squeeze(-1)
 
@@ -270,15 +251,6 @@ def _propose(walk: _Walk, x: Tensor, where: Tensor, token: Tensor, lift: Tensor)
     log_w, ids, gain = walk.weights(x[rows], row, position, walk.log_p(x[rows], row, position))
     token[rows[row], position] = walk.draw(log_w, ids)
     lift[rows[row], position] = gain.to(lift.dtype)
-
-
-def _nucleus(log_w: Tensor, top_p: float) -> Tensor:
-    """Keep the least set of most likely tokens whose probability reaches top_p, the others get -inf."""
-    values, ids = log_w.sort(-1, descending=True)
-    probability = torch.softmax(values, -1)
-    beyond = probability.cumsum(-1) - probability >= top_p
-    beyond[..., 0] = False
-    return log_w.masked_fill(torch.zeros_like(beyond).scatter(-1, ids, beyond), -math.inf)
 
 
 def _start(
