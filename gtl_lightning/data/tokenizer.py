@@ -101,43 +101,6 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     return str(tokenizer.backend_tokenizer.decode(text, skip_special_tokens=True))
 
 
-def _splits_at_blanks(backend: Tokenizer) -> bool:
-    from tokenizers import models, normalizers, pre_tokenizers
-
-    return (
-        isinstance(backend.model, models.WordPiece)
-        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and isinstance(backend.normalizer, normalizers.BertNormalizer)
-    )
-
-
-def _encode_whole(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
-    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
-        for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
-            yield encoding.ids
-
-    return encode
-
-
-def _encode_by_word(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
-    """Encode every distinct word once; the same ids as encoding whole texts where no token crosses a blank."""
-    known: dict[str, list[int]] = {}
-
-    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
-        words = [text.split(" ") for text in texts]
-        if len(known) > _KNOWN_WORDS:
-            known.clear()
-        new = list(dict.fromkeys(word for row in words for word in row if word not in known))
-        known.update(
-            (word, encoding.ids)
-            for word, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True)
-        )
-        for row in words:
-            yield list(chain.from_iterable(map(known.__getitem__, row)))
-
-    return encode
-
-
 def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from tokenizers import models, trainers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,43 @@ def encode_chunks(
             yield [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
     finally:
         backend.encode_special_tokens = False
+
+
+def _splits_at_blanks(backend: Tokenizer) -> bool:
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    return (
+        isinstance(backend.model, models.WordPiece)
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and isinstance(backend.normalizer, normalizers.BertNormalizer)
+    )
+
+
+def _encode_whole(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
+    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
+        for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield encoding.ids
+
+    return encode
+
+
+def _encode_by_word(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
+    """Encode every distinct word once; the same ids as encoding whole texts where no token crosses a blank."""
+    known: dict[str, list[int]] = {}
+
+    def encode(texts: Sequence[str]) -> Iterator[list[int]]:
+        words = [text.split(" ") for text in texts]
+        if len(known) > _KNOWN_WORDS:
+            known.clear()
+        new = list(dict.fromkeys(word for row in words for word in row if word not in known))
+        known.update(
+            (word, encoding.ids)
+            for word, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True)
+        )
+        for row in words:
+            yield list(chain.from_iterable(map(known.__getitem__, row)))
+
+    return encode
 
 
 def _write_ragged(
