@@ -74,7 +74,7 @@ def _log_ratios(
     found = []
     with torch.inference_mode():
         for start in range(0, len(texts), params.evaluation.batch):
-            x_0 = texts.batch(range(start, min(start + params.evaluation.batch, len(texts))), corpus.pad_index)
+            x_0 = texts.batch(range(start, min(start + params.evaluation.batch, len(texts))))
             t = alpha.inverse(torch.full((len(x_0),), 1.0 - share))
             x_t = absorbing_sample(x_0, t, alpha, corpus.mask_index, generator, frozen=x_0 == corpus.pad_index)
             found.append(network(x_t.to(device), t.to(device)).cpu())

@@ -89,7 +89,7 @@ class Corpus:
         """The examples of a split, in the order of their rank."""
         from gtl_lightning.data.loading import TokenDataset
 
-        return TokenDataset(TOKENS, split)
+        return TokenDataset(TOKENS, split, self.pad_index)
 
     def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
         """The nested target subset: examples to train on and, in the same proportion, examples to select on.
@@ -164,11 +164,6 @@ def state_dir(name: str, settings: dict[str, Any], *inputs: Path) -> Path:
     """
     read = {str(path): sha256_file(path) for path in inputs}
     return STATE / f"{name}-{digest({'settings': settings, 'inputs': read})}"
-
-
-def unpadded(tokens: Tensor, pad_index: int) -> list[Tensor]:
-    """Long[n,l] -> the rows without their padding."""
-    return [row[row != pad_index] for row in tokens]
 
 
 def trainable_parameters(network: nn.Module) -> int:

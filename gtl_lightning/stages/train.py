@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params, Training
-from gtl_lightning.files import digest, write_json
+from gtl_lightning.files import write_json
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.common import (
     MODELS,
     NETWORK,
     RESULT,
-    STATE,
     TOKENS,
     Cell,
     Corpus,
@@ -22,7 +21,6 @@ from gtl_lightning.stages.common import (
     state_dir,
     study,
     trainable_parameters,
-    unpadded,
 )
 
 if TYPE_CHECKING:
@@ -164,10 +162,8 @@ def _finetune(params: Params, cell: Cell) -> None:
 
 def _lora(params: Params, cell: Cell) -> None:
     from gtl_lightning.modules.lora import add_lora, merge_lora
-    from gtl_lightning.networks import copy_of, seeded
 
-    with seeded(cell.seed):
-        network = add_lora(copy_of(load_denoiser("source")), rank=params.lora.rank, alpha=params.lora.alpha)
+    network = add_lora(load_denoiser("source"), rank=params.lora.rank, alpha=params.lora.alpha, seed=cell.seed)
     _fit_denoiser(
         params,
         Corpus.open(params),
@@ -430,6 +426,3 @@ def _domains(
 def _fraction(cell: Cell) -> float:
     assert cell.fraction is not None
     return cell.fraction
-
-
-__all__ = ["STATE", "digest", "train_cell", "train_classifier", "train_judge", "train_planner", "train_source", "unpadded"]
