@@ -114,25 +114,32 @@ def test_stabiliser_is_neutral_with_exact_inputs(ratio: SequenceRatio | TokenRat
     assert 0.5 * (count[0] - count[1]).abs().sum() < 2 * total_variation_bound(even, N)
 
 
-@pytest.mark.parametrize("stabilise", [True, False])
+@pytest.mark.parametrize(("stabilise", "gamma", "n_ratio"), [(True, 2.0, None), (False, 2.0, None), (False, 0.0, 1)])
 @ratios
-def test_share_of_masks_kept_in_a_step(ratio: SequenceRatio | TokenRatio, stabilise: bool) -> None:
-    """The first of two steps at gamma = 2: the stabiliser keeps a mask with eq. 2's probability, eq. 5 with less."""
-    m, gamma, alpha_s = LAWS.mask_index, 2.0, 0.5
-    blank, now = torch.full((1, LAWS.length), m), torch.ones(1)
-    p, r = LAWS.denoiser(blank, now).exp()[0], LAWS.token_log_ratio(blank, now).exp()[0]
+def test_share_revealed_in_a_step(
+    ratio: SequenceRatio | TokenRatio, stabilise: bool, gamma: float, n_ratio: int | None
+) -> None:
+    """The first of two steps from {0: 2}, where r is not 1: eq. 2's share if stabilised, else that of eq. 5.
+
+    Without guidance pruning must not favour the mask either, so gamma = 0 reveals as eq. 2 does.
+    """
+    m, alpha_s, now = LAWS.mask_index, 0.5, torch.ones(1)
+    prompt = torch.tensor([[2, m, m]])
+    p, r = LAWS.denoiser(prompt, now).exp()[0, 1:], LAWS.token_log_ratio(prompt, now).exp()[0, 1:]
+    own = LAWS.sequence_log_ratio(prompt, now).exp()
+    assert abs(own.log()) > 0.2
     weight = alpha_s * p * r**gamma
-    weight[:, m] = 1 - alpha_s  # r of all masks is 1
-    reveals = (
-        torch.full((LAWS.length,), alpha_s, dtype=torch.float64) if stabilise else 1 - (weight[:, m] / weight.sum(-1))
-    )
+    weight[:, m] = (1 - alpha_s) * own**gamma
+    raw = 1 - weight[:, m] / weight.sum(-1)
+    reveals = torch.full_like(raw, alpha_s) if stabilise else raw
+    if not stabilise and gamma > 0:
+        assert abs(raw.sum() - 2 * alpha_s) > 0.05
     seen: list[int] = []
     draw(
         steps=2,
-        guidance=Guidance(ratio, gamma, stabilise=stabilise, chunk=50_000),
+        prompt=prompt.repeat(N, 1),
+        guidance=Guidance(ratio, gamma, n_ratio, stabilise, chunk=50_000),
         progress=lambda n, _: seen.append(n),
     )
-    sigma = (N * (reveals * (1 - reveals)).sum()).sqrt()
-    assert abs(seen[0] - N * reveals.sum()) < 5.5 * sigma
-    assert abs(reveals.sum() - LAWS.length * alpha_s) * N > 20 * sigma or stabilise
-    assert seen[1] == N * LAWS.length
+    assert abs(seen[0] - N * reveals.sum()) < 5.5 * (N * (reveals * (1 - reveals)).sum()).sqrt()
+    assert seen[1] == 2 * N
