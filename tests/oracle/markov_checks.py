@@ -1,4 +1,4 @@
-"""Statistical verdicts on samples of a Markov chain. A right sampler fails one with probability below 1e-7."""
+"""Statistical verdicts on samples of a Markov chain, each with a stated false-alarm rate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from gtl_lightning.data.exact import ExactDistribution
 from gtl_lightning.data.markov import MarkovChain
 
-FALSE_ALARM = 1e-8
-"""Of one statistic; a verdict of `chain_verdicts` has under 10 of them, a test file under 100 (issue 3: 1e-6)."""
+FALSE_ALARM = 1e-9
+"""Of one statistic. All tests together evaluate under 500 of them, so that they fail by chance below 1e-6."""
 
 
 def random_chain(states: int, seed: int, floor: float = 0.3) -> MarkovChain:
@@ -74,7 +74,7 @@ def chain_verdicts(x: Tensor, chain: MarkovChain, exact: Tensor) -> dict[str, bo
         "marginals": min(each) > FALSE_ALARM / length,
         "three neighbours": law_p_value(cells(x, (middle - 1, middle, middle + 1), chain.states), triple) > FALSE_ALARM,
         "both ends": law_p_value(cells(x, (0, length - 1), chain.states), ends) > FALSE_ALARM,
-        "mean log-likelihood": abs(z) < 5.73,  # the two-sided normal quantile at 1e-8
+        "mean log-likelihood": abs(z) < 6.11,  # the two-sided normal quantile at 1e-9
         "law of the log-likelihood": gap < bound,
     }
 

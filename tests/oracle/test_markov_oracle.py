@@ -48,7 +48,7 @@ def inconsistent(x_t: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("states, length, seed", [(3, 4, 0), (2, 6, 1), (5, 3, 2)])
 def test_samples_follow_the_table_and_the_chain(states: int, length: int, seed: int) -> None:
-    """All V^L cells counted; chi-square, false alarm 1e-8 each."""
+    """All V^L cells counted; chi-square, false alarm 1e-9 each."""
     chain = random_chain(states, seed)
     table = EnumeratedDistribution.of(chain, length)
     positions = tuple(range(length))
