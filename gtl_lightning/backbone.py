@@ -167,6 +167,9 @@ class Backbone(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        # Rotary positions are relative: without a mark at the first token, all positions of an all-masked sequence
+        # would look alike and get the same prediction.
+        self.start = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
         self.time = TimeEmbedding(config.cond_dim) if config.cond_dim else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=config.cond_dim == 0)
@@ -197,6 +200,7 @@ class Backbone(nn.Module):
         mask, causal = self._attention_mask(x_t)
         rotary = self.rotary[:, :length]
         x = self.embedding(x_t)
+        x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
         for block in self.blocks:
             x = block(x, cond, rotary, mask, causal)
         x = self.norm(x)

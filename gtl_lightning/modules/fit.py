@@ -181,7 +181,7 @@ def _run(trainer: pl.Trainer, module: TrainedModule, datamodule: pl.LightningDat
         raise SystemExit(128 + signal.SIGTERM) from error
     except SystemExit as error:
         # Lightning turns Ctrl-C into exit(1); callers expect the interrupt itself.
-        if trainer.interrupted:
+        if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
 

@@ -148,7 +148,15 @@ def test_new_blocks_are_the_identity():
     with seeded(0):
         deep = Backbone(CONFIG)
     x_t, t = noisy()
-    torch.testing.assert_close(deep(x_t, t), torch.nn.functional.layer_norm(deep.embedding(x_t), (16,)))
+    embedded = deep.embedding(x_t)
+    embedded[:, 0] += deep.start
+    torch.testing.assert_close(deep(x_t, t), torch.nn.functional.layer_norm(embedded, (16,)))
+
+
+def test_positions_of_an_all_masked_sequence_are_told_apart():
+    log_p = make(MaskedDenoiser)(torch.full((1, L), MASK), torch.ones(1))[0, :, :10]
+    distances = torch.cdist(log_p, log_p) + torch.eye(L)
+    assert distances.min() > 1e-3
 
 
 def test_causal_model_does_not_look_ahead_and_is_a_distribution_over_sequences():
