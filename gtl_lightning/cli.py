@@ -168,7 +168,9 @@ def report() -> None:
 @app.command()
 def sample(
     method: Annotated[str, typer.Option(help="which trained cell: source, finetune, gtl, ...")] = "gtl",
-    fraction: Annotated[float | None, typer.Option(help="its share of the target (default: the largest of the sweep)")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="its share of the target (default: the largest of the sweep)")
+    ] = None,
     model_seed: Annotated[int | None, typer.Option(help="its repetition (default: the first of the sweep)")] = None,
     count: Annotated[int, typer.Option(min=1, help="sequences")] = 8,
     length: Annotated[int | None, typer.Option(help="tokens (default: lengths as in the target data)")] = None,

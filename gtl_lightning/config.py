@@ -1,8 +1,8 @@
 """The one configuration object: params.yaml -> frozen pydantic models, unknown keys refused.
 
-The field defaults below are the profile `default`; `profiles/NAME.yaml` holds what another profile changes. `gtl configure`
-writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads params.yaml: DVC, the command
-line and the flows.
+The field defaults below are the profile `default`; `profiles/NAME.yaml` holds what another profile changes.
+`gtl configure` writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads
+params.yaml: DVC, the command line and the flows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
+Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
 RatioMethod = Literal["gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
 
 
@@ -43,8 +44,12 @@ class Data(Section):
     target_val: Share = Field(0.10, description="share of the target for selecting checkpoints and gamma")
     target_test: Share = Field(0.15, description="share of the target read once, by the final evaluation")
     target_judge: Share = Field(0.15, description="share of the target that only the judge and the reference model see")
-    target_share_in_source: Share = Field(0.0, description="target records mixed into the source training data (paper: r)")
-    near_duplicate: float = Field(0.8, gt=0, le=1, description="estimated Jaccard similarity from which texts are duplicates")
+    target_share_in_source: Share = Field(
+        0.0, description="target records mixed into the source training data (paper: r)"
+    )
+    near_duplicate: float = Field(
+        0.8, gt=0, le=1, description="estimated Jaccard similarity from which texts are duplicates"
+    )
     max_bad_share: Share = Field(0.01, description="share of damaged records above which the split stops")
     min_examples: Positive = Field(16, description="fewest target examples a fraction may leave")
     max_source: Positive | None = Field(None, description="cap on source records (null: all)")
@@ -103,7 +108,9 @@ class Training(Section):
 class Ratio(Section):
     """How the density-ratio networks learn (METHOD.md 2.1, 2.2)."""
 
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
+    )
     unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
@@ -123,14 +130,13 @@ class Lora(Section):
 class Train(Section):
     """One training run per component."""
 
-    source: Training = Training(
-        steps=3000, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=250, patience=4
-    )
+    val_examples: Positive = Field(512, description="held-out examples scored at each check, at most")
+    source: Training = Training(steps=3000, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=250, patience=4)
     vanilla: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
     finetune: Training = Training(steps=800, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=5)
     lora: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
     classifier: Training = Training(steps=400, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
-    ratio: Training = Training(steps=800, batch=32, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=5)
+    ratio: Training = Training(steps=800, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=5)
     planner: Training = Training(steps=300, batch=64, lr=1e-3, check_every=50, patience=3)
     reference: Training = Training(steps=600, batch=64, lr=2e-3, check_every=50, patience=3)
 
@@ -138,7 +144,9 @@ class Train(Section):
 class Sampling(Section):
     """The sampler (METHOD.md 2.4)."""
 
-    planner: Literal["learned", "random", "confidence", "margin", "entropy"] = Field("random", description="reveal order")
+    planner: Literal["learned", "random", "confidence", "margin", "entropy"] = Field(
+        "random", description="reveal order"
+    )
     planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
     positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
     temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
@@ -156,8 +164,12 @@ class Evaluation(Section):
     samples: Positive = Field(256, description="sequences generated per cell")
     draws: Positive = Field(8, description="mask patterns per held-out sequence in the NELBO")
     batch: Positive = Field(64, description="sequences per forward pass")
-    featurizer: str = Field("minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder")
-    neighbours: Positive = Field(1000, description="training texts searched for the nearest neighbour of a sample, at most")
+    featurizer: str = Field(
+        "minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder"
+    )
+    neighbours: Positive = Field(
+        1000, description="training texts searched for the nearest neighbour of a sample, at most"
+    )
     mauve_buckets: Positive = Field(16, description="k-means buckets of MAUVE")
     mauve_seeds: Positive = Field(5, description="k-means seeds averaged")
     seed: int = Field(0, description="noise of the held-out NELBO, equal for every method")
@@ -178,8 +190,12 @@ class Sweep(Section):
     fractions: tuple[Fraction, ...] = Field(
         (1.0, 0.3, 0.05, 0.01), min_length=1, description="shares of the target training data"
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions; three or more wherever results are claimed")
-    baselines: tuple[BaselineMethod, ...] = Field(("vanilla", "finetune", "lora"), description="denoisers trained per cell")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
+    )
+    baselines: tuple[BaselineMethod, ...] = Field(
+        ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
+    )
     ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-sequence-gkl"), description="ratio networks trained per cell")
 
     @model_validator(mode="after")
@@ -211,7 +227,7 @@ class Params(Section):
     profile: str = Field("default", description="name of the profile this file was configured from")
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
-    schedule: Literal["loglinear", "cosine", "linear", "geometric"] = Field("loglinear", description="noise schedule alpha_t")
+    schedule: Schedule = Field("loglinear", description="noise schedule alpha_t")
     networks: Networks = Networks()
     train: Train = Train()
     ratio: Ratio = Ratio()
@@ -265,7 +281,7 @@ def configure(profile: str = "default", overrides: tuple[str, ...] = (), profile
 def dump_params(params: Params) -> str:
     """Params as the text of params.yaml: every value, each with its description."""
     lines = [
-        "# Every number of the pipeline. Edit it, or write it anew with `gtl configure [--profile NAME] [--set KEY=VALUE]`.",
+        "# Every number of the pipeline. Edit it, or write it anew: gtl configure [--profile NAME] [--set KEY=VALUE]",
         *_section_lines(params, 0),
     ]
     return "\n".join(lines) + "\n"

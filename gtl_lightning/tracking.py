@@ -1,11 +1,12 @@
 """MLflow, and the only importer of it: a parent run per study, a child per trained component and per evaluated cell.
 
-A *study* is one profile on one data set. A child run is found again by its key, so a stage that was killed and runs again
-continues its run, and no cell appears twice.
+A *study* is one profile on one data set. A child run is found again by its key, so a stage that was killed and runs
+again continues its run, and no cell appears twice.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -111,6 +112,7 @@ class Study:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table it creates
         self._experiment = experiment
         self._tags = {**tags, "git_commit": _git_commit()}
         with FileLock(_lock_path(self.uri)):  # two stages that start at once create one database, one parent
@@ -119,7 +121,11 @@ class Study:
                 found = self._client.get_experiment_by_name(experiment)
                 self._experiment_id = found.experiment_id if found else self._create_experiment(experiment)
                 parent = self._find({"kind": "study", **tags})
-                self.run_id = parent.info.run_id if parent else self._create(f"study {tags.get('profile', '')}", {"kind": "study"})
+                self.run_id = (
+                    parent.info.run_id
+                    if parent
+                    else self._create(f"study {tags.get('profile', '')}", {"kind": "study"})
+                )
             except MlflowException as error:
                 raise UserError(f"tracking at {self.uri} failed: {str(error).splitlines()[0]}") from error
 
@@ -133,7 +139,9 @@ class Study:
         try:
             yield Run(self._client, run_id, self.uri, self._experiment)
         except BaseException as error:
-            self._client.set_tag(run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__)
+            self._client.set_tag(
+                run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+            )
             self._client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._client.set_terminated(run_id, "FINISHED")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -21,68 +20,6 @@ Rows = tuple[NDArray[np.int64], ...]
 
 _POOL_BATCHES = 32  # batches' worth of shuffled examples that are sorted by length together
 _ORDER_STREAM = 2  # the random stream of the batches' order; 0 and 1 draw the examples of the two domains
-_EMPTY_ARRAY_BYTES = 128
-
-
-class TokenDataset(Dataset[Tensor]):
-    """Ragged token sequences of one split, by rank; nothing is read before it is asked for.
-
-    Args:
-        folder: what `tokenize_splits` wrote.
-        split: its name.
-        pad_index: fills batches.
-
-    Raises:
-        UserError: missing or damaged arrays.
-    """
-
-    def __init__(self, folder: Path | str, split: str, pad_index: int) -> None:
-        tokens, offsets = (_load(Path(folder) / f"{split}.{part}.npy") for part in ("tokens", "offsets"))
-        if not len(offsets) or offsets[-1] != len(tokens):
-            raise UserError(f"{Path(folder) / split}.tokens.npy and its offsets disagree; run `gtl tokenize` again")
-        self._set(tokens, offsets, pad_index)
-
-    @classmethod
-    def from_arrays(cls, tokens: NDArray[Any], offsets: NDArray[np.int64], pad_index: int) -> TokenDataset:
-        """A data set of given arrays: flat tokens and offsets [n + 1]."""
-        dataset = cls.__new__(cls)
-        dataset._set(tokens, offsets, pad_index)
-        return dataset
-
-    def subset(self, n: int) -> TokenDataset:
-        """The first `n` examples by rank."""
-        if not 0 < n <= len(self):
-            raise UserError(f"a subset of {n} examples of {len(self)} was asked for; choose 1 to {len(self)}")
-        return self.from_arrays(self._tokens, self._offsets[: n + 1], self.pad_index)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example: [n]."""
-        return np.diff(self._offsets)
-
-    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """Examples padded to the longest of them: Long[b, l]."""
-        rows = np.asarray(indices, np.int64)
-        starts, sizes = self._offsets[rows], self.lengths_of(rows)
-        out = np.full((len(rows), int(sizes.max(initial=0))), self.pad_index, np.int64)
-        for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
-            out[row, :size] = self._tokens[start : start + size]
-        return torch.from_numpy(out)
-
-    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the given examples."""
-        return np.asarray(self._offsets[rows + 1] - self._offsets[rows])
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> Tensor:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.batch([index])[0]
-
-    def _set(self, tokens: NDArray[Any], offsets: NDArray[np.int64], pad_index: int) -> None:
-        self._tokens, self._offsets, self.pad_index = tokens, offsets, pad_index
 
 
 def epoch_indices(
@@ -261,15 +198,3 @@ def _check_not_empty(**data: TokenDataset) -> None:
     for name, examples in data.items():
         if not len(examples):
             raise UserError(f"no {name} examples; give that split a share of the data")
-
-
-def _load(path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run `gtl tokenize` first") from error
-    except (ValueError, EOFError, OSError) as error:
-        # an empty array is whole and yet cannot be mapped
-        if "empty file" in str(error) and path.stat().st_size >= _EMPTY_ARRAY_BYTES:
-            return np.asarray(np.load(path))
-        raise UserError(f"{path} is truncated or no array file ({error}); run `gtl tokenize` again") from error

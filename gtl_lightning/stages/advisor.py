@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.data.dataset import TokenDataset
 
 MASKED_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
 SOURCE_TEXTS = 512
@@ -22,7 +22,7 @@ SOURCE_TEXTS = 512
 
 
 def advise_cell(params: Params, corpus: Corpus, cell: Cell, target_val: TokenDataset) -> None:
-    """Diagnose the noised classifier's log-ratio by noise level; writes models/NAME/advisor.json and says the verdict."""
+    """Diagnose the noised classifier's log-ratio by noise level; writes models/NAME/advisor.json, says the verdict."""
     from gtl_lightning.evaluation.advisor import advise, diagnose
     from gtl_lightning.networks import load_network
 
@@ -55,7 +55,12 @@ def advise_cell(params: Params, corpus: Corpus, cell: Cell, target_val: TokenDat
     ]
     write_json(
         MODELS / cell.name / "advisor.json",
-        {"verdict": advice.verdict, "sentence": advice.sentence, "levels": [asdict(level) for level in levels], "rows": rows},
+        {
+            "verdict": advice.verdict,
+            "sentence": advice.sentence,
+            "levels": [asdict(level) for level in levels],
+            "rows": rows,
+        },
     )
     log.info("advisor (%s): %s", cell.name, advice.sentence)
 

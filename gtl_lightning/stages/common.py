@@ -14,10 +14,10 @@ from gtl_lightning.files import digest, read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from gtl_lightning.backbone import BackboneConfig
-    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.networks import MaskedDenoiser
     from gtl_lightning.tracking import Study
 
@@ -87,7 +87,7 @@ class Corpus:
 
     def dataset(self, split: str) -> TokenDataset:
         """The examples of a split, in the order of their rank."""
-        from gtl_lightning.data.loading import TokenDataset
+        from gtl_lightning.data.dataset import TokenDataset
 
         return TokenDataset(TOKENS, split, self.pad_index)
 

@@ -37,7 +37,7 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
     Raises:
         UserError: the hub or the data set cannot be reached, or a field is missing.
     """
-    from gtl_lightning.data.hub import download
+    from gtl_lightning.data.download import download
 
     download(dataset, DATA, split=split, limit=limit, fields=fields)
     _version()
@@ -47,7 +47,27 @@ def split(params: Params) -> None:
     """Disjoint, nested, stable splits by domain, and the quarantine."""
     from gtl_lightning.data.split import split_snapshot
 
-    split_snapshot(SNAPSHOT, SPLITS, **_split_arguments(params))
+    data = params.data
+    split_snapshot(
+        SNAPSHOT,
+        SPLITS,
+        source=data.source,
+        target=data.target,
+        seed=data.seed,
+        shares={
+            "source_val": data.source_val,
+            "judge_source": data.source_judge,
+            "target_val": data.target_val,
+            "target_test": data.target_test,
+            "judge_target": data.target_judge,
+        },
+        near_duplicate=data.near_duplicate,
+        max_bad_share=data.max_bad_share,
+        target_share_in_source=data.target_share_in_source,
+        min_examples=data.min_examples,
+        max_source=data.max_source,
+        max_target=data.max_target,
+    )
 
 
 def tokenize(params: Params) -> None:
@@ -65,7 +85,9 @@ def tokenize(params: Params) -> None:
 
 def _version() -> None:
     """Put data/ under DVC: data.dvc then says which snapshot this is."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"data/ is written, but `dvc add data` failed: {reason}")

@@ -19,7 +19,6 @@ from gtl_lightning.stages.common import (
     NETWORK,
     ROW,
     SAMPLES,
-    TOKENS,
     Cell,
     Corpus,
     log,
@@ -27,27 +26,29 @@ from gtl_lightning.stages.common import (
 )
 from gtl_lightning.stages.models import Sampler, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
+from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.gtl import Guidance
 
 JUDGE = MODELS / "judge"
+SHOWN_TEXTS = 32
+"""Real and generated texts kept for people to read, in the report and in MLflow."""
 
 
 def measure_real(params: Params) -> None:
     """Features and metric values of real target text: what every cell is compared with. Part of the judge's stage."""
     import torch
 
-    from gtl_lightning.data.tokens import decode_all, load_trained
     from gtl_lightning.evaluation.features import load_featurizer
     from gtl_lightning.evaluation.mauve import mauve_score
     from gtl_lightning.files import save_tensors
 
-    corpus, tokenizer, wanted = Corpus.open(params), load_trained(TOKENS), params.evaluation.samples
+    corpus, wanted = Corpus.open(params), params.evaluation.samples
     test, train = corpus.dataset("target_test"), corpus.dataset("target_train")
     if len(test) < 2 * wanted:
         raise UserError(
@@ -56,23 +57,23 @@ def measure_real(params: Params) -> None:
         )
     featurizer = load_featurizer(params.evaluation.featurizer)
     neighbours = train.subset(min(len(train), params.evaluation.neighbours))
-    real, other = test.subset(wanted), test.slice(wanted, 2 * wanted)
+    real, other = test.subset(wanted), test.tail(wanted).subset(wanted)
     features = {
-        name: featurizer(decode_all(tokenizer, split))
-        for name, split in (("real", real), ("other", other), ("train", neighbours))
+        name: featurizer(decode_all(split)) for name, split in (("real", real), ("other", other), ("train", neighbours))
     }
     mauve = mauve_score(
         features["other"], features["real"], buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
     )
     values = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
-    texts = decode_all(tokenizer, other)
-    values |= _text_metrics(params, corpus, texts, [row for row in other])
+    texts = decode_all(other)
+    values |= _text_metrics(params, corpus, texts, list(other))
     save_tensors(
         JUDGE / "features.safetensors",
         {name: torch.from_numpy(value) for name, value in features.items()},
         {"featurizer": params.evaluation.featurizer},
     )
     write_json(JUDGE / "real.json", values)
+    write_json(JUDGE / "real_texts.json", decode_all(real)[:SHOWN_TEXTS])
 
 
 def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> None:
@@ -113,7 +114,7 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
         _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)
         run.log_metrics(row)
         run.log_data("arxiv-target", read_json(DATA / "provenance.json")["sha256"][:12], str(DATA))
-        run.log_table([{"text": text} for text in texts[:32]], "samples.json")
+        run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
         run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"]})
     log.info("%s: test NELBO %.4f, MAUVE %.3f, gamma %s", cell.name, row["nelbo"], row["mauve"], row["gamma"])
 
@@ -130,7 +131,9 @@ def ablation(params: Params) -> None:
     points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
     points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
     rows = []
-    with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", {"method": cell.method}) as run:
+    with study(params).child(
+        "ablation", f"ablation {cell.name}", f"ablation-{cell.name}", {"method": cell.method}
+    ) as run:
         curve = _curve(params, sampler, val, tuple(settings.gammas))
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(sampler.guidance, gamma=gamma, n_ratio=count)
@@ -152,15 +155,13 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
     test = sampler.corpus.dataset("target_test")
     gamma, curve = None, []
     if sampler.guidance is None:
-        val_nelbo = nelbo(sampler.denoiser, [row for row in val], **_noise(params, sampler)).nats_per_token
+        val_nelbo = nelbo(sampler.denoiser, list(val), **_noise(params, sampler)).nats_per_token
     else:
         by_gamma = _curve(params, sampler, val, params.sampling.gammas)
         gamma = min(sorted(by_gamma), key=by_gamma.__getitem__)
         val_nelbo = by_gamma[gamma]
         curve = [{"gamma": strength, "nelbo": value} for strength, value in by_gamma.items()]
-    held_out = nelbo(
-        sampler.denoiser, [row for row in test], guidance=_at(sampler.guidance, gamma), **_noise(params, sampler)
-    )
+    held_out = nelbo(sampler.denoiser, list(test), guidance=_at(sampler.guidance, gamma), **_noise(params, sampler))
     return {
         "gamma": gamma,
         "gamma_curve": curve,
@@ -176,7 +177,7 @@ def _curve(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[fl
 
     assert sampler.guidance is not None
     found = nelbo_by_gamma(
-        sampler.denoiser, [row for row in val], guidance=sampler.guidance, gammas=gammas, **_noise(params, sampler)
+        sampler.denoiser, list(val), guidance=sampler.guidance, gammas=gammas, **_noise(params, sampler)
     )
     return {gamma: value.nats_per_token for gamma, value in found.items()}
 
@@ -202,15 +203,12 @@ def _at(guidance: Guidance | None, gamma: float | None) -> Guidance | None:
 def _samples(
     params: Params, sampler: Sampler, guidance: Guidance | None, train: TokenDataset, seed: int
 ) -> tuple[list[Tensor], list[str], float]:
-    from gtl_lightning.data.tokens import decode, load_trained
-
-    tokenizer = load_trained(TOKENS)
     lengths = draw_lengths(train.lengths, params.evaluation.samples, seed)
     start = time.perf_counter()
     with progress_bar("sampling") as progress:
         sampled = sampler.draw(params, lengths, guidance=guidance, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
-    return sampled, [decode(tokenizer, sequence) for sequence in sampled], seconds
+    return sampled, decode_all(sampled), seconds
 
 
 def _sample_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
@@ -246,17 +244,19 @@ def _text_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: lis
         "distinct_1": spread.distinct_1,
         "distinct_2": spread.distinct_2,
         "distinct_3": spread.distinct_3,
-        "exact_nll": _exact_nll(texts, params.data.target),
+        **_exact(texts, params.data.target),
     }
 
 
-def _exact_nll(texts: list[str], archives: tuple[str, ...]) -> float | None:
-    """Exact nats per word under the sample's own target density, over the texts it can produce; None on real data."""
-    if not read_json(DATA / "provenance.json").get("generated"):
-        return None
+def _exact(texts: list[str], target: tuple[str, ...]) -> dict[str, float | None]:
+    """Exact nats per word under the sample's own target law, and the share of texts that this law can produce."""
+    if not read_json(DATA / "provenance.json").get("generated") or len(target) != 1:
+        return {"exact_nll": None, "exact_known": None}
     from gtl_lightning.data.sample import exact_nll
 
-    return exact_nll(texts, archives)
+    exact = exact_nll(texts, target[0])
+    nll = float(exact.nats[exact.known].sum() / exact.words[exact.known].sum()) if exact.known.any() else None
+    return {"exact_nll": nll, "exact_known": float(exact.known.mean())}
 
 
 def _memorisation(
@@ -270,9 +270,9 @@ def _memorisation(
     from gtl_lightning.evaluation.memorisation import memorisation
 
     corpus = Corpus.open(params)
-    rows = [row for row in train]
+    rows = list(train)
     seen = _real_features("train")[: len(rows)]
-    held_out = [row for row in corpus.dataset("target_test").subset(params.evaluation.samples)]
+    held_out = list(corpus.dataset("target_test").subset(params.evaluation.samples))
     own = memorisation(
         sampled,
         rows,
@@ -302,6 +302,8 @@ def _verdict(cell: Cell) -> str | None:
 
 
 def _write_cell(folder: Path, row: dict[str, Any], texts: list[str], versions: dict[str, str], seed: int) -> None:
-    lines = [json.dumps({"text": text, "seed": seed, "index": index, "models": versions}) for index, text in enumerate(texts)]
+    lines = [
+        json.dumps({"text": text, "seed": seed, "index": index, "models": versions}) for index, text in enumerate(texts)
+    ]
     write_text(folder / SAMPLES, "\n".join(lines) + "\n")
     write_json(folder / ROW, row)

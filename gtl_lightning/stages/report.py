@@ -7,7 +7,19 @@ from typing import Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.files import read_json, write_json
-from gtl_lightning.stages.common import ABLATION, CELLS, DATA, MODELS, REPORTS, ROW, SPLITS, Cell, log, read_samples, study
+from gtl_lightning.stages.common import (
+    ABLATION,
+    CELLS,
+    DATA,
+    MODELS,
+    REPORTS,
+    ROW,
+    SPLITS,
+    Cell,
+    log,
+    read_samples,
+    study,
+)
 
 SHOWN = ("mauve", "nelbo", "domain_score")
 

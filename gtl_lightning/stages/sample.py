@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_text
-from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, TOKENS, Cell, Corpus
+from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, Cell
 from gtl_lightning.stages.models import Sampler, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from gtl_lightning.stages.text import decode_all, encode_prompt
 
 
 def sample_cell(
@@ -37,8 +34,6 @@ def sample_cell(
     Raises:
         UserError: no such cell, a length above the model's, an n_ratio above the vocabulary, an unwritable folder.
     """
-    from gtl_lightning.data.tokens import decode, load_trained
-
     source = method == "source"
     fraction = None if source else (fraction if fraction is not None else max(params.sweep.fractions))
     cell = Cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed)
@@ -52,14 +47,13 @@ def sample_cell(
         chosen = gamma if gamma is not None else _selected_gamma(cell)
         guidance = replace(guidance, gamma=chosen, n_ratio=n_ratio or guidance.n_ratio)
     train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
-    tokenizer = load_trained(TOKENS)
-    start = _prompt(prompt, tokenizer, sampler.corpus)
+    start = encode_prompt(prompt, sampler.corpus) if prompt is not None else None
     lengths = [length] * count if length else draw_lengths(train.lengths, count, seed)
     if start is not None and not length:
         lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
     with progress_bar("sampling") as progress:
         drawn = sampler.draw(params, lengths, guidance=guidance, seed=seed, prompt=start, progress=progress)
-    texts = [decode(tokenizer, sequence) for sequence in drawn]
+    texts = decode_all(drawn)
     rows = [
         {
             "text": text,
@@ -81,13 +75,3 @@ def _selected_gamma(cell: Cell) -> float:
     """The gamma that validation chose, where the cell has been evaluated; else 1, which eq. 6 makes exact."""
     path = CELLS / cell.name / ROW
     return float(read_json(path)["gamma"]) if path.exists() else 1.0
-
-
-def _prompt(text: str | None, tokenizer: object, corpus: Corpus) -> Tensor | None:
-    if text is None:
-        return None
-    import torch
-
-    from gtl_lightning.data.tokens import encode_prompt
-
-    return torch.tensor(encode_prompt(tokenizer, text, corpus.mask_index))

@@ -22,12 +22,14 @@ from gtl_lightning.stages.common import (
     study,
     trainable_parameters,
 )
+from gtl_lightning.stages.evaluate import measure_real
+from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
     from torch import nn
 
-    from gtl_lightning.data.loading import TokenDataset
+    from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.modules.fit import FitResult
 
@@ -78,15 +80,13 @@ def train_planner(params: Params) -> None:
 
 def train_judge(params: Params) -> None:
     """The domain judge and the reference model, on text kept apart for them alone."""
-    from gtl_lightning.data.tokens import decode_all, load_trained
     from gtl_lightning.evaluation.judge import fit_judge
     from gtl_lightning.modules.causal import CausalLMModule
     from gtl_lightning.networks import CausalLM, seeded
 
     corpus = Corpus.open(params)
-    tokenizer = load_trained(TOKENS)
     target = corpus.dataset("judge_target")
-    texts = {name: decode_all(tokenizer, corpus.dataset(name)) for name in ("judge_source", "judge_target")}
+    texts = {name: decode_all(corpus.dataset(name)) for name in ("judge_source", "judge_target")}
     judge = fit_judge(texts["judge_source"], texts["judge_target"], seed=params.data.seed)
     log.info("judge: held-out AUC %.3f", judge.auc)
     with seeded(params.data.seed):
@@ -99,7 +99,7 @@ def train_judge(params: Params) -> None:
         _texts(
             params,
             target.subset(len(target) - held_out),
-            target.slice(len(target) - held_out, len(target)),
+            target.tail(len(target) - held_out),
             params.train.reference,
             corpus,
             0,
@@ -109,6 +109,7 @@ def train_judge(params: Params) -> None:
         folder=MODELS / "judge",
     )
     judge.save(MODELS / "judge" / "judge.safetensors")
+    measure_real(params)
 
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
@@ -399,6 +400,7 @@ def _texts(
 ) -> LightningDataModule:
     from gtl_lightning.data.loading import TextDataModule
 
+    val = val.subset(min(len(val), params.train.val_examples))
     return TextDataModule(
         train, val, batch=training.batch, steps_per_epoch=training.check_every, seed=seed, pad_index=corpus.pad_index
     )
@@ -407,9 +409,10 @@ def _texts(
 def _domains(
     params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
 ) -> LightningDataModule:
-    """Source and target, equally often; held-out source is as much as held-out target, times a bounded factor."""
+    """Source and target, equally often in training; held-out target beside at least as much held-out source."""
     from gtl_lightning.data.loading import DomainDataModule
 
+    val = val.subset(min(len(val), params.train.val_examples))
     source_val = corpus.dataset("source_val")
     return DomainDataModule(
         corpus.dataset("source_train"),

@@ -1,0 +1,46 @@
+"""Between texts and tokens, with the tokenizer that the tokenise stage left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.stages.common import TOKENS, Corpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of tokens/."""
+    from gtl_lightning.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(TOKENS / "tokenizer")
+
+
+def decode_all(sequences: Iterable[Tensor]) -> list[str]:
+    """Token sequences -> texts."""
+    from gtl_lightning.data.tokenizer import decode
+
+    return [decode(tokenizer(), sequence.tolist()) for sequence in sequences]
+
+
+def encode_prompt(text: str, corpus: Corpus) -> Tensor:
+    """A prompt -> Long[l]; every `[MASK]` in it is one position to fill.
+
+    Raises:
+        UserError: nothing is left of it after tokenising.
+    """
+    import torch
+
+    ids: list[int] = []
+    for index, part in enumerate(text.split("[MASK]")):
+        ids += [corpus.mask_index] if index else []
+        ids += tokenizer().encode(part, add_special_tokens=False)
+    if not ids:
+        raise UserError(f"--prompt {text!r} holds no token; leave it out for free text")
+    return torch.tensor(ids)
