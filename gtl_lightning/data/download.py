@@ -63,7 +63,14 @@ def download(
             with open(_part(parts, part), "rb") as file:
                 shutil.copyfileobj(file, out, _COPY)
     provenance = write_provenance(
-        folder, kind="download", records=state["records"], dataset=dataset, split=split, fields=names, limit=limit
+        folder,
+        kind="download",
+        records=state["records"],
+        generated=state["generated"],
+        dataset=dataset,
+        split=split,
+        fields=names,
+        limit=limit,
     )
     shutil.rmtree(parts)
     return provenance
@@ -90,6 +97,7 @@ def _fetch(stream: Any, parts: Path, state: dict[str, Any], names: Mapping[str, 
                 file.writelines(_lines(rows, names))
             state["parts"] += 1
             state["records"] += len(rows)
+            state["generated"] |= any(row.get("generated") is True for row in rows)
         state["complete"] = len(rows) < request["part_records"] or state["records"] == request["limit"]
         state["position"] = stream.state_dict()
         write_json(parts / "state.json", state)
@@ -123,7 +131,7 @@ def _saved(parts: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         parts.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot write {parts}: {error.strerror or error}; choose a writable folder") from error
-    return {"request": dict(request), "parts": 0, "records": 0, "position": None, "complete": False}
+    return {"request": dict(request), "parts": 0, "records": 0, "position": None, "complete": False, "generated": False}
 
 
 def _check_columns(dataset: str, row: Mapping[str, Any], names: Mapping[str, str]) -> None:

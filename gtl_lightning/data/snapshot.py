@@ -157,7 +157,14 @@ def import_snapshot(path: Path | str, folder: Path | str, fields: Mapping[str, s
                 for _, line in read_lines(path):
                     out.write(line)
                     lines += bool(line.strip())
-    return write_provenance(folder, kind="import", records=lines, name=Path(path).name, fields=names)
+    return write_provenance(
+        folder,
+        kind="import",
+        records=lines,
+        generated=any(_is_generated(line) for _, line in islice(read_lines(target), _PEEK)),
+        name=Path(path).name,
+        fields=names,
+    )
 
 
 @contextmanager
@@ -212,6 +219,14 @@ def _parse(number: int, line: bytes, names: Mapping[str, str]) -> Record | Probl
         return Problem(number, EMPTY_ABSTRACT, identity)
     title = value.get(names["title"])
     return Record(number, identity, title if isinstance(title, str) else "", categories.strip(), abstract)
+
+
+def _is_generated(line: bytes) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("generated") is True
 
 
 def _encodable(text: str) -> bool:
