@@ -22,7 +22,7 @@ from gtl_lightning.data.snapshot import Problem, read_records
 
 DUPLICATE_ID = "duplicate-id"
 
-_BATCH_BYTES = 1 << 18  # one batch's arrays stay in the processor's cache
+_BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 
 @dataclass
