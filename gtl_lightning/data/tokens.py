@@ -139,15 +139,15 @@ def _encode_whole(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list
 
 def _encode_by_word(backend: Tokenizer) -> Callable[[Sequence[str]], Iterator[list[int]]]:
     """Encode every distinct word once; the same ids as encoding whole texts where no token crosses a blank."""
-    known: dict[str, list[int]] = {}
+    known: dict[str, tuple[int, ...]] = {}  # tuples of numbers cost the garbage collector nothing
 
     def encode(texts: Sequence[str]) -> Iterator[list[int]]:
         words = [text.split(" ") for text in texts]
         if len(known) > _KNOWN_WORDS:
             known.clear()
-        new = list(dict.fromkeys(word for row in words for word in row if word not in known))
+        new = list(set(chain.from_iterable(words)).difference(known))
         known.update(
-            (word, encoding.ids)
+            (word, tuple(encoding.ids))
             for word, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True)
         )
         for row in words:
