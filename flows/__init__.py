@@ -1,0 +1,1 @@
+"""Prefect: where and when the stages of dvc.yaml run."""

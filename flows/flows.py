@@ -1,0 +1,177 @@
+"""The flows. Each reads the one grid, takes typed parameters, and runs what is not up to date: DVC is the cache.
+
+With a server: `prefect deployment run scarcity-sweep/local --watch`. Without one: `python -m flows.flows`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.board import Board
+from flows.grid import Grid, read_grid
+from flows.outcome import GOOD, count_outcomes
+from flows.parameters import (
+    POOL_DEPLOYMENTS,
+    Fraction,
+    Fractions,
+    Methods,
+    Minutes,
+    Parallel,
+    Seeds,
+    Wanted,
+    Where,
+    settle,
+)
+from flows.runner import Limits, run_stages
+from flows.stage import run_stage
+from gtl_lightning.config import Params, RatioMethod
+from gtl_lightning.errors import UserError
+from gtl_lightning.tracking import resolve_uri
+
+# Threads that wait for stages, as many as `parallel` may allow; `parallel` says how many stages run.
+THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # Any: the decorator is typed for one class of futures only
+
+
+@flow(name="pipeline", task_runner=THREADS)
+def pipeline(
+    profile: str | None = None,
+    overrides: list[str] | None = None,
+    write_params: bool = False,
+    parallel: Parallel = 2,
+    time_limit_minutes: Minutes | None = None,
+    where: Where = "here",
+) -> State[Any]:
+    """Everything in dvc.yaml, like `dvc repro`, with independent stages in parallel.
+
+    Args:
+        profile: default, or a file in profiles/; none keeps params.yaml's.
+        overrides: key=value, as for `gtl configure --set`; on top of the profile's values.
+        write_params: allow this run to write params.yaml when profile or overrides differ from it.
+        parallel: most stages at once.
+        time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
+        where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+    """
+    wanted = Wanted(profile, tuple(overrides or ()), write_params=write_params)
+    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where])
+    return _run("pipeline", wanted, limits, lambda _, grid: list(grid.stages))
+
+
+@flow(name="scarcity-sweep", task_runner=THREADS)
+def scarcity_sweep(
+    fractions: Fractions | None = None,
+    seeds: Seeds | None = None,
+    methods: Methods | None = None,
+    profile: str | None = None,
+    overrides: list[str] | None = None,
+    write_params: bool = False,
+    parallel: Parallel = 2,
+    time_limit_minutes: Minutes | None = None,
+    where: Where = "here",
+) -> State[Any]:
+    """Every method on every share of the target data; the report when the whole grid was asked for.
+
+    Args:
+        fractions: shares of the target training data; none takes the grid's. Others change params.yaml.
+        seeds: repetitions; none takes the grid's. Others change params.yaml.
+        methods: none takes the grid's. Others change params.yaml.
+        profile: default, or a file in profiles/; none keeps params.yaml's.
+        overrides: key=value, as for `gtl configure --set`; on top of the profile's values.
+        write_params: allow this run to write params.yaml when what is asked for differs from it.
+        parallel: most stages at once.
+        time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
+        where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+    """
+    wanted = Wanted(
+        profile,
+        tuple(overrides or ()),
+        fractions=tuple(fractions) if fractions else None,
+        seeds=tuple(seeds) if seeds else None,
+        methods=tuple(methods) if methods else None,
+        write_params=write_params,
+    )
+
+    def targets(params: Params, grid: Grid) -> list[str]:
+        cells = grid.evaluations(methods=wanted.methods, fractions=wanted.fractions, seeds=wanted.seeds)
+        # The report covers the whole grid: after a part of it, it would show holes that nobody asked for.
+        return cells if wanted.narrows(params) else [*cells, *grid.gatherers()]
+
+    return _run("scarcity-sweep", wanted, Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where]), targets)
+
+
+@flow(name="ablation", task_runner=THREADS)
+def ablation(
+    method: RatioMethod | None = None,
+    fraction: Fraction | None = None,
+    gammas: list[float] | None = None,
+    n_ratios: list[int] | None = None,
+    write_params: bool = False,
+    parallel: Parallel = 2,
+    time_limit_minutes: Minutes | None = None,
+    where: Where = "here",
+) -> State[Any]:
+    """gamma and n_ratio, resampled from one trained ratio; trains that ratio first if it is missing.
+
+    Args:
+        method: the ratio that is resampled; none keeps params.yaml's.
+        fraction: the share of the target data that it was trained on; none keeps params.yaml's.
+        gammas: guidance strengths; none keeps params.yaml's.
+        n_ratios: numbers of tokens that the ratio scores; none keeps params.yaml's.
+        write_params: allow this run to write params.yaml when what is asked for differs from it.
+        parallel: most stages at once.
+        time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
+        where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+    """
+    asked = {"method": method, "fraction": fraction, "gammas": gammas, "n_ratios": n_ratios}
+    overrides = tuple(f"ablation.{key}={value}" for key, value in asked.items() if value is not None)
+    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where])
+    return _run("ablation", Wanted(overrides=overrides, write_params=write_params), limits, lambda *_: ["ablation"])
+
+
+@flow(name="stage")
+def stage(stage: str, time_limit_minutes: Minutes | None = None) -> State[Any]:
+    """One DVC stage: what a worker of the GPU pool runs for a sweep.
+
+    Args:
+        stage: address, as in `dvc stage list`.
+        time_limit_minutes: stop it after this time.
+    """
+    ended = run_stage(stage, stage, str(Path.cwd()), time_limit_minutes, return_state=True)
+    if ended.is_completed():
+        return Completed(message=ended.result())
+    failure = ended.result(raise_on_failure=False)
+    return Failed(message=str(getattr(failure, "reason", "") or ended.message))
+
+
+def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Grid], list[str]]) -> State[Any]:
+    log = get_run_logger()
+    root = Path.cwd()
+    try:
+        params = settle(wanted, root)
+        grid = read_grid(params, root)
+        stages = grid.with_upstream(targets(params, grid))
+    except UserError as error:
+        log.error("%s", error)
+        return Failed(message=str(error))
+    board = Board(key, stages, root, resolve_uri(params.tracking.uri))
+    outcomes = run_stages(grid, stages, root, limits, board.show)
+    board.finish(outcomes)
+    summary = count_outcomes(outcomes.values())
+    holes = [f"{address}: {outcome.reason}" for address, outcome in outcomes.items() if outcome.state not in GOOD]
+    for hole in holes:
+        log.error("%s", hole)
+    if holes:
+        return Failed(message=f"{summary}. {'; '.join(holes)}")
+    return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
+
+
+if __name__ == "__main__":
+    sys.exit(0 if scarcity_sweep(return_state=True).is_completed() else 1)

@@ -1,0 +1,173 @@
+"""The stages of dvc.yaml as DVC itself expands them: what they are for, what they need, which of them are stale."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gtl_lightning.config import Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.stages.common import CELLS, ROW, Cell
+
+DATA_SUFFIX = ".dvc"  # of the addresses of data that DVC stores and no stage makes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, a matrix stage's every point being one; or data that DVC stores.
+
+    Attributes:
+        address: as DVC names it, `baseline@finetune-0.05-0` or `data.dvc`.
+        cell: the point of the grid that it belongs to; None for what all of them share.
+        needs: addresses of the stages whose outputs it reads.
+        gathers: those of `needs` whose outputs it only collects, by depending on their folder; it can do without one.
+        outs: paths that it writes, relative to the repository.
+    """
+
+    address: str
+    cell: Cell | None = None
+    needs: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is stored data, fetched and never computed."""
+        return self.address.endswith(DATA_SUFFIX)
+
+    @property
+    def label(self) -> str:
+        """Name for people: stage, method, fraction, seed."""
+        name = self.address.partition("@")[0]
+        if self.cell is None:
+            return self.address
+        method = "" if name.endswith(self.cell.method) else self.cell.method
+        share = "" if self.cell.fraction is None else f"{100 * self.cell.fraction:g} %"
+        return " ".join(part for part in (name, method, share, f"seed {self.cell.seed}") if part)
+
+    @property
+    def row(self) -> str | None:
+        """The evaluated cell's row.json; None for stages that evaluate no cell."""
+        cells = [out for out in self.outs if PurePosixPath(out).parent == PurePosixPath(CELLS)]
+        return f"{cells[0]}/{ROW}" if cells else None
+
+
+class Grid:
+    """Stages in an order in which each follows what it needs.
+
+    Args:
+        stages: in any order.
+        stale: addresses of those whose outputs are missing or whose inputs have changed.
+    """
+
+    def __init__(self, stages: Iterable[Stage], stale: Collection[str] = ()) -> None:
+        known = {stage.address: stage for stage in stages}
+        order = TopologicalSorter({address: stage.needs for address, stage in known.items()}).static_order()
+        self.stages: dict[str, Stage] = {address: known[address] for address in order}
+        dirty: set[str] = set()
+        for address, stage in self.stages.items():
+            if address in stale or dirty.intersection(stage.needs):
+                dirty.add(address)
+        self.dirty: frozenset[str] = frozenset(dirty)
+
+    def with_upstream(self, targets: Collection[str]) -> list[Stage]:
+        """The targets and all they need, in order.
+
+        Raises:
+            UserError: a target that dvc.yaml does not have.
+        """
+        for target in targets:
+            if target not in self.stages:
+                raise UserError(f"dvc.yaml has no stage {target}; `dvc stage list` shows those it has")
+        wanted = set(targets)
+        for address in reversed(self.stages):
+            if address in wanted:
+                wanted.update(self.stages[address].needs)
+        return [stage for address, stage in self.stages.items() if address in wanted]
+
+    def evaluations(
+        self,
+        *,
+        methods: Collection[str] | None = None,
+        fractions: Collection[float] | None = None,
+        seeds: Collection[int] | None = None,
+    ) -> list[str]:
+        """Addresses of the stages that evaluate a cell; None takes all. The untouched source is always among them."""
+
+        def chosen(cell: Cell) -> bool:
+            of_source = cell.fraction is None
+            return (
+                (seeds is None or cell.seed in seeds)
+                and (of_source or methods is None or cell.method in methods)
+                and (of_source or fractions is None or cell.fraction in fractions)
+            )
+
+        evaluated = [stage for stage in self.stages.values() if stage.row is not None]
+        return [stage.address for stage in evaluated if stage.cell is not None and chosen(stage.cell)]
+
+    def gatherers(self) -> list[str]:
+        """Addresses of the stages that collect cells: the report."""
+        return [address for address, stage in self.stages.items() if stage.gathers]
+
+
+def read_grid(params: Params, root: Path) -> Grid:
+    """Ask DVC for the graph of the repository at `root` and for what is stale in it.
+
+    Raises:
+        UserError: no DVC repository there, or a dvc.yaml that DVC refuses.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            graph: Any = repo.index.graph
+            points = _points(params)
+            stages = [_stage(stage, list(graph.successors(stage)), points) for stage in graph]
+            stale = {address for address in repo.status() if not address.endswith(DATA_SUFFIX)}
+            # Data that is there is taken as it is, as `dvc repro` does; only missing data has to be fetched.
+            stale |= {
+                stage.address
+                for stage in stages
+                if stage.is_data and not all((root / out).exists() for out in stage.outs)
+            }
+    except DvcException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"DVC cannot read the pipeline in {root}: {reason}; `dvc status` shows more") from error
+    return Grid(stages, stale)
+
+
+def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:
+    def paths(items: Iterable[Any]) -> list[PurePosixPath]:
+        return [PurePosixPath(item.def_path) for item in items]
+
+    read = set(paths(stage.deps))
+    gathers = [near.addressing for near in needs if not any(_reads(read, out) for out in paths(near.outs))]
+    return Stage(
+        address=stage.addressing,
+        cell=points.get(stage.addressing.partition("@")[2]),
+        needs=tuple(near.addressing for near in needs),
+        gathers=tuple(gathers),
+        outs=tuple(str(path) for path in paths(stage.outs)),
+    )
+
+
+def _reads(read: set[PurePosixPath], out: PurePosixPath) -> bool:
+    """Whether a dependency is this output or lies in it, and is not merely a folder around it."""
+    return any(path == out or out in path.parents for path in read)
+
+
+def _points(params: Params) -> dict[str, Cell]:
+    """DVC's key of a matrix point -> the cell. A key joins the values, and so does Cell.name."""
+    sweep = params.sweep
+    grid = list(product(sweep.fractions, sweep.seeds))
+    cells = [Cell(method, *point) for method in (*sweep.baselines, *sweep.ratios) for point in grid]
+    return (
+        {cell.name: cell for cell in cells}
+        | {f"{fraction}-{seed}": Cell("classifier", fraction, seed) for fraction, seed in grid}
+        | {str(seed): Cell("source", None, seed) for seed in sweep.seeds}
+    )

@@ -1,0 +1,108 @@
+"""What a flow may be asked for, and how that becomes params.yaml: never silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from gtl_lightning.config import (
+    PARAMS,
+    PROFILES,
+    BaselineMethod,
+    Params,
+    RatioMethod,
+    configure,
+    load_params,
+    write_params,
+)
+from gtl_lightning.errors import UserError
+
+Method = Literal[BaselineMethod, RatioMethod]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Fractions = Annotated[list[Fraction], Field(min_length=1)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+Methods = Annotated[list[Method], Field(min_length=1)]
+Parallel = Annotated[int, Field(ge=1, le=64)]
+Minutes = Annotated[float, Field(gt=0)]
+Where = Literal["here", "gpu"]
+
+POOL_DEPLOYMENTS: dict[Where, str | None] = {"here": None, "gpu": "stage/gpu"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Configuration and part of the grid that a flow run is asked for; None leaves a thing as params.yaml has it.
+
+    Attributes:
+        profile: name of a profile.
+        overrides: `key=value`, as for `gtl configure --set`.
+        fractions, seeds, methods: the part of the grid; values outside of the grid change it.
+        write_params: whether params.yaml may be written.
+    """
+
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+    fractions: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    write_params: bool = False
+
+    def narrows(self, params: Params) -> bool:
+        """Whether it leaves out a part of the grid."""
+        sweep = params.sweep
+        grid: list[tuple[tuple[Any, ...] | None, tuple[Any, ...]]] = [
+            (self.fractions, sweep.fractions),
+            (self.seeds, sweep.seeds),
+            (self.methods, (*sweep.baselines, *sweep.ratios)),
+        ]
+        return any(wanted is not None and not set(wanted).issuperset(all_of) for wanted, all_of in grid)
+
+
+def settle(wanted: Wanted, root: Path) -> Params:
+    """The parameters that the flow runs with, which are always those of params.yaml when it returns.
+
+    DVC reads params.yaml, so a flow cannot run with other values than the file has. What would change it is refused
+    with the list of changes, unless `write_params` is set: then the file is written.
+
+    Raises:
+        UserError: values that config.py refuses, or changes without `write_params`.
+    """
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
+    current = load_params(root / PARAMS)
+    overrides = (*wanted.overrides, *_grid_overrides(wanted, current))
+    if wanted.profile is None and not overrides:
+        return current
+    asked = configure(wanted.profile or current.profile, overrides, root / PROFILES)
+    changes = list(_changes(current.model_dump(mode="json"), asked.model_dump(mode="json")))
+    if not changes:
+        return current
+    if not wanted.write_params:
+        raise UserError(f"this run would change params.yaml ({'; '.join(changes)}); set write_params to allow it")
+    write_params(asked, root / PARAMS)
+    return asked
+
+
+def _grid_overrides(wanted: Wanted, current: Params) -> Iterator[str]:
+    sweep = current.sweep
+    if wanted.fractions and not set(sweep.fractions).issuperset(wanted.fractions):
+        yield f"sweep.fractions={json.dumps(wanted.fractions)}"
+    if wanted.seeds and not set(sweep.seeds).issuperset(wanted.seeds):
+        yield f"sweep.seeds={json.dumps(wanted.seeds)}"
+    if wanted.methods and not {*sweep.baselines, *sweep.ratios}.issuperset(wanted.methods):
+        for key, kind in (("baselines", BaselineMethod), ("ratios", RatioMethod)):
+            yield f"sweep.{key}={json.dumps([method for method in wanted.methods if method in get_args(kind)])}"
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from _changes(before, value, f"{prefix}{key}.")
+        elif value != before:
+            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(value)}"

@@ -1,0 +1,168 @@
+"""The one task: it makes one DVC stage true and says whether that took a run, the cache, or failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows.dispatch import run_on_pool
+from flows.grid import DATA_SUFFIX
+from flows.group import run_group
+from flows.outcome import Result, StageError
+
+RETRIES = 2
+RETRY_DELAY_SECONDS = 5.0
+USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
+HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
+SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+ADDRESS_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+
+
+@dataclass
+class Transcript:
+    """What DVC's output says: whether the stage ran, and why it failed."""
+
+    stage: str
+    ran: bool = False
+    exit_code: int | None = None
+    _user_error: str = field(default="", repr=False)
+    _dvc_error: str = field(default="", repr=False)
+    _last: str = field(default="", repr=False)
+
+    def read(self, line: str) -> None:
+        """Take in one line of output."""
+        text = line.strip()
+        if text.startswith(f"Running stage '{self.stage}'"):
+            self.ran = True
+        elif text.startswith("ERROR: "):
+            exited = re.search(r"exited with (-?\d+)$", text)
+            self.exit_code = int(exited.group(1)) if exited else None
+            self._dvc_error = text.removeprefix("ERROR: ")
+        elif text.startswith("error: "):
+            self._user_error = text.removeprefix("error: ")
+        elif text and not text.startswith("> "):
+            self._last = text
+
+    def failure(self) -> StageError:
+        """Why it failed, and whether another attempt makes sense."""
+        if self.exit_code is None:
+            reason = self._dvc_error or self._last or "DVC ended without a word"
+            return StageError(reason, retriable="is being blocked by" in reason or "Unable to acquire lock" in reason)
+        if self.exit_code == USER_ERROR and self._user_error:
+            return StageError(self._user_error)
+        reason = f"{self._user_error or self._last or self._dvc_error} (exit code {self.exit_code})"
+        return StageError(reason, retriable=self.exit_code not in HOPELESS)
+
+
+def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    failure = state.data
+    return isinstance(failure, StageError) and failure.retriable
+
+
+@task(
+    name="stage",
+    task_run_name="{label}",
+    cache_policy=NO_CACHE,  # DVC is the cache; it also sees edits in helper modules
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=_worth_retrying,
+)
+def run_stage(stage: str, label: str, root: str, minutes: float | None = None, deployment: str | None = None) -> Result:
+    """Run one DVC stage, here or as a run of `deployment` on a worker pool.
+
+    Args:
+        stage: address, `baseline@finetune-0.05-0`, or `data.dvc` for stored data.
+        label: name of the task run: method, fraction, seed.
+        root: the repository.
+        minutes: time limit; None sets none. (Prefect's own limit cannot interrupt a task in a thread.)
+        deployment: name of a deployment of the flow `stage`; None runs the stage in this process's machine.
+
+    Raises:
+        StageError: retried by Prefect unless another attempt is pointless.
+    """
+    owner = str(flow_run.get_id())
+    if deployment is not None:
+        return run_on_pool(deployment, stage=stage, label=label, minutes=minutes, owner=owner)
+    return reproduce(stage, Path(root), owner=owner, minutes=minutes)
+
+
+def reproduce(stage: str, root: Path, *, owner: str, minutes: float | None = None) -> Result:
+    """`dvc repro` of one stage in a process group of its own, every line of output logged.
+
+    Args:
+        stage: address.
+        root: the repository.
+        owner: id of the flow run; `stop_groups(owner)` stops the stage.
+        minutes: time limit.
+
+    Raises:
+        StageError: the stage failed, was stopped, or exceeded its time.
+    """
+    log = get_run_logger()
+    secrets = secret_values(os.environ)
+    transcript = Transcript(stage)
+
+    def on_line(line: str) -> None:
+        line = redact(line, secrets)
+        transcript.read(line)
+        log.info("%s", line)
+
+    started = time.monotonic()
+    limit = None if minutes is None else 60 * minutes
+    ended = run_group(
+        dvc_command(stage), owner=owner, cwd=root, env=stage_environment(), on_line=on_line, time_limit=limit
+    )
+    if ended.cause == "time limit":
+        raise StageError(
+            f"stopped after {minutes:g} minutes; raise time_limit_minutes, it goes on from its last checkpoint"
+        )
+    if ended.cause == "stopped":
+        raise StageError("stopped with its flow; the next run goes on from its last checkpoint")
+    if ended.exit_code:
+        raise transcript.failure()
+    result: Result = "ran" if transcript.ran else "cached"
+    log.info("%s: %s in %.1f s", stage, result, time.monotonic() - started)
+    return result
+
+
+def dvc_command(stage: str) -> list[str]:
+    """The command that makes a stage, or stored data, exist."""
+    # Without the flag, which belongs in front of the subcommand, parallel stages lose the repository's lock.
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock"]
+    return [*dvc, "pull", stage] if stage.endswith(DATA_SUFFIX) else [*dvc, "repro", "--single-item", stage]
+
+
+def stage_environment() -> dict[str, str]:
+    """This process's environment, with the interpreter's commands (`gtl`, `dvc`) found first."""
+    commands = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
+
+
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables whose name says that they are secret, the longest first."""
+    values = {value for name, value in environment.items() if SECRET.search(name) and len(value) >= 6}
+    return sorted(values, key=len, reverse=True)
+
+
+def redact(line: str, secrets: list[str]) -> str:
+    """The line without secrets, and without the credentials in addresses."""
+    for secret in secrets:
+        line = line.replace(secret, "***")
+    return ADDRESS_SECRET.sub("***", line)
