@@ -1,0 +1,115 @@
+"""A tiny workspace on generated text: every stage runs for real, in seconds."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gtl_lightning import config, stages
+from gtl_lightning.config import Params
+from gtl_lightning.data.sample import write_sample
+
+QUICK = "{steps: 6, batch: 16, lr: 0.002, warmup: 2, check_every: 3, patience: 2}"
+TINY = (
+    "networks.denoiser={width: 16, depth: 1, heads: 2}",
+    "networks.ratio={width: 16, depth: 1, heads: 2}",
+    "networks.planner={width: 16, depth: 1, heads: 2}",
+    "networks.reference={width: 16, depth: 1, heads: 2}",
+    *(
+        f"train.{name}={QUICK}"
+        for name in ("vanilla", "finetune", "lora", "classifier", "ratio", "planner", "reference")
+    ),
+    "train.source={steps: 20, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}",
+    "train.val_examples=32",
+    "sweep.fractions=[1.0, 0.3]",
+    "sweep.ratios=[gtl, gtl-sequence-gkl]",
+    "ablation.fraction=0.3",
+    "ablation.gammas=[0.0, 1.0]",
+    "ablation.n_ratios=[4]",
+    "sampling.gammas=[0.5, 1.0]",
+    "sampling.n_ratio_sequence=4",
+    "evaluation.samples=24",
+    "evaluation.draws=1",
+    "evaluation.mauve_buckets=4",
+    "evaluation.mauve_seeds=2",
+    "data.target_test=0.2",
+)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Run with `folder` as the working directory."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def tiny(*overrides: str) -> Params:
+    """The tiny parameters, some of them changed."""
+    return config.configure(overrides=(*TINY, *overrides))
+
+
+def prepare(folder: Path) -> None:
+    """Sample data, parameters, splits and tokens."""
+    with inside(folder):
+        write_sample(Path("data"), seed=0, source_records=400, target_records=300)
+        config.write_params(tiny())
+        stages.split(tiny())
+        stages.tokenize(tiny())
+
+
+@pytest.fixture(scope="session")
+def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace up to its tokens. Read only."""
+    folder = tmp_path_factory.mktemp("tokenised")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which every stage of the main job has run. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    prepare(folder)
+    with inside(folder):
+        params = tiny()
+        stages.train_source(params)
+        stages.train_judge(params)
+        stages.train_planner(params)
+        for fraction in params.sweep.fractions:
+            stages.train_classifier(params, fraction, 0)
+            for method in (*params.sweep.baselines, *params.sweep.ratios):
+                stages.train_cell(params, method, fraction, 0)
+                stages.evaluate(params, method, fraction, 0)
+        stages.evaluate(params, "source", None, 0)
+        stages.ablation(params)
+        stages.report(params)
+    return folder
+
+
+Gtl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def gtl(tmp_path: Path) -> Gtl:
+    """The command line, run as a user runs it: in a folder, as a process of its own."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gtl_lightning.cli", *arguments],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run

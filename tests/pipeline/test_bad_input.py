@@ -1,0 +1,143 @@
+"""Each mistake: one clear line that names it, exit code 2, nothing lost."""
+
+import gzip
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from gtl_lightning.config import write_params
+from gtl_lightning.data.sample import write_sample
+from tests.pipeline.conftest import Gtl, inside, tiny
+
+
+def refused(done: object, *named: str) -> None:
+    """Exit code 2 and one line on standard error that holds every one of `named`."""
+    assert done.returncode == 2, done.stderr  # type: ignore[attr-defined]
+    lines = done.stderr.strip().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for name in named:
+        assert name in lines[0]
+
+
+@pytest.fixture
+def workspace(tokenised: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tokenised, tmp_path / "workspace"))
+
+
+def write(workspace: Path, *overrides: str) -> None:
+    write_params(tiny(*overrides), workspace / "params.yaml")
+
+
+def test_unknown_parameter(gtl: Gtl, workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("near_duplicate:", "near_duplicates:"))
+    refused(gtl("split", cwd=workspace), "params.yaml", "data.near_duplicates")
+
+
+def test_value_out_of_range(gtl: Gtl, workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("near_duplicate: 0.8", "near_duplicate: 8"))
+    refused(gtl("split", cwd=workspace), "data.near_duplicate = 8")
+
+
+def test_missing_snapshot(gtl: Gtl, workspace: Path) -> None:
+    (workspace / "data" / "snapshot.jsonl.gz").unlink()
+    refused(gtl("split", cwd=workspace), "snapshot.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(b"", "empty"), (b"id,title\n1,a\n", "JSON"), (gzip.compress(b""), "empty")]
+)
+def test_snapshot_that_is_empty_or_not_json(content: bytes, named: str, gtl: Gtl, workspace: Path) -> None:
+    (workspace / "snapshot").write_bytes(content)
+    refused(gtl("data", "import", "snapshot", cwd=workspace), named)
+
+
+def test_truncated_gzip(gtl: Gtl, workspace: Path) -> None:
+    path = workspace / "data" / "snapshot.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    refused(gtl("split", cwd=workspace), "snapshot.jsonl.gz", "truncated")
+    refused(gtl("data", "import", str(path), cwd=workspace), "truncated")
+
+
+def test_domain_without_a_record(gtl: Gtl, workspace: Path) -> None:
+    write(workspace, "data.target=[astro-ph]")
+    refused(gtl("split", cwd=workspace), "astro-ph", "physics")
+
+
+def test_fraction_below_the_minimum(gtl: Gtl, workspace: Path) -> None:
+    refused(gtl("train", "vanilla", "--fraction", "0.01", cwd=workspace), "0.01", "min_examples")
+
+
+def test_tokenizer_that_does_not_exist(gtl: Gtl, workspace: Path) -> None:
+    write(workspace, "tokenizer.name=no-such-tokenizer")
+    refused(gtl("tokenize", cwd=workspace), "no-such-tokenizer")
+
+
+def test_n_ratio_over_the_vocabulary(gtl: Gtl, workspace: Path) -> None:
+    write(workspace, "sampling.n_ratio=100000")
+    refused(gtl("train", "source", cwd=workspace), "sampling.n_ratio = 100000")
+
+
+def test_stage_without_what_it_needs(gtl: Gtl, workspace: Path) -> None:
+    refused(gtl("train", "finetune", "--fraction", "0.3", cwd=workspace), "models/source")
+    refused(gtl("evaluate", "gtl", "--fraction", "0.3", cwd=workspace), "models/source")
+
+
+def test_length_above_the_models(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    done = gtl("sample", "--fraction", "0.3", "--length", "33", "--out", str(tmp_path / "out"), cwd=trained)
+    refused(done, "length 33", "32")
+
+
+def test_gamma_for_a_method_without_a_ratio(gtl: Gtl, trained: Path) -> None:
+    refused(gtl("sample", "--method", "finetune", "--fraction", "0.3", "--gamma", "2", cwd=trained), "--gamma")
+
+
+def test_unwritable_output_folder(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = gtl("sample", "--fraction", "0.3", "--count", "1", "--out", str(tmp_path / "file"), cwd=trained)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr.strip().splitlines()[-1]
+
+
+def test_truncated_and_foreign_checkpoints(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    workspace = Path(shutil.copytree(trained, tmp_path / "workspace"))
+    path = workspace / "models" / "source" / "network.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "truncated")
+    shutil.copy(workspace / "models" / "planner" / "network.safetensors", path)
+    refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "PositionNetwork")
+
+
+def test_unreachable_tracking_server(gtl: Gtl, workspace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = gtl("train", "source", cwd=workspace, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    refused(done, f"127.0.0.1:{port}", "MLFLOW_TRACKING_URI")
+
+
+def test_nan_loss_names_the_step_and_keeps_the_last_good_checkpoint(gtl: Gtl, workspace: Path) -> None:
+    write(
+        workspace,
+        "train.source={steps: 40, batch: 16, lr: 1.0e+30, clip: 1.0e+30, warmup: 0, check_every: 1, patience: 40}",
+    )
+    done = gtl("train", "source", cwd=workspace)
+    assert done.returncode == 2
+    assert "step" in done.stderr.strip().splitlines()[-1]
+    assert not (workspace / "models").exists()
+
+
+def test_too_much_damage_stops_and_says_where_to_look(gtl: Gtl, tmp_path: Path) -> None:
+    with inside(tmp_path):
+        write_sample(Path("data"), seed=0, source_records=100, target_records=100)
+        write_params(tiny())
+        lines = gzip.open("data/snapshot.jsonl.gz").readlines()
+        lines[::10] = [b"{broken\n"] * len(lines[::10])
+        with gzip.open("data/snapshot.jsonl.gz", "wb") as file:
+            file.writelines(lines)
+    refused(gtl("split", cwd=tmp_path), "quarantine.jsonl", "max_bad_share")

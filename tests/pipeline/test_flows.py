@@ -1,0 +1,298 @@
+"""The flows on a tiny DVC project of shell commands: one Prefect server for all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+from prefect.logging import disable_run_logger
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.flows import ablation, pipeline, scarcity_sweep, stage
+from flows.group import stop_groups
+from flows.outcome import StageError
+from flows.stage import reproduce
+
+REPOSITORY = Path(__file__).parents[2]
+
+PARAMS = """
+sweep: {fractions: [1.0, 0.05], seeds: [0], baselines: [vanilla], ratios: [gtl]}
+ablation: {fraction: 0.05, method: gtl}
+"""
+
+# A cell fails while fail-NAME exists, as `gtl` does: one line on standard error, exit code 2.
+PIPELINE = """
+stages:
+  source:
+    cmd: echo source >> runs.log && mkdir -p models && echo weights > models/source
+    outs: [models/source]
+  baseline:
+    matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
+    cmd: sh train.sh ${item.method}-${item.fraction}-${item.seed}
+    deps: [models/source]
+    outs: ["models/${item.method}-${item.fraction}-${item.seed}"]
+  ratio:
+    matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
+    cmd: sh train.sh ${item.method}-${item.fraction}-${item.seed}
+    deps: [models/source]
+    outs: ["models/${item.method}-${item.fraction}-${item.seed}"]
+  evaluate-source:
+    matrix: {seed: "${sweep.seeds}"}
+    cmd: sh evaluate.sh source-${item.seed}
+    deps: [models/source]
+    outs: ["cells/source-${item.seed}"]
+  evaluate-baseline:
+    matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
+    cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
+    deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
+    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
+  evaluate-ratio:
+    matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
+    cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
+    deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
+    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
+  ablation:
+    cmd: mkdir -p ablation && echo "[]" > ablation/rows.json
+    deps: ["models/${ablation.method}-${ablation.fraction}-${sweep.seeds[0]}"]
+    params: [ablation]
+    outs: [ablation]
+  report:
+    cmd: mkdir -p reports && ls cells > reports/report.md
+    deps: [cells, ablation]
+    outs: [reports/report.md]
+"""
+
+TRAIN = """
+if [ -e fail-$1 ]; then echo "error: $1 has too few examples" >&2; exit 2; fi
+if [ -e crash-$1 ]; then rm crash-$1; exit 9; fi
+if [ -e slow-$1 ]; then echo $$ > pid; trap 'echo stopped > tidy; exit 130' INT; while :; do sleep 0.05; done; fi
+echo $1 >> runs.log
+mkdir -p models && echo $1 > models/$1
+"""
+EVALUATE = """
+mkdir -p cells/$1
+echo '{"nelbo": 3.25, "mauve": 0.5, "mlflow_run": "run-'$1'"}' > cells/$1/row.json
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        patch.setenv("DO_NOT_TRACK", "1")
+        with prefect_test_harness(server_startup_timeout=60):
+            yield
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "train.sh").write_text(TRAIN)
+    (tmp_path / "evaluate.sh").write_text(EVALUATE)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.fixture
+def silent() -> Iterator[None]:
+    with disable_run_logger():
+        yield
+
+
+def runs(project: Path) -> list[str]:
+    return sorted((project / "runs.log").read_text().split())
+
+
+def artifact(key: str) -> Any:
+    with get_client(sync_client=True) as client:
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+        from prefect.client.schemas.sorting import ArtifactSort
+
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), sort=ArtifactSort.CREATED_DESC
+        )
+    return found[0]
+
+
+# --- one stage, no server
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_stage_runs_once_and_is_then_cached(project: Path) -> None:
+    assert reproduce("source", project, owner="one") == "ran"
+    assert reproduce("source", project, owner="one") == "cached"
+    assert reproduce("ratio@gtl-1.0-0", project, owner="one") == "ran"
+    (project / "models/gtl-1.0-0").unlink()
+    assert reproduce("ratio@gtl-1.0-0", project, owner="one") == "cached"
+    assert (project / "models/gtl-1.0-0").read_text() == "gtl-1.0-0\n"
+    assert runs(project) == ["gtl-1.0-0", "source"]
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_failed_stage_gives_its_own_reason(project: Path) -> None:
+    reproduce("source", project, owner="two")
+    (project / "fail-gtl-0.05-0").touch()
+    with pytest.raises(StageError, match=r"^gtl-0\.05-0 has too few examples$") as failure:
+        reproduce("ratio@gtl-0.05-0", project, owner="two")
+    assert not failure.value.retriable
+
+
+@pytest.mark.usefixtures("silent")
+def test_stopping_reaches_the_command_below_dvc_and_leaves_no_lock(project: Path) -> None:
+    reproduce("source", project, owner="three")
+    (project / "slow-gtl-0.05-0").touch()
+
+    def stop_when_it_runs() -> None:
+        _wait_until((project / "pid").exists)
+        stop_groups("three")
+
+    thread = threading.Thread(target=stop_when_it_runs)
+    thread.start()
+    begun = time.monotonic()
+    with pytest.raises(StageError, match="stopped with its flow"):
+        reproduce("ratio@gtl-0.05-0", project, owner="three")
+    thread.join()
+    assert time.monotonic() - begun < 10
+    assert (project / "tidy").exists()
+    (project / "slow-gtl-0.05-0").unlink()
+    assert reproduce("ratio@gtl-0.05-0", project, owner="four") == "ran"
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_time_limit_is_said(project: Path) -> None:
+    reproduce("source", project, owner="five")
+    (project / "slow-gtl-0.05-0").touch()
+    with pytest.raises(StageError, match=r"after 0\.05 minutes; raise time_limit_minutes"):
+        reproduce("ratio@gtl-0.05-0", project, owner="five", minutes=0.05)
+
+
+# --- flows
+
+
+@pytest.mark.usefixtures("server")
+def test_a_sweep_fails_with_its_cell_then_completes_then_has_nothing_to_do(project: Path) -> None:
+    (project / "fail-vanilla-0.05-0").touch()
+    failed = scarcity_sweep(return_state=True, parallel=3)
+    assert failed.is_failed()
+    assert failed.message is not None
+    assert "baseline@vanilla-0.05-0: vanilla-0.05-0 has too few examples" in failed.message
+    assert "evaluate-baseline@vanilla-0.05-0: needs baseline@vanilla-0.05-0, which failed" in failed.message
+    assert failed.message.startswith("10 ran, 1 failed, 1 skipped")
+    assert "vanilla-0.05-0" not in (project / "reports/report.md").read_text().split()
+    report = artifact("scarcity-sweep-report").data
+    assert "## Holes" in report
+    assert "vanilla-0.05-0 has too few examples" in report
+    assert "3.2500" in report
+
+    (project / "fail-vanilla-0.05-0").unlink()
+    done = scarcity_sweep(return_state=True, parallel=3)
+    assert done.is_completed()
+    assert done.message == "3 ran, 9 cached"
+    assert runs(project) == sorted(["source", "vanilla-1.0-0", "vanilla-0.05-0", "gtl-1.0-0", "gtl-0.05-0"])
+    assert "vanilla-0.05-0" in (project / "reports/report.md").read_text().split()
+
+    table = {row["stage"]: row for row in json.loads(artifact("scarcity-sweep-progress").data)}
+    assert table["evaluate-baseline vanilla 5 % seed 0"]["state"] == "ran"
+    assert table["evaluate-baseline vanilla 5 % seed 0"]["MLflow run"] == "run-vanilla-0.05-0"
+    assert table["source"]["state"] == "cached"
+
+    begun = time.monotonic()
+    again = scarcity_sweep(return_state=True)
+    assert again.message == "12 cached: everything was up to date, nothing was run"
+    assert time.monotonic() - begun < 12
+    assert runs(project) == sorted(["source", "vanilla-1.0-0", "vanilla-0.05-0", "gtl-1.0-0", "gtl-0.05-0"])
+    assert ablation(return_state=True).message == "3 cached: everything was up to date, nothing was run"
+    assert pipeline(return_state=True).message == "12 cached: everything was up to date, nothing was run"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_part_of_the_grid_runs_only_that_part_and_no_report(project: Path) -> None:
+    params = (project / "params.yaml").read_text()
+    state = scarcity_sweep(methods=["gtl"], fractions=[0.05], return_state=True)
+    assert state.is_completed()
+    assert runs(project) == ["gtl-0.05-0", "source"]
+    assert not (project / "reports").exists()
+    assert (project / "params.yaml").read_text() == params
+
+
+@pytest.mark.usefixtures("server")
+def test_values_outside_of_params_yaml_are_refused_and_nothing_is_touched(project: Path) -> None:
+    params = (project / "params.yaml").read_text()
+    state = scarcity_sweep(fractions=[0.5], return_state=True)
+    assert state.is_failed()
+    assert state.message is not None
+    assert "sweep.fractions: [1.0, 0.05] -> [0.5]" in state.message
+    assert (project / "params.yaml").read_text() == params
+    assert not (project / "runs.log").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_crash_is_retried_and_an_error_of_the_user_is_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.stage
+
+    monkeypatch.setattr(flows.stage.run_stage, "retry_delay_seconds", 0)
+    reproduce_source = stage("source", return_state=True)
+    assert reproduce_source.message == "ran"
+    (project / "crash-gtl-0.05-0").touch()
+    assert stage("ratio@gtl-0.05-0", return_state=True).message == "ran"
+    (project / "fail-gtl-1.0-0").touch()
+    failed = stage("ratio@gtl-1.0-0", return_state=True)
+    assert failed.is_failed()
+    assert failed.message == "gtl-1.0-0 has too few examples"
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_flow_stops_its_stages(project: Path, number: signal.Signals) -> None:
+    (project / "slow-gtl-0.05-0").touch()
+    from prefect.settings import PREFECT_API_URL
+
+    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(REPOSITORY)}
+    command = "from flows.flows import scarcity_sweep; scarcity_sweep(methods=['gtl'], fractions=[0.05])"
+    flow = subprocess.Popen([sys.executable, "-c", command], cwd=project, env=environment, stderr=subprocess.PIPE)
+    _wait_until((project / "pid").exists, 40)
+    flow.send_signal(number)
+    begun = time.monotonic()
+    flow.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert flow.returncode != 0
+    assert (project / "tidy").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error"),
+    [
+        ({"fractions": [2.0]}, ParameterTypeError),
+        ({"fractions": []}, ParameterTypeError),
+        ({"methods": ["magic"]}, ParameterTypeError),
+        ({"parallel": 0}, ParameterTypeError),
+        ({"time_limit_minutes": -1}, ParameterTypeError),
+        ({"where": "moon"}, ParameterTypeError),
+        ({"nosuch": 1}, SignatureMismatchError),
+    ],
+)
+def test_wrong_parameters_are_refused(parameters: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        scarcity_sweep.validate_parameters(parameters)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

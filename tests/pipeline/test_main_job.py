@@ -1,0 +1,136 @@
+"""The main job on a small scale: every stage, in order, and what a second look at it must show."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from gtl_lightning import stages
+from gtl_lightning.files import read_json, sha256_file
+from tests.pipeline.conftest import inside, tiny
+
+METHODS = {"source", "vanilla", "finetune", "lora", "gtl", "gtl-sequence-gkl"}
+NEEDED = {
+    "method", "fraction", "seed", "examples", "gamma", "nelbo", "nelbo_se", "perplexity", "mauve", "mauve_low",
+    "mauve_high", "mauve_real", "domain_score", "domain_score_real", "reference_ppl", "reference_ppl_real",
+    "exact_nll", "exact_nll_real", "distinct_1", "distinct_2", "longest_copy", "nearest_train",
+    "trainable_parameters", "steps", "train_seconds", "sample_seconds", "verdict",
+}  # fmt: skip
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished workspace, to change."""
+    return Path(shutil.copytree(trained, tmp_path / "workspace"))
+
+
+def test_every_cell_of_the_grid_has_a_row_with_every_metric(trained: Path) -> None:
+    rows = read_json(trained / "reports" / "transfer.json")
+    assert {row["method"] for row in rows} == METHODS
+    assert len(rows) == 1 + 5 * 2
+    for row in rows:
+        assert set(row) >= NEEDED
+        assert row["nelbo"] > 0
+        assert 0 < row["mauve"] <= 1
+        assert (row["gamma"] is not None) == row["method"].startswith("gtl")
+
+
+def test_the_untouched_denoiser_is_what_a_ratio_of_zero_gives(trained: Path) -> None:
+    """gamma = 0 and the source model are one law: the ablation's first point has the source's validation NELBO scale."""
+    rows = read_json(trained / "reports" / "ablation.json")
+    first = next(row for row in rows if row["axis"] == "gamma" and row["gamma"] == 0.0)
+    other = next(row for row in rows if row["axis"] == "gamma" and row["gamma"] == 1.0)
+    assert first["nelbo_val"] != other["nelbo_val"]
+    source = next(row for row in read_json(trained / "reports" / "transfer.json") if row["method"] == "source")
+    assert source["gamma"] is None
+
+
+def test_the_report_names_its_data_as_generated_and_shows_texts(trained: Path) -> None:
+    page = (trained / "reports" / "report.html").read_text()
+    assert "generated" in page.lower()
+    assert "http://" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    assert (trained / "reports" / "report.md").stat().st_size > 1000
+    assert (trained / "reports" / "figures" / "headline.svg").exists()
+    text = json.loads((trained / "cells" / "gtl-0.3-0" / "samples.jsonl").read_text().splitlines()[0])
+    assert set(text["models"]) == {"models/source/network.safetensors", "models/gtl-0.3-0/network.safetensors"}
+
+
+def test_evaluating_again_gives_the_same_row_and_the_same_samples(workspace: Path) -> None:
+    folder = workspace / "cells" / "gtl-0.3-0"
+    before, texts = read_json(folder / "row.json"), (folder / "samples.jsonl").read_text()
+    shutil.rmtree(folder)
+    with inside(workspace):
+        stages.evaluate(tiny(), "gtl", 0.3, 0)
+    after = read_json(folder / "row.json")
+    assert (folder / "samples.jsonl").read_text() == texts
+    assert {key: value for key, value in after.items() if key != "sample_seconds"} == {
+        key: value for key, value in before.items() if key != "sample_seconds"
+    }
+
+
+def test_a_finished_training_is_not_run_again(workspace: Path) -> None:
+    path = workspace / "models" / "finetune-0.3-0" / "network.safetensors"
+    before = sha256_file(path)
+    shutil.rmtree(path.parent)  # DVC deletes a stage's outputs before it runs
+    with inside(workspace):
+        stages.train_cell(tiny(), "finetune", 0.3, 0)
+    assert sha256_file(path) == before
+
+
+def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> None:
+    client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
+    experiment = client.get_experiment_by_name("gtl-transfer")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [run for run in runs if run.data.tags["kind"] == "study"]
+    assert len(parents) == 1
+    cells = [run for run in runs if run.data.tags["kind"] == "cell"]
+    assert len(cells) == len({run.data.tags["key"] for run in cells}) == 11
+    for run in cells:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert {"method", "fraction", "seed", "profile", "data_hash", "git_commit"} <= set(run.data.tags)
+        assert run.data.metrics["nelbo"] > 0
+    chosen = client.search_runs(
+        [experiment.experiment_id], "tags.kind = 'cell' and tags.method = 'gtl' and tags.fraction = '0.3'"
+    )
+    assert len(chosen) == 1
+    trainings = [run for run in runs if run.data.tags["kind"] == "train"]
+    assert all(client.get_metric_history(run.info.run_id, "val_score") for run in trainings)
+
+
+def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
+    shutil.rmtree(workspace / "cells" / "lora-0.3-0")
+    with inside(workspace):
+        stages.report(tiny())
+    page = (workspace / "reports" / "report.md").read_text()
+    assert "cells/lora-0.3-0" in page
+
+
+def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
+    with inside(workspace):
+        settings = {"gamma": 1.0, "n_ratio": 8, "seed": 3, "out": Path("samples")}
+        texts = stages.sample_cell(
+            tiny(), "gtl", 0.3, 0, count=3, length=10, prompt="we study [MASK] [MASK] of", **settings
+        )
+        again = stages.sample_cell(
+            tiny(), "gtl", 0.3, 0, count=3, length=10, prompt="we study [MASK] [MASK] of", **settings
+        )
+    assert texts == again
+    assert all(text.startswith("we study") for text in texts)
+    rows = [json.loads(line) for line in (workspace / "samples" / "samples.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    assert all(row["seed"] == 3 and row["gamma"] == 1.0 and row["models"] for row in rows)
+
+
+def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> None:
+    with inside(workspace):
+        for planner in ("learned", "confidence", "margin", "entropy"):
+            texts = stages.sample_cell(
+                tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2"),
+                "finetune", 0.3, 0, count=2, length=None, gamma=None, n_ratio=None, prompt=None, seed=0,
+                out=Path("samples"),
+            )  # fmt: skip
+            assert len(texts) == 2
