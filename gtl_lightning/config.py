@@ -131,14 +131,14 @@ class Train(Section):
     """One training run per component."""
 
     val_examples: Positive = Field(512, description="held-out examples scored at each check, at most")
-    source: Training = Training(steps=3000, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=250, patience=4)
-    vanilla: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
-    finetune: Training = Training(steps=800, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=5)
-    lora: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=5)
+    source: Training = Training(steps=1600, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
+    vanilla: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    finetune: Training = Training(steps=400, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
+    lora: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     classifier: Training = Training(steps=400, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
-    ratio: Training = Training(steps=800, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=5)
+    ratio: Training = Training(steps=400, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
     planner: Training = Training(steps=300, batch=64, lr=1e-3, check_every=50, patience=3)
-    reference: Training = Training(steps=600, batch=64, lr=2e-3, check_every=50, patience=3)
+    reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
 
 
 class Sampling(Section):
@@ -196,7 +196,7 @@ class Sweep(Section):
     baselines: tuple[BaselineMethod, ...] = Field(
         ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
     )
-    ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-sequence-gkl"), description="ratio networks trained per cell")
+    ratios: tuple[RatioMethod, ...] = Field(("gtl",), description="ratio networks trained per cell")
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:
