@@ -75,10 +75,11 @@ def settle(wanted: Wanted, root: Path) -> Params:
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
     current = load_params(root / PARAMS)
-    overrides = (*wanted.overrides, *_grid_overrides(wanted, current))
-    if wanted.profile is None and not overrides:
-        return current
-    asked = configure(wanted.profile or current.profile, overrides, root / PROFILES)
+    asked = current
+    if wanted.profile is not None or wanted.overrides:
+        asked = configure(wanted.profile or current.profile, wanted.overrides, root / PROFILES)
+    if grid := tuple(_grid_overrides(wanted, asked)):
+        asked = configure(wanted.profile or current.profile, (*wanted.overrides, *grid), root / PROFILES)
     changes = list(_changes(current.model_dump(mode="json"), asked.model_dump(mode="json")))
     if not changes:
         return current
@@ -88,8 +89,8 @@ def settle(wanted: Wanted, root: Path) -> Params:
     return asked
 
 
-def _grid_overrides(wanted: Wanted, current: Params) -> Iterator[str]:
-    sweep = current.sweep
+def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
+    sweep = params.sweep
     if wanted.fractions and not set(sweep.fractions).issuperset(wanted.fractions):
         yield f"sweep.fractions={json.dumps(wanted.fractions)}"
     if wanted.seeds and not set(sweep.seeds).issuperset(wanted.seeds):

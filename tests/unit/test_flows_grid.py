@@ -1,0 +1,94 @@
+"""The flows' grid is DVC's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.grid import Grid, Stage, read_grid
+from gtl_lightning.config import load_params
+from gtl_lightning.errors import UserError
+from gtl_lightning.stages.common import Cell
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    return read_grid(load_params(ROOT / "params.yaml"), ROOT)
+
+
+def test_addresses_are_those_of_dvc(grid: Grid) -> None:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "stage", "list", "--name-only"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    assert {address for address in grid.stages if not address.endswith(".dvc")} == set(done.stdout.split())
+
+
+def test_every_stage_follows_what_it_needs(grid: Grid) -> None:
+    seen: set[str] = set()
+    for address, stage in grid.stages.items():
+        assert seen.issuperset(stage.needs)
+        seen.add(address)
+
+
+def test_every_point_of_the_grid_is_evaluated_once(grid: Grid) -> None:
+    sweep = load_params(ROOT / "params.yaml").sweep
+    cells = [stage.cell for address in grid.evaluations() for stage in [grid.stages[address]]]
+    expected = {Cell("source", None, seed) for seed in sweep.seeds} | {
+        Cell(method, fraction, seed)
+        for method in (*sweep.baselines, *sweep.ratios)
+        for fraction in sweep.fractions
+        for seed in sweep.seeds
+    }
+    assert len(cells) == len(expected)
+    assert set(cells) == expected
+    for address in grid.evaluations():
+        stage = grid.stages[address]
+        assert stage.cell is not None
+        assert stage.row == f"cells/{stage.cell.name}/row.json"
+
+
+def test_only_the_report_gathers_and_it_gathers_the_cells(grid: Grid) -> None:
+    assert grid.gatherers() == ["report"]
+    assert set(grid.stages["report"].gathers) == set(grid.evaluations())
+
+
+def test_a_cell_brings_its_upstream_and_nothing_else(grid: Grid) -> None:
+    addresses = {stage.address for stage in grid.with_upstream(["evaluate-ratio@gtl-0.05-0"])}
+    assert {"split", "tokenize", "source", "classifier@0.05-0", "ratio@gtl-0.05-0"} < addresses
+    assert not any("vanilla" in address or "1.0" in address or address == "report" for address in addresses)
+
+
+def test_labels_say_method_fraction_and_seed() -> None:
+    assert Stage("ratio@gtl-0.05-0", Cell("gtl", 0.05, 0)).label == "ratio gtl 5 % seed 0"
+    assert Stage("classifier@0.3-1", Cell("classifier", 0.3, 1)).label == "classifier 30 % seed 1"
+    assert Stage("evaluate-source@2", Cell("source", None, 2)).label == "evaluate-source seed 2"
+    assert Stage("judge").label == "judge"
+
+
+def test_staleness_reaches_everything_downstream_and_only_that() -> None:
+    stages = [Stage("d", needs=("b", "c")), Stage("c", needs=("a",)), Stage("b", needs=("a",)), Stage("a"), Stage("e")]
+    grid = Grid(stages, stale={"b"})
+    assert grid.dirty == {"b", "d"}
+
+
+def test_evaluations_can_be_narrowed_and_keep_the_source() -> None:
+    cells = [Cell("source", None, 0), Cell("gtl", 1.0, 0), Cell("gtl", 0.05, 0), Cell("lora", 0.05, 0)]
+    stages = [Stage(f"evaluate@{cell.name}", cell, outs=(f"cells/{cell.name}",)) for cell in cells]
+    narrowed = Grid(stages).evaluations(methods=["gtl"], fractions=[0.05])
+    assert set(narrowed) == {"evaluate@source-0", "evaluate@gtl-0.05-0"}
+    assert Grid(stages).evaluations(seeds=[7]) == []
+
+
+def test_an_unknown_target_is_named(grid: Grid) -> None:
+    with pytest.raises(UserError, match="no stage nonsense@1"):
+        grid.with_upstream(["nonsense@1"])
+
+
+def test_a_folder_without_dvc_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="DVC cannot read the pipeline"):
+        read_grid(load_params(ROOT / "params.yaml"), tmp_path)

@@ -1,0 +1,87 @@
+"""A flow never changes params.yaml unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.parameters import Wanted, settle
+from gtl_lightning.config import configure, load_params, write_params
+from gtl_lightning.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    write_params(configure(), tmp_path / "params.yaml")
+    return tmp_path
+
+
+def test_asking_for_nothing_takes_the_file_as_it_is(root: Path) -> None:
+    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
+    assert settle(Wanted(), root).train.source.steps == 7
+
+
+def test_overrides_that_change_nothing_are_accepted(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    settle(Wanted(overrides=("ablation.fraction=0.05",)), root)
+    assert (root / "params.yaml").read_text() == before
+
+
+def test_a_change_is_refused_and_named(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    with pytest.raises(UserError, match=r"ablation\.fraction: 0\.05 -> 0\.3.*write_params"):
+        settle(Wanted(overrides=("ablation.fraction=0.3",)), root)
+    assert (root / "params.yaml").read_text() == before
+
+
+def test_a_hand_edit_that_would_be_lost_is_named(root: Path) -> None:
+    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
+    with pytest.raises(UserError, match=r"train\.source\.steps: 7 -> 3000"):
+        settle(Wanted(profile="default"), root)
+
+
+def test_write_params_writes_what_was_asked(root: Path) -> None:
+    methods = ("gtl-sequence-bce", "lora")
+    wanted = Wanted(overrides=("schedule=cosine",), fractions=(0.5, 1.0), methods=methods, write_params=True)
+    params = settle(wanted, root)
+    assert params == load_params(root / "params.yaml")
+    assert params.schedule == "cosine"
+    assert params.sweep.fractions == (0.5, 1.0)
+    assert (params.sweep.baselines, params.sweep.ratios) == (("lora",), ("gtl-sequence-bce",))
+
+
+def test_a_part_of_the_grid_changes_nothing_and_narrows(root: Path) -> None:
+    before = (root / "params.yaml").read_text()
+    wanted = Wanted(fractions=(0.05,), seeds=(0,), methods=("gtl",))
+    params = settle(wanted, root)
+    assert (root / "params.yaml").read_text() == before
+    assert wanted.narrows(params)
+    assert not Wanted(fractions=params.sweep.fractions).narrows(params)
+
+
+def test_the_part_of_a_grid_is_a_part_of_the_profile_asked_for(root: Path) -> None:
+    (root / "profiles").mkdir()
+    (root / "profiles" / "three.yaml").write_text("sweep: {seeds: [0, 1, 2]}\n")
+    wanted = Wanted(profile="three", seeds=(1,), write_params=True)
+    assert settle(wanted, root).sweep.seeds == (0, 1, 2)
+    assert wanted.narrows(load_params(root / "params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(profile="nosuch"), "unknown profile 'nosuch'"),
+        (Wanted(overrides=("nosuch=1",)), "unknown parameter nosuch"),
+        (Wanted(overrides=("schedule",)), "key=value"),
+    ],
+)
+def test_bad_configuration_is_one_clear_line(root: Path, wanted: Wanted, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(wanted, root)
+
+
+def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no dvc\.yaml"):
+        settle(Wanted(), tmp_path)

@@ -1,0 +1,72 @@
+"""Reading DVC's output: ran, cached, failed, worth another attempt; and keeping secrets out of the log."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.outcome import Outcome, count_outcomes
+from flows.stage import Transcript, dvc_command, redact, secret_values
+
+
+def read(text: str, stage: str = "a") -> Transcript:
+    transcript = Transcript(stage)
+    for line in text.splitlines():
+        transcript.read(line)
+    return transcript
+
+
+@pytest.mark.parametrize(
+    ("text", "ran"),
+    [
+        ("Running stage 'a':\n> echo hi\nhi\nUpdating lock file 'dvc.lock'", True),
+        ("Stage 'a' didn't change, skipping\nData and pipelines are up to date.", False),
+        ("Stage 'a' is cached - skipping run, checking out outputs", False),
+    ],
+)
+def test_ran_or_cached(text: str, ran: bool) -> None:
+    assert read(text).ran is ran
+
+
+FAILED = """Running stage 'a':
+> gtl train
+{said}
+ERROR: failed to reproduce 'a': failed to run: gtl train, exited with {code}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "retriable"),
+    [
+        (FAILED.format(said="error: 1 % leaves 3 examples", code=2), "1 % leaves 3 examples", False),
+        (FAILED.format(said="RuntimeError: out of memory", code=1), "RuntimeError: out of memory (exit code 1)", True),
+        (FAILED.format(said="step 10", code=-9), "step 10 (exit code -9)", True),
+        (FAILED.format(said="sh: gtl: not found", code=127), "sh: gtl: not found (exit code 127)", False),
+        ("ERROR: Stage 'a' not found inside 'dvc.yaml' file", "Stage 'a' not found inside 'dvc.yaml' file", False),
+        ("ERROR: 'x' is busy, it is being blocked by:", "'x' is busy, it is being blocked by:", True),
+        ("", "DVC ended without a word", False),
+    ],
+)
+def test_the_reason_of_a_failure_and_whether_to_retry(text: str, reason: str, retriable: bool) -> None:
+    failure = read(text).failure()
+    assert failure.reason == reason
+    assert failure.retriable is retriable
+
+
+def test_a_stage_that_prints_like_dvc_does_not_hide_its_exit_code() -> None:
+    assert read(FAILED.format(said="ERROR: my own message", code=1)).failure().retriable
+
+
+def test_the_lock_flag_goes_before_the_subcommand() -> None:
+    assert dvc_command("m@1-0")[1:] == ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", "m@1-0"]
+    assert dvc_command("data.dvc")[1:] == ["-m", "dvc", "--wait-for-lock", "pull", "data.dvc"]
+
+
+def test_secrets_are_masked() -> None:
+    environment = {"AWS_SECRET_ACCESS_KEY": "abcdefgh", "A_TOKEN": "abcdefghij", "HOME": "/home/me", "PASSWORD": "ab"}
+    secrets = secret_values(environment)
+    line = redact("key abcdefghij and abcdefgh at postgresql://me:hunter2@db/x of /home/me, ab", secrets)
+    assert line == "key *** and *** at postgresql://***@db/x of /home/me, ab"
+
+
+def test_counts_name_every_state_that_occurs() -> None:
+    states = [Outcome("ran"), Outcome("cached"), Outcome("cached"), Outcome("failed")]
+    assert count_outcomes(states) == "1 ran, 2 cached, 1 failed"
