@@ -239,6 +239,14 @@ class Params(Section):
     machine: Machine = Machine()
     tracking: Tracking = Tracking()
 
+    @model_validator(mode="after")
+    def _ablation_is_a_cell(self) -> Params:
+        if self.ablation.fraction not in self.sweep.fractions:
+            raise ValueError(f"ablation.fraction = {self.ablation.fraction} is none of sweep.fractions; choose one of them")
+        if self.ablation.method not in self.sweep.ratios:
+            raise ValueError(f"ablation.method = {self.ablation.method} is none of sweep.ratios; choose one of them")
+        return self
+
 
 def load_params(path: Path | str = PARAMS) -> Params:
     """Read and validate params.yaml.
@@ -354,7 +362,9 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "params"
+    key = ".".join(str(part) for part in problem["loc"])
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {key}; remove it or correct its name"
     return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

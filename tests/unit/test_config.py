@@ -57,6 +57,8 @@ def test_dump_is_yaml_of_the_same_values() -> None:
         ("networks.denoiser.heads=5", "networks.denoiser"),
         ("train.source", "key=value"),
         ("profile.name=x", "profile"),
+        ("ablation.fraction=0.2", "ablation.fraction = 0.2"),
+        ("sweep.ratios=[gtl-sequence-bce]", "ablation.method = gtl"),
     ],
 )
 def test_a_wrong_parameter_is_named(override: str, named: str) -> None:
