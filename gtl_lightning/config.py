@@ -242,7 +242,9 @@ class Params(Section):
     @model_validator(mode="after")
     def _ablation_is_a_cell(self) -> Params:
         if self.ablation.fraction not in self.sweep.fractions:
-            raise ValueError(f"ablation.fraction = {self.ablation.fraction} is none of sweep.fractions; choose one of them")
+            raise ValueError(
+                f"ablation.fraction = {self.ablation.fraction} is none of sweep.fractions; choose one of them"
+            )
         if self.ablation.method not in self.sweep.ratios:
             raise ValueError(f"ablation.method = {self.ablation.method} is none of sweep.ratios; choose one of them")
         return self
