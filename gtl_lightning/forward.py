@@ -1,4 +1,4 @@
-"""The noising process and its reverse step, the same for source and target (METHOD.md section 1).
+"""The noising process and its reverse step, the same for source and target (docs/method.md section 1).
 
 Each token independently stays with probability alpha_t, else it becomes noise: the mask (absorbing) or a uniform token.
 """
@@ -74,7 +74,7 @@ def uniform_sample(
 
 
 def posterior(log_p: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule, mask_index: int) -> Tensor:
-    """Float[b,l,v] log p(x_s | x_t) for the absorbing reverse step t -> s < t (METHOD.md eq. 2).
+    """Float[b,l,v] log p(x_s | x_t) for the absorbing reverse step t -> s < t (docs/method.md eq. 2).
 
     Args:
         log_p: Float[b,l,v] the denoiser's log-probabilities of the clean token, -inf at the mask.
@@ -94,7 +94,7 @@ def posterior(log_p: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: NoiseS
 
 
 def nelbo_terms(log_prob_true: Tensor, masked: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Float[b] one-sample estimates, in nats per sequence, of the NELBO (METHOD.md eq. 1).
+    """Float[b] one-sample estimates, in nats per sequence, of the NELBO (docs/method.md eq. 1).
 
     Args:
         log_prob_true: Float[b,l] log p_theta(x_0^l | x_t); read at masked positions only.

@@ -1,7 +1,7 @@
 """Guided transfer learning (GTL, arXiv 2512.10877): ratio losses and the tilted proposal.
 
 r(x_U) = q(x_U) / p(x_U) is the ratio of target to source over the unmasked positions U; for absorbing noise it does not
-depend on time (METHOD.md section 2). Convention everywhere: log_ratio = log q/p, the target domain is positive.
+depend on time (docs/method.md section 2). Convention everywhere: log_ratio = log q/p, the target domain is positive.
 
 Every loss returns Float[b], one term an example; take the mean. Log-ratios are in nats.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from gtl_lightning.errors import UserError
 from gtl_lightning.protocols import RatioNetwork, TokenRatioNetwork, at_slots
 
-# From classifier logits to log-ratios (METHOD.md section 2.1)
+# From classifier logits to log-ratios (docs/method.md section 2.1)
 
 
 def unsmooth(logit: Tensor, smoothing: float, floor: float = 1e-4) -> Tensor:
@@ -50,7 +50,7 @@ def log_ratio_from_logit(logit_target: Tensor, share_target: float = 0.5) -> Ten
 
 
 def log_mse_loss(f: Tensor, log_r_star: Tensor) -> Tensor:
-    """(f - log r*(x_0))^2 on source data (METHOD.md eq. 7a, as published).
+    """(f - log r*(x_0))^2 on source data (docs/method.md eq. 7a, as published).
 
     Its minimiser E_p[log r* | x_t] lies below log r(x_t) by Jensen's inequality; kept for comparison.
     """
@@ -58,7 +58,7 @@ def log_mse_loss(f: Tensor, log_r_star: Tensor) -> Tensor:
 
 
 def gkl_loss(f: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor:
-    """exp(f) - r*(x_0) f on source data (METHOD.md eq. 7b); minimiser f = log E_p[r* | x_t] = log r(x_t).
+    """exp(f) - r*(x_0) f on source data (docs/method.md eq. 7b); minimiser f = log E_p[r* | x_t] = log r(x_t).
 
     Args:
         f: Float[b] the network's log-ratio of x_t.
@@ -69,7 +69,7 @@ def gkl_loss(f: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor
 
 
 def bce_loss(f: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5) -> Tensor:
-    """Binary cross-entropy on noised pairs (METHOD.md eq. 7c); also trains the domain classifier on clean x_0.
+    """Binary cross-entropy on noised pairs (docs/method.md eq. 7c); also trains the domain classifier on clean x_0.
 
     Args:
         f: Float[b] log-ratio; the classifier's logit is f + log(share_target / share_source).
@@ -83,17 +83,17 @@ def bce_loss(f: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target:
 
 
 def cycle_loss(f: Tensor, log_r_t: Tensor) -> Tensor:
-    """(f - log_r_t)^2 on TARGET data (METHOD.md eq. 8); log_r_t is the frozen time-dependent classifier's log-ratio."""
+    """(f - log_r_t)^2 on TARGET data (docs/method.md eq. 8); log_r_t is the frozen time-dependent classifier's."""
     return (f - log_r_t.detach()) ** 2
 
 
-# Losses of a token-level ratio network g[l, v] = log r(x_U + {l: v}), read at the true tokens (METHOD.md section 2.2)
+# Losses of a token-level ratio network g[l, v] = log r(x_U + {l: v}), read at the true tokens (docs/method.md 2.2)
 
 
 def token_bce_loss(
     g_true: Tensor, masked: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5
 ) -> Tensor:
-    """Sum over masked positions of the cross-entropy at the true token (METHOD.md eq. 9).
+    """Sum over masked positions of the cross-entropy at the true token (docs/method.md eq. 9).
 
     Args:
         g_true: Float[b,l] g[l, x_0^l]; read at masked positions only.
@@ -108,7 +108,7 @@ def token_bce_loss(
 
 
 def token_gkl_loss(g_true: Tensor, masked: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor:
-    """Sum over masked positions of exp(g) - r*(x_0) g at the true token, on source data (METHOD.md eq. 9, form 7b).
+    """Sum over masked positions of exp(g) - r*(x_0) g at the true token, on source (docs/method.md eq. 9, form 7b).
 
     Shapes as in `token_bce_loss`; log_r_star Float[b] and clip as in `gkl_loss`.
     """
@@ -129,7 +129,7 @@ def martingale_penalty(log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
     return (((log_r - mean) ** 2) * masked).sum(-1) / count
 
 
-# The tilted proposal p * r^gamma (METHOD.md eq. 5, 6)
+# The tilted proposal p * r^gamma (docs/method.md eq. 5, 6)
 
 
 def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
@@ -186,7 +186,7 @@ def guided_log_prob_true(
     candidates: Tensor | None = None,
     fill: Tensor | None = None,
 ) -> Tensor:
-    """Float[...]: log softmax_v(log p + gamma log r) at the true token, for the guided NELBO (METHOD.md eq. 1, 9').
+    """Float[...]: log softmax_v(log p + gamma log r) at the true token: the guided NELBO (docs/method.md eq. 1, 9').
 
     Feed it to `forward.nelbo_terms` on target data: minimised over a token ratio it is eq. 9'; with a trained ratio it
     is the guided model's likelihood. It is always normalised over all v tokens, so it is a proper, finite bound also
@@ -252,7 +252,7 @@ class TokenRatio:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a sampler is guided: p * r^gamma over the n_ratio most likely tokens (METHOD.md eq. 5, section 2.4).
+    """How a sampler is guided: p * r^gamma over the n_ratio most likely tokens (docs/method.md eq. 5, section 2.4).
 
     Attributes:
         ratio: the log-ratio; the wrapper says its kind.

@@ -51,7 +51,7 @@ class Frozen:
 
 @register
 class MaskedDenoiser(nn.Module):
-    """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; METHOD.md section 1)."""
+    """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class MaskedDenoiser(nn.Module):
 
 @register
 class TokenRatioNetwork(nn.Module):
-    """g(x_t)[l, v] ~ log r(x_t + {l: v}): all candidates in one pass, an encoder of its own (METHOD.md 2.2, eq. 9).
+    """g(x_t)[l, v] ~ log r(x_t + {l: v}): all candidates in one pass, its own encoder (docs/method.md 2.2, eq. 9).
 
     The output shares its weights with the token embedding through a learned projection, plus one bias a token, so that
     it stays small at V = 30k. Projection and bias start at zero: g = 0, no guidance.
@@ -134,7 +134,7 @@ class TokenRatioNetwork(nn.Module):
 
 @register
 class FeatureTokenRatio(nn.Module):
-    """A token-level log-ratio that reads the frozen denoiser: guidance then costs one projection (METHOD.md 2.2).
+    """A token-level log-ratio that reads the frozen denoiser: guidance then costs one projection (docs/method.md 2.2).
 
     g = W d(h) + bias with W the denoiser's frozen output embedding (the space of its logits), h its hidden states and
     d(h) = scale * h + up(gelu(down(h))), a map of rank `rank` plus a diagonal. An encoder of its own (`own`) may be
@@ -241,7 +241,7 @@ class SequenceRatioNetwork(nn.Module):
 
 @register
 class PositionNetwork(nn.Module):
-    """rho(z_t) in R^L, the planner: how sure the denoiser's best token is at a masked position (METHOD.md 2.3)."""
+    """rho(z_t) in R^L, the planner: how sure the denoiser's best token is at a masked position (docs/method.md 2.3)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ class RatioNetwork(Protocol):
 
 
 class TokenRatioNetwork(Protocol):
-    """log r of every sequence that is one reveal away (METHOD.md section 2.2)."""
+    """log r of every sequence that is one reveal away (docs/method.md section 2.2)."""
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
         """(Long[b,l], Float[b]) -> Float[b,l,v]: entry [l, v] is log r after masked position l is set to v."""

@@ -1,4 +1,4 @@
-"""One sampler for unguided, sequence-ratio and token-ratio guidance (GTL Algorithm 1; METHOD.md sections 2 and 2.4).
+"""One sampler for unguided, sequence-ratio and token-ratio guidance (GTL Algorithm 1; docs/method.md 2, 2.4).
 
 Planner mode reveals k positions a step, `positions_per_step`; with k = 1 and an exact denoiser and ratio it draws from
 q itself, in any order (eq. 6). Ancestral mode walks a time grid of `steps` (eq. 2 and 5), exact as the grid is refined.
@@ -212,7 +212,7 @@ def _planned(
 
 
 def _ancestral(walk: _Walk, x: Tensor, steps: int, progress: Progress | None) -> Tensor:
-    """Reverse steps on an even grid of times (METHOD.md eq. 2 unguided, eq. 5 guided).
+    """Reverse steps on an even grid of times (docs/method.md eq. 2 unguided, eq. 5 guided).
 
     With the stabiliser a step first draws which positions are revealed, which no network decides; so only rows with a
     reveal are evaluated. Without it every masked position is weighed against staying masked; a token is then drawn for

@@ -12,7 +12,7 @@ from gtl_lightning.errors import UserError
 
 
 class NoiseSchedule(ABC):
-    """A decreasing function alpha on [0, 1] with alpha_0 = 1 and alpha_1 = 0 (METHOD.md section 1).
+    """A decreasing function alpha on [0, 1] with alpha_0 = 1 and alpha_1 = 0 (docs/method.md section 1).
 
     All methods act element by element on tensors of any shape.
     """
@@ -30,7 +30,7 @@ class NoiseSchedule(ABC):
         """The time t at which `alpha(t)` has the given value."""
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight -alpha'_t / (1 - alpha_t) of the cross-entropy in the NELBO (METHOD.md eq. 1); infinite at t = 0."""
+        """Weight -alpha'_t / (1 - alpha_t) of the loss in the NELBO (docs/method.md eq. 1); infinite at t = 0."""
         return -self.dalpha(t) / (1 - self.alpha(t))
 
 

@@ -118,7 +118,7 @@ class ExactDistribution(abc.ABC):
         """`log_marginal` of every sequence that differs from x_t in one position at most, in one pass.
 
         Entry [l, v] sets position l to v; the mask's entry leaves position l unobserved. Minus `log_marginal(x_t)` it
-        is the log concrete score of METHOD.md section 2.5 (absorbing: up to the noising factor).
+        is the log concrete score of docs/method.md section 2.5 (absorbing: up to the noising factor).
 
         Args:
             x_t: Long[b,l].

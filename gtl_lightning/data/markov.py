@@ -1,4 +1,4 @@
-"""Homogeneous Markov chains with every conditional exact, by the forward-backward recursion (METHOD.md sections 1, 2).
+"""Homogeneous Markov chains with every conditional exact, by the forward-backward recursion (docs/method.md 1, 2).
 
 The chain is a hidden Markov model whose emission is the noise, so one forward and one backward sweep give the posterior
 p(x_0^l | x_t), the marginal p(x_U) and the log-ratio of every one-token change. Cost O(b L V^2); only L is looped over.
@@ -152,7 +152,7 @@ def stationary(transition: Tensor) -> Tensor:
 def paper_chain(diagonal: float, states: int = 5) -> MarkovChain:
     """The chain of the paper's section 4.1: P(stay) = diagonal, the other states equally likely, uniform start.
 
-    Source: diagonal 0.10; target: 0.80 (METHOD.md section 2.7).
+    Source: diagonal 0.10; target: 0.80 (docs/method.md section 2.7).
 
     Raises:
         UserError: diagonal outside [0, 1], or fewer than 2 states.

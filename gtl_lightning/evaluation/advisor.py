@@ -1,4 +1,4 @@
-"""Before sampling: do source and target overlap enough for guidance to work? (METHOD.md section 2.1)
+"""Before sampling: do source and target overlap enough for guidance to work? (docs/method.md section 2.1)
 
 GTL reweights source text. Where hardly any source text carries weight, the ratio is learned from almost nothing and
 guidance fails; this is read from held-out log-ratios at several noise levels.

@@ -1,7 +1,7 @@
 """Are a classifier's probabilities right? Calibration on held-out data (Guo et al., 2017), its error, and the AUC.
 
 Logits are those of P(target | .). With `balanced`, both domains weigh the same whatever their numbers, so that a
-calibrated logit is log q/p itself (METHOD.md section 2.1) and gamma = 1 means what eq. 5 says.
+calibrated logit is log q/p itself (docs/method.md section 2.1) and gamma = 1 means what eq. 5 says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One likelihood scale for every model: the NELBO (METHOD.md eq. 1), also of the guided model (eq. 9').
+"""One likelihood scale for every model: the NELBO (docs/method.md eq. 1), also of the guided model (eq. 9').
 
 Levels, masks and times come from the seed alone: methods evaluated with one seed see the same noise, and their
 difference (`compare`) is far surer than either value. The estimator is in `masked_likelihood`.

@@ -1,7 +1,7 @@
 """The estimator behind `likelihood`: noise from the seed alone, one pass of the networks, all guidance strengths.
 
-For absorbing noise the NELBO (METHOD.md eq. 1) does not depend on the schedule. With masking probability u uniform on
-(0, 1) and weight 1/u, a mask of k positions has total weight 1/k, so that eq. 1 is
+For absorbing noise the NELBO (docs/method.md eq. 1) does not depend on the schedule. With masking probability u uniform
+on (0, 1) and weight 1/u, a mask of k positions has total weight 1/k, so that eq. 1 is
 
     L = E_{k uniform in 1..l}  E_{M uniform, |M| = k}  (l / k) sum_{i in M} -log p(x_0^i | x_t).
 

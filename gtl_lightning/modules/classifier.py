@@ -1,4 +1,4 @@
-"""Training of the domain classifiers: on clean text, and on noised text with its noise level (METHOD.md 2.1)."""
+"""Training of the domain classifiers: on clean text, and on noised text with its noise level (docs/method.md 2.1)."""
 
 from __future__ import annotations
 

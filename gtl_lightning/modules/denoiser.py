@@ -35,7 +35,7 @@ def spread(values: Tensor, masked: Tensor) -> Tensor:
 
 
 class DenoiserModule(TrainedModule):
-    """Minimises the NELBO of a `MaskedDenoiser` (MDLM; METHOD.md eq. 1); score: NELBO in nats per token.
+    """Minimises the NELBO of a `MaskedDenoiser` (MDLM; docs/method.md eq. 1); score: NELBO in nats per token.
 
     Only the masked positions are projected to the vocabulary.
     """

@@ -1,4 +1,4 @@
-"""Training of the planner: where is the denoiser's best token right? (METHOD.md 2.3)"""
+"""Training of the planner: where is the denoiser's best token right? (docs/method.md 2.3)"""
 
 from __future__ import annotations
 

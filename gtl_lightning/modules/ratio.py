@@ -1,4 +1,4 @@
-"""Training of the ratio networks: sequence-level f = log r_t (METHOD.md 2.1), token-level, one-pass g (2.2)."""
+"""Training of the ratio networks: sequence-level f = log r_t (docs/method.md 2.1), token-level, one-pass g (2.2)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ QUALITY = {
     "Diversity and memorisation": ("distinct_1", "distinct_2", "distinct_3", "longest_copy", "nearest_train"),
 }
 
-# METHOD.md 2.7: MAUVE read off the figure that the authors publish, +-0.003, with the parameters they train.
+# docs/method.md 2.7: MAUVE read off the figure that the authors publish, +-0.003, with the parameters they train.
 PUBLISHED_FRACTIONS = (1.0, 0.3, 0.05, 0.01)
 PUBLISHED = (
     ("vanilla", (0.579, 0.545, 0.505, 0.466), "59.8 M"),

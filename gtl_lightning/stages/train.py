@@ -38,7 +38,7 @@ TOKENS_META = TOKENS / "meta.json"
 
 
 def train_source(params: Params) -> None:
-    """The denoiser of the source domain, frozen by everything that follows (METHOD.md eq. 1)."""
+    """The denoiser of the source domain, frozen by everything that follows (docs/method.md eq. 1)."""
     from gtl_lightning.modules.denoiser import DenoiserModule
     from gtl_lightning.networks import MaskedDenoiser, seeded
 
@@ -58,7 +58,7 @@ def train_source(params: Params) -> None:
 
 
 def train_planner(params: Params) -> None:
-    """The learned reveal order, on source text (METHOD.md 2.3)."""
+    """The learned reveal order, on source text (docs/method.md 2.3)."""
     from gtl_lightning.modules.planner import PlannerModule
     from gtl_lightning.networks import PositionNetwork, seeded
 
@@ -113,7 +113,7 @@ def train_judge(params: Params) -> None:
 
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
-    """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (METHOD.md 2.1)."""
+    """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (docs/method.md 2.1)."""
     from gtl_lightning.modules.classifier import ClassifierModule
     from gtl_lightning.networks import SequenceRatioNetwork, seeded
 
@@ -204,7 +204,7 @@ def _fit_denoiser(
 
 
 def _token_ratio(params: Params, cell: Cell) -> None:
-    """The token-level ratio: eqs. 9 and 9', one or more members (METHOD.md 2.2)."""
+    """The token-level ratio: eqs. 9 and 9', one or more members (docs/method.md 2.2)."""
     from gtl_lightning.modules.ratio import TokenRatioModule
     from gtl_lightning.networks import RatioEnsemble, TokenRatioNetwork, seeded
 
