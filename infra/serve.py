@@ -30,6 +30,8 @@ HOST = "127.0.0.1"
 START_SECONDS = 90.0
 FLOW_GRACE_SECONDS = 7.0  # a flow interrupts its stages, which save a checkpoint
 SERVICE_GRACE_SECONDS = 1.0
+RESTARTS = 5  # of one service, before serve gives up
+WORKER = "worker-"  # how the names of workers begin
 LOGS = Path(".prefect/logs")
 
 log = logging.getLogger("serve")
@@ -45,11 +47,17 @@ class Service:
 
     Attributes:
         name: for people, and of its log file.
+        command: what it runs.
+        environment: the whole of it.
         process: head of its own process group.
+        restarts: how often it was started again.
     """
 
     name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
     process: subprocess.Popen[bytes]
+    restarts: int = 0
 
 
 class Lab:
@@ -62,6 +70,7 @@ class Lab:
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self._services: list[Service] = []
+        self._flows: set[psutil.Process] = set()  # they outlive a worker that is killed
 
     def run(self, *command: str) -> None:
         """Run a command to its end.
@@ -76,19 +85,8 @@ class Lab:
 
     def start(self, name: str, *command: str, **extra: str) -> None:
         """Start a service; its output goes to .prefect/logs/NAME.log."""
-        folder = ROOT / LOGS
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}.log", "ab") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**self._environment, **extra},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._services.append(Service(name, process))
+        own = {**self._environment, **extra}
+        self._services.append(Service(name, command, own, _spawn(name, command, own)))
 
     def wait_for(self, name: str, url: str) -> None:
         """Wait until a service answers.
@@ -106,29 +104,58 @@ class Lab:
     def check(self) -> None:
         """Raise ServeError when a service has died."""
         for service in self._services:
-            code = service.process.poll()
-            if code is not None:
+            if (code := service.process.poll()) is not None:
                 raise ServeError(f"{service.name} ended with exit code {code}; see {LOGS / service.name}.log")
+
+    def keep_up(self) -> None:
+        """Start a service that has died again, a few times; remember the flow runs of the workers.
+
+        Raises:
+            ServeError: it dies again and again.
+        """
+        for service in self._services:
+            if service.name.startswith(WORKER) and service.process.poll() is None:
+                with suppress(psutil.NoSuchProcess):
+                    self._flows.update(psutil.Process(service.process.pid).children())
+        self._flows = {flow for flow in self._flows if flow.is_running()}
+        if any(service.restarts >= RESTARTS for service in self._services):
+            self.check()
+        for service in self._services:
+            if (code := service.process.poll()) is not None:
+                log.info("%s ended with exit code %s and is started again", service.name, code)
+                service.process = _spawn(service.name, service.command, service.environment)
+                service.restarts += 1
 
     def stop(self) -> None:
         """Stop everything, workers before the server that they report to."""
-        workers = [service for service in self._services if service.name.startswith("worker")]
-        _stop_flows(workers)
+        workers = [service for service in self._services if service.name.startswith(WORKER)]
+        _stop_flows(self._flows)
         _stop(workers)
         _stop([service for service in reversed(self._services) if service not in workers])
         self._services.clear()
 
 
-def _stop_flows(workers: list[Service]) -> None:
+def _spawn(name: str, command: tuple[str, ...], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    folder = ROOT / LOGS
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.log", "ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _stop_flows(flows: set[psutil.Process]) -> None:
     """Ask the flow runs themselves, which then stop their stages and report to the server; a worker would kill them."""
-    flows = []
-    for worker in workers:
-        with suppress(psutil.NoSuchProcess):
-            flows += psutil.Process(worker.process.pid).children()
     for flow in flows:
         with suppress(psutil.NoSuchProcess):
             flow.terminate()
-    psutil.wait_procs(flows, timeout=FLOW_GRACE_SECONDS)
+    psutil.wait_procs(list(flows), timeout=FLOW_GRACE_SECONDS)
 
 
 def _stop(services: list[Service]) -> None:
@@ -221,7 +248,7 @@ def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
             lab.start(f"worker-gpu-{gpu}", *worker, *name, CUDA_VISIBLE_DEVICES=gpu)
         ready()
         while True:
-            lab.check()
+            lab.keep_up()
             time.sleep(1)
     finally:
         lab.stop()
