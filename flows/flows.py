@@ -80,9 +80,9 @@ def scarcity_sweep(
     """Every method on every share of the target data; the report when the whole grid was asked for.
 
     Args:
-        fractions: shares of the target training data; none takes the grid's. Others change params.yaml.
-        seeds: repetitions; none takes the grid's. Others change params.yaml.
-        methods: none takes the grid's. Others change params.yaml.
+        fractions: shares of the target training data; none takes the grid's. Others are added to params.yaml.
+        seeds: repetitions; none takes the grid's. Others are added to params.yaml.
+        methods: none takes the grid's. Others are added to params.yaml.
         profile: default, or a file in profiles/; none keeps params.yaml's.
         overrides: key=value, as for `gtl configure --set`; on top of the profile's values.
         write_params: allow this run to write params.yaml when what is asked for differs from it.

@@ -41,7 +41,7 @@ class Wanted:
     Attributes:
         profile: name of a profile.
         overrides: `key=value`, as for `gtl configure --set`.
-        fractions, seeds, methods: the part of the grid; values outside of the grid change it.
+        fractions, seeds, methods: the part of the grid; values outside of the grid are added to it.
         write_params: whether params.yaml may be written.
     """
 
@@ -90,14 +90,21 @@ def settle(wanted: Wanted, root: Path) -> Params:
 
 
 def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
+    """What is asked for and not in the grid is added to it: no cell that exists is dropped."""
     sweep = params.sweep
-    if wanted.fractions and not set(sweep.fractions).issuperset(wanted.fractions):
-        yield f"sweep.fractions={json.dumps(wanted.fractions)}"
-    if wanted.seeds and not set(sweep.seeds).issuperset(wanted.seeds):
-        yield f"sweep.seeds={json.dumps(wanted.seeds)}"
-    if wanted.methods and not {*sweep.baselines, *sweep.ratios}.issuperset(wanted.methods):
-        for key, kind in (("baselines", BaselineMethod), ("ratios", RatioMethod)):
-            yield f"sweep.{key}={json.dumps([method for method in wanted.methods if method in get_args(kind)])}"
+    asked: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+        "fractions": (sweep.fractions, wanted.fractions or ()),
+        "seeds": (sweep.seeds, wanted.seeds or ()),
+        "baselines": (sweep.baselines, _only(wanted.methods, get_args(BaselineMethod))),
+        "ratios": (sweep.ratios, _only(wanted.methods, get_args(RatioMethod))),
+    }
+    for key, (grid, values) in asked.items():
+        if not set(grid).issuperset(values):
+            yield f"sweep.{key}={json.dumps(list(dict.fromkeys((*grid, *values))))}"
+
+
+def _only(methods: tuple[str, ...] | None, kind: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(method for method in methods or () if method in kind)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

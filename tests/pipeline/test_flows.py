@@ -219,7 +219,7 @@ def test_values_outside_of_params_yaml_are_refused_and_nothing_is_touched(projec
     state = scarcity_sweep(fractions=[0.5], return_state=True)
     assert state.is_failed()
     assert state.message is not None
-    assert "sweep.fractions: [1.0, 0.05] -> [0.5]" in state.message
+    assert "sweep.fractions: [1.0, 0.05] -> [1.0, 0.05, 0.5]" in state.message
     assert (project / "params.yaml").read_text() == params
     assert not (project / "runs.log").exists()
 

@@ -38,7 +38,7 @@ def test_a_change_is_refused_and_named(root: Path) -> None:
 
 def test_a_hand_edit_that_would_be_lost_is_named(root: Path) -> None:
     write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
-    with pytest.raises(UserError, match=r"train\.source\.steps: 7 -> 3000"):
+    with pytest.raises(UserError, match=rf"train\.source\.steps: 7 -> {configure().train.source.steps}"):
         settle(Wanted(profile="default"), root)
 
 
@@ -48,8 +48,11 @@ def test_write_params_writes_what_was_asked(root: Path) -> None:
     params = settle(wanted, root)
     assert params == load_params(root / "params.yaml")
     assert params.schedule == "cosine"
-    assert params.sweep.fractions == (0.5, 1.0)
-    assert (params.sweep.baselines, params.sweep.ratios) == (("lora",), ("gtl-sequence-bce",))
+    before = configure().sweep
+    assert params.sweep.fractions == (*before.fractions, 0.5)
+    assert params.sweep.baselines == before.baselines
+    assert params.sweep.ratios == (*before.ratios, "gtl-sequence-bce")
+    assert wanted.narrows(params)
 
 
 def test_a_part_of_the_grid_changes_nothing_and_narrows(root: Path) -> None:
