@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test lint ui env clean-env
+.PHONY: repro test lint ui serve env clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
@@ -29,6 +29,9 @@ lint: $(READY)  ## style, types, layers
 ui: $(READY)  ## MLflow on http://127.0.0.1:5000
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
 		--backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
+
+serve: $(READY)  ## Prefect server, tracker and a worker on loopback
+	@python infra/serve.py
 
 env: $(READY)
 

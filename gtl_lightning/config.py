@@ -106,7 +106,7 @@ class Training(Section):
 
 
 class Ratio(Section):
-    """How the density-ratio networks learn (METHOD.md 2.1, 2.2)."""
+    """How the density-ratio networks learn (docs/method.md 2.1, 2.2)."""
 
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
@@ -130,19 +130,19 @@ class Lora(Section):
 class Train(Section):
     """One training run per component."""
 
-    val_examples: Positive = Field(512, description="held-out examples scored at each check, at most")
+    val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
     source: Training = Training(steps=1600, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    vanilla: Training = Training(steps=800, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    vanilla: Training = Training(steps=600, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     finetune: Training = Training(steps=400, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     lora: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=400, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    classifier: Training = Training(steps=300, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
     ratio: Training = Training(steps=400, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-    planner: Training = Training(steps=300, batch=64, lr=1e-3, check_every=50, patience=3)
+    planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
     reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
 
 
 class Sampling(Section):
-    """The sampler (METHOD.md 2.4)."""
+    """The sampler (docs/method.md 2.4)."""
 
     planner: Literal["learned", "random", "confidence", "margin", "entropy"] = Field(
         "random", description="reveal order"

@@ -1,6 +1,7 @@
 """The guided sampler against chains too long to enumerate: 5^12 sequences, every conditional exact.
 
-METHOD.md eq. 6: with the exact denoiser and ratio, revealing one position at a time draws from q itself, in any order.
+docs/method.md eq. 6: with the exact denoiser and ratio, revealing one position at a time draws from q itself, in any
+order.
 """
 
 from __future__ import annotations

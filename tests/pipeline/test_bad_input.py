@@ -136,7 +136,8 @@ def test_too_much_damage_stops_and_says_where_to_look(gtl: Gtl, tmp_path: Path) 
     with inside(tmp_path):
         write_sample(Path("data"), seed=0, source_records=100, target_records=100)
         write_params(tiny())
-        lines = gzip.open("data/snapshot.jsonl.gz").readlines()
+        with gzip.open("data/snapshot.jsonl.gz") as file:
+            lines = file.readlines()
         lines[::10] = [b"{broken\n"] * len(lines[::10])
         with gzip.open("data/snapshot.jsonl.gz", "wb") as file:
             file.writelines(lines)
