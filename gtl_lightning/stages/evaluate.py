@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gtl_lightning.data.dataset import TokenDataset
+    from gtl_lightning.evaluation.likelihood import GammaChoice
     from gtl_lightning.gtl import Guidance
 
 JUDGE = MODELS / "judge"
@@ -134,12 +135,16 @@ def ablation(params: Params) -> None:
     with study(params).child(
         "ablation", f"ablation {cell.name}", f"ablation-{cell.name}", {"method": cell.method}
     ) as run:
-        curve = _curve(params, sampler, val, tuple(settings.gammas))
+        curve = _choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(sampler.guidance, gamma=gamma, n_ratio=count)
             sampled, texts, seconds = _samples(params, sampler, guidance, train, cell.seed)
             row = {"axis": axis, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
-            row |= {"gamma": gamma, "n_ratio": count, "nelbo_val": curve.get(gamma) if axis == "gamma" else None}
+            row |= {
+                "gamma": gamma,
+                "n_ratio": count,
+                "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
+            }
             row |= _sample_metrics(params, sampler.corpus, texts, sampled)
             row |= {"sample_seconds": round(seconds, 2)}
             rows.append(row)
@@ -152,16 +157,15 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
     """gamma by validation NELBO, then the test NELBO at that gamma: the one time the test data's likelihood is read."""
     from gtl_lightning.evaluation.likelihood import nelbo
 
-    test = sampler.corpus.dataset("target_test")
     gamma, curve = None, []
     if sampler.guidance is None:
         val_nelbo = nelbo(sampler.denoiser, list(val), **_noise(params, sampler)).nats_per_token
     else:
-        by_gamma = _curve(params, sampler, val, params.sampling.gammas)
-        gamma = min(sorted(by_gamma), key=by_gamma.__getitem__)
-        val_nelbo = by_gamma[gamma]
-        curve = [{"gamma": strength, "nelbo": value} for strength, value in by_gamma.items()]
-    held_out = nelbo(sampler.denoiser, list(test), guidance=_at(sampler.guidance, gamma), **_noise(params, sampler))
+        choice = _choice(params, sampler, val, params.sampling.gammas)
+        gamma, curve = choice.gamma, choice.rows()
+        val_nelbo = choice.curve[gamma].nats_per_token
+    test = list(sampler.corpus.dataset("target_test"))
+    held_out = nelbo(sampler.denoiser, test, guidance=_at(sampler.guidance, gamma), **_noise(params, sampler))
     return {
         "gamma": gamma,
         "gamma_curve": curve,
@@ -172,14 +176,13 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
     }
 
 
-def _curve(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[float, ...]) -> dict[float, float]:
-    from gtl_lightning.evaluation.likelihood import nelbo_by_gamma
+def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[float, ...]) -> GammaChoice:
+    from gtl_lightning.evaluation.likelihood import select_gamma
 
     assert sampler.guidance is not None
-    found = nelbo_by_gamma(
+    return select_gamma(
         sampler.denoiser, list(val), guidance=sampler.guidance, gammas=gammas, **_noise(params, sampler)
     )
-    return {gamma: value.nats_per_token for gamma, value in found.items()}
 
 
 def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
@@ -151,11 +150,6 @@ def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:
     import numpy as np
 
     return [int(length) for length in np.random.default_rng(seed).choice(np.asarray(lengths), size=count)]
-
-
-def version_of(path: Path) -> str:
-    """Short hash of a file."""
-    return sha256_file(path)[:12]
 
 
 def _planner(params: Params, device: torch.device) -> str | Callable[[Tensor], Tensor]:

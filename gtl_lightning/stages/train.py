@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params, Training
-from gtl_lightning.files import write_json
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.common import (
     MODELS,
     NETWORK,
-    RESULT,
-    TOKENS,
     Cell,
     Corpus,
     load_denoiser,
     log,
-    state_dir,
-    study,
     trainable_parameters,
 )
 from gtl_lightning.stages.evaluate import measure_real
+from gtl_lightning.stages.fitting import domains_of, fit_and_save, fit_network, noise, optimiser, save_trained, texts_of
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningDataModule
     from torch import nn
 
-    from gtl_lightning.data.dataset import TokenDataset
-    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
-    from gtl_lightning.modules.fit import FitResult
 
 SOURCE = MODELS / "source" / NETWORK
-TOKENS_META = TOKENS / "meta.json"
 
 
 def train_source(params: Params) -> None:
@@ -45,12 +35,12 @@ def train_source(params: Params) -> None:
     corpus = Corpus.open(params)
     with seeded(params.data.seed):
         network = MaskedDenoiser(corpus.backbone(params.networks.denoiser))
-    module = DenoiserModule(network, _optimiser(params.train.source), _schedule(params))
-    _fit_and_save(
+    module = DenoiserModule(network, optimiser(params.train.source), noise(params))
+    fit_and_save(
         params,
         Cell("source", None, params.data.seed),
         module,
-        _texts(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.source, corpus, 0),
+        texts_of(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.source, corpus, 0),
         params.train.source,
         {"network": params.networks.denoiser, "schedule": params.schedule},
         folder=MODELS / "source",
@@ -65,12 +55,12 @@ def train_planner(params: Params) -> None:
     corpus = Corpus.open(params)
     with seeded(params.data.seed):
         network = PositionNetwork(corpus.backbone(params.networks.planner))
-    module = PlannerModule(network, load_denoiser("source"), _optimiser(params.train.planner), _schedule(params))
-    _fit_and_save(
+    module = PlannerModule(network, load_denoiser("source"), optimiser(params.train.planner), noise(params))
+    fit_and_save(
         params,
         Cell("planner", None, params.data.seed),
         module,
-        _texts(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.planner, corpus, 0),
+        texts_of(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.planner, corpus, 0),
         params.train.planner,
         {"network": params.networks.planner, "schedule": params.schedule},
         SOURCE,
@@ -92,11 +82,11 @@ def train_judge(params: Params) -> None:
     with seeded(params.data.seed):
         network = CausalLM(corpus.backbone(params.networks.reference))
     held_out = max(1, len(target) // 10)
-    _fit_and_save(
+    fit_and_save(
         params,
         Cell("judge", None, params.data.seed),
-        CausalLMModule(network, _optimiser(params.train.reference)),
-        _texts(
+        CausalLMModule(network, optimiser(params.train.reference)),
+        texts_of(
             params,
             target.subset(len(target) - held_out),
             target.tail(len(target) - held_out),
@@ -124,13 +114,13 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
         with seeded(seed):
             network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
         module = ClassifierModule(
-            network, noised=noised, smoothing=smoothing, optimiser=_optimiser(training), schedule=_schedule(params)
+            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), schedule=noise(params)
         )
-        _fit_and_save(
+        fit_and_save(
             params,
             cell,
             module,
-            _domains(params, train, val, training, corpus, seed),
+            domains_of(params, train, val, training, corpus, seed),
             training,
             {"network": params.networks.ratio, "kind": kind, "smoothing": smoothing, "schedule": params.schedule},
             folder=MODELS / cell.name,
@@ -190,11 +180,11 @@ def _fit_denoiser(
     from gtl_lightning.modules.denoiser import DenoiserModule
 
     train, val = corpus.target(_fraction(cell), params.data.min_examples)
-    _fit_and_save(
+    fit_and_save(
         params,
         cell,
-        DenoiserModule(network, _optimiser(training), _schedule(params)),
-        _texts(params, train, val, training, corpus, cell.seed),
+        DenoiserModule(network, optimiser(training), noise(params)),
+        texts_of(params, train, val, training, corpus, cell.seed),
         training,
         {"network": params.networks.denoiser, "schedule": params.schedule, **settings},
         *inputs,
@@ -221,14 +211,14 @@ def _token_ratio(params: Params, cell: Cell) -> None:
             bce_weight=ratio.bce_weight,
             nll_weight=ratio.nll_weight,
             martingale_weight=ratio.martingale_weight,
-            optimiser=_optimiser(training),
-            schedule=_schedule(params),
+            optimiser=optimiser(training),
+            schedule=noise(params),
         )
-        result = _fit(
+        result = fit_network(
             params,
             cell,
             module,
-            _domains(params, train, val, training, corpus, cell.seed + 1000 * member),
+            domains_of(params, train, val, training, corpus, cell.seed + 1000 * member),
             training,
             {"network": params.networks.ratio, "ratio": ratio.model_dump(), "member": member},
             (SOURCE,),
@@ -236,7 +226,7 @@ def _token_ratio(params: Params, cell: Cell) -> None:
         )
         members.append((module.network, result))
     networks = [network for network, _ in members]
-    _save(
+    save_trained(
         MODELS / cell.name,
         networks[0] if len(networks) == 1 else RatioEnsemble(networks),
         min((result for _, result in members), key=lambda result: result.best_score),
@@ -265,14 +255,14 @@ def _sequence_ratio(loss: str) -> Any:
             eta_1=ratio.eta_1,
             clip=ratio.clip,
             smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
-            optimiser=_optimiser(training),
-            schedule=_schedule(params),
+            optimiser=optimiser(training),
+            schedule=noise(params),
         )
-        _fit_and_save(
+        fit_and_save(
             params,
             cell,
             module,
-            _domains(params, train_set, val, training, corpus, cell.seed),
+            domains_of(params, train_set, val, training, corpus, cell.seed),
             training,
             {"network": params.networks.ratio, "ratio": ratio.model_dump()},
             classifiers / "clean.safetensors",
@@ -292,138 +282,6 @@ _BUILDERS: dict[str, Any] = {
     "gtl-sequence-bce": _sequence_ratio("bce"),
     "gtl-sequence-log-mse": _sequence_ratio("log_mse"),
 }
-
-
-def _fit_and_save(
-    params: Params,
-    cell: Cell,
-    module: TrainedModule,
-    data: LightningDataModule,
-    training: Training,
-    settings: dict[str, Any],
-    *inputs: Path,
-    folder: Path,
-    part: str = "network",
-    finish: Any = None,
-) -> None:
-    parameters = sum(weight.numel() for weight in module.network.parameters() if weight.requires_grad)
-    result = _fit(params, cell, module, data, training, settings, inputs, part)
-    network = finish(module.network) if finish else module.network
-    _save(folder, network, result, parameters, part=part, seconds=result.seconds, steps=result.steps)
-
-
-def _fit(
-    params: Params,
-    cell: Cell,
-    module: TrainedModule,
-    data: LightningDataModule,
-    training: Training,
-    settings: dict[str, Any],
-    inputs: tuple[Path, ...],
-    part: str,
-) -> FitResult:
-    from gtl_lightning.modules.fit import fit
-
-    settings = {**settings, "training": training.model_dump(), "fraction": cell.fraction, "seed": cell.seed}
-    plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
-    state = state_dir(f"{cell.name}-{part}", plain, TOKENS_META, *inputs)
-    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part}
-    with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
-        run.log_params(plain)
-        result = fit(
-            module,
-            data,
-            steps=training.steps,
-            check_every=training.check_every,
-            patience=training.patience,
-            state_dir=state,
-            precision=params.machine.precision,
-            ema_decay=training.ema,
-            seed=cell.seed,
-            logger=run.lightning_logger(),
-            accelerator=params.machine.accelerator,
-        )
-        run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
-    log.info(
-        "%s %s: best %.4f at step %d of %d, %.0f s",
-        cell.name,
-        part,
-        result.best_score,
-        result.best_step,
-        result.steps,
-        result.seconds,
-    )
-    return result
-
-
-def _save(
-    folder: Path,
-    network: nn.Module,
-    result: FitResult,
-    parameters: int,
-    *,
-    seconds: float,
-    steps: int,
-    part: str = "network",
-) -> None:
-    from gtl_lightning.networks import save_network
-
-    summary = {
-        **{key: value for key, value in asdict(result).items() if key != "history"},
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "trainable_parameters": parameters,
-    }
-    save_network(folder / f"{part}.safetensors", network, summary)
-    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": result.history})
-
-
-def _optimiser(training: Training) -> OptimiserConfig:
-    from gtl_lightning.modules.base import OptimiserConfig
-
-    return OptimiserConfig(
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
-        grad_clip=training.clip,
-    )
-
-
-def _schedule(params: Params) -> Any:
-    from gtl_lightning.schedule import schedule
-
-    return schedule(params.schedule)
-
-
-def _texts(
-    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
-) -> LightningDataModule:
-    from gtl_lightning.data.loading import TextDataModule
-
-    val = val.subset(min(len(val), params.train.val_examples))
-    return TextDataModule(
-        train, val, batch=training.batch, steps_per_epoch=training.check_every, seed=seed, pad_index=corpus.pad_index
-    )
-
-
-def _domains(
-    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
-) -> LightningDataModule:
-    """Source and target, equally often in training; held-out target beside at least as much held-out source."""
-    from gtl_lightning.data.loading import DomainDataModule
-
-    val = val.subset(min(len(val), params.train.val_examples))
-    source_val = corpus.dataset("source_val")
-    return DomainDataModule(
-        corpus.dataset("source_train"),
-        train,
-        source_val.subset(min(len(source_val), max(len(val), 256))),
-        val,
-        batch=training.batch,
-        steps_per_epoch=training.check_every,
-        seed=seed,
-        pad_index=corpus.pad_index,
-    )
 
 
 def _fraction(cell: Cell) -> float:

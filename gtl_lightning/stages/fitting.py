@@ -1,0 +1,175 @@
+"""What every training stage shares: data, optimiser, the resumable and tracked fit, and the files it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.config import Params, Training
+from gtl_lightning.files import write_json
+from gtl_lightning.stages.common import RESULT, TOKENS, Cell, Corpus, log, state_dir, study
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+    from torch import nn
+
+    from gtl_lightning.data.dataset import TokenDataset
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+    from gtl_lightning.modules.fit import FitResult
+    from gtl_lightning.schedule import NoiseSchedule
+
+
+def fit_and_save(
+    params: Params,
+    cell: Cell,
+    module: TrainedModule,
+    data: LightningDataModule,
+    training: Training,
+    settings: dict[str, Any],
+    *inputs: Path,
+    folder: Path,
+    part: str = "network",
+    finish: Any = None,
+) -> None:
+    """Fit one network and leave models/.../PART.safetensors and its result.
+
+    Args:
+        params: all parameters.
+        cell: what is trained; names the run and the state.
+        module: network, loss and optimiser.
+        data: training and held-out batches.
+        training: length and stopping.
+        settings: all that the result depends on beside `training`; part of the state's key.
+        inputs: files that are read, hashed into the key.
+        folder: where the network goes.
+        part: file name, where a folder holds several networks.
+        finish: what turns the trained network into the one that is kept (LoRA: merging).
+    """
+    parameters = sum(weight.numel() for weight in module.network.parameters() if weight.requires_grad)
+    result = fit_network(params, cell, module, data, training, settings, inputs, part)
+    network = finish(module.network) if finish else module.network
+    save_trained(folder, network, result, parameters, part=part, seconds=result.seconds, steps=result.steps)
+
+
+def fit_network(
+    params: Params,
+    cell: Cell,
+    module: TrainedModule,
+    data: LightningDataModule,
+    training: Training,
+    settings: dict[str, Any],
+    inputs: tuple[Path, ...],
+    part: str,
+) -> FitResult:
+    """Fit one network in its own resumable state and its own tracked run; arguments as in `fit_and_save`.
+
+    Raises:
+        UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
+    """
+    from gtl_lightning.modules.fit import fit
+
+    settings = {**settings, "training": training.model_dump(), "fraction": cell.fraction, "seed": cell.seed}
+    plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
+    state = state_dir(f"{cell.name}-{part}", plain, TOKENS / "meta.json", *inputs)
+    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part}
+    with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
+        run.log_params(plain)
+        result = fit(
+            module,
+            data,
+            steps=training.steps,
+            check_every=training.check_every,
+            patience=training.patience,
+            state_dir=state,
+            precision=params.machine.precision,
+            ema_decay=training.ema,
+            seed=cell.seed,
+            logger=run.lightning_logger(),
+            accelerator=params.machine.accelerator,
+        )
+        run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
+    log.info(
+        "%s %s: best %.4f at step %d of %d, %.0f s",
+        cell.name,
+        part,
+        result.best_score,
+        result.best_step,
+        result.steps,
+        result.seconds,
+    )
+    return result
+
+
+def save_trained(
+    folder: Path,
+    network: nn.Module,
+    result: FitResult,
+    parameters: int,
+    *,
+    seconds: float,
+    steps: int,
+    part: str = "network",
+) -> None:
+    """Write the network and what its training came to (the curve included)."""
+    from gtl_lightning.networks import save_network
+
+    summary = {
+        **{key: value for key, value in asdict(result).items() if key != "history"},
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "trainable_parameters": parameters,
+    }
+    save_network(folder / f"{part}.safetensors", network, summary)
+    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": result.history})
+
+
+def optimiser(training: Training) -> OptimiserConfig:
+    """AdamW's settings of a training run."""
+    from gtl_lightning.modules.base import OptimiserConfig
+
+    return OptimiserConfig(
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup,
+        grad_clip=training.clip,
+    )
+
+
+def noise(params: Params) -> NoiseSchedule:
+    """The noise schedule alpha_t."""
+    from gtl_lightning.schedule import schedule
+
+    return schedule(params.schedule)
+
+
+def texts_of(
+    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
+) -> LightningDataModule:
+    """Batches of one domain."""
+    from gtl_lightning.data.loading import TextDataModule
+
+    val = val.subset(min(len(val), params.train.val_examples))
+    return TextDataModule(
+        train, val, batch=training.batch, steps_per_epoch=training.check_every, seed=seed, pad_index=corpus.pad_index
+    )
+
+
+def domains_of(
+    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
+) -> LightningDataModule:
+    """Source and target, equally often in training; held-out target beside at least as much held-out source."""
+    from gtl_lightning.data.loading import DomainDataModule
+
+    val = val.subset(min(len(val), params.train.val_examples))
+    source_val = corpus.dataset("source_val")
+    return DomainDataModule(
+        corpus.dataset("source_train"),
+        train,
+        source_val.subset(min(len(source_val), max(len(val), 256))),
+        val,
+        batch=training.batch,
+        steps_per_epoch=training.check_every,
+        seed=seed,
+        pad_index=corpus.pad_index,
+    )
