@@ -32,7 +32,7 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 class Run:
-    """One open MLflow run. Everything is logged through an explicit client; no global state is touched."""
+    """One open MLflow run; everything of ours is logged through an explicit client."""
 
     def __init__(self, client: MlflowClient, run_id: str, uri: str, experiment: str) -> None:
         self._client = client

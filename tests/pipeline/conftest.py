@@ -45,10 +45,13 @@ def inside(folder: Path) -> Iterator[None]:
     """Run with `folder` as the working directory."""
     before = Path.cwd()
     os.chdir(folder)
+    # Lightning's logger exports the address of the last study; another workspace must not log into it.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         yield
     finally:
         os.chdir(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def tiny(*overrides: str) -> Params:

@@ -248,7 +248,9 @@ def test_a_signal_to_the_flow_stops_its_stages(project: Path, number: signal.Sig
 
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(REPOSITORY)}
     command = "from flows.flows import scarcity_sweep; scarcity_sweep()"
-    flow = subprocess.Popen([sys.executable, "-c", command], cwd=project, env=environment, stderr=subprocess.PIPE)
+    # A suite that runs in the background of a script inherits an ignored SIGINT; a user's terminal does not.
+    restored = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {command}"
+    flow = subprocess.Popen([sys.executable, "-c", restored], cwd=project, env=environment, stderr=subprocess.PIPE)
     _wait_until((project / "pid").exists, 40)
     flow.send_signal(number)
     begun = time.monotonic()
