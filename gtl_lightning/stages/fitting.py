@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params, Training
 from gtl_lightning.files import write_json
-from gtl_lightning.stages.common import RESULT, TOKENS, Cell, Corpus, log, state_dir, study
+from gtl_lightning.stages.common import RESULT, TOKENS, Cell, Corpus, data_hash, log, state_dir, study
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -70,6 +70,9 @@ def fit_network(
     from gtl_lightning.modules.fit import fit
 
     settings = {**settings, "training": training.model_dump(), "fraction": cell.fraction, "seed": cell.seed}
+    # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
+    settings |= {"data": params.data, "tokenizer": params.tokenizer, "data_hash": data_hash()}
+    settings |= {"val_examples": params.train.val_examples}
     plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
     state = state_dir(f"{cell.name}-{part}", plain, TOKENS / "meta.json", *inputs)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part}
