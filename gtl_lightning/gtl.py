@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import RatioNetwork, TokenRatioNetwork, at_slots
+from gtl_lightning.protocols import Known, RatioNetwork, TokenLogRatio, at_slots
 
 # From classifier logits to log-ratios (docs/method.md section 2.1)
 
@@ -221,12 +221,21 @@ class SequenceRatio:
     f: RatioNetwork
 
     def score(
-        self, x: Tensor, t: Tensor, t_next: Tensor, row: Tensor, position: Tensor, candidates: Tensor, chunk: int = 1024
+        self,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor,
+        row: Tensor,
+        position: Tensor,
+        candidates: Tensor,
+        chunk: int = 1024,
+        known: Known | None = None,
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}), one sequence a candidate, `chunk` of them in a forward pass.
 
         Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
-        try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed.
+        try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What is
+        `known` of a denoiser at (x, t) serves token-level ratios alone.
         """
         m, n = candidates.shape
         tokens, scores = candidates.reshape(-1), []
@@ -241,13 +250,21 @@ class SequenceRatio:
 class TokenRatio:
     """Marks f(x_t: Long[b,l], t: Float[b]) -> Float[b,l,v], log r after setting masked position l to v."""
 
-    f: TokenRatioNetwork
+    f: TokenLogRatio
 
     def score(
-        self, x: Tensor, t: Tensor, t_next: Tensor, row: Tensor, position: Tensor, candidates: Tensor, chunk: int = 1024
+        self,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor,
+        row: Tensor,
+        position: Tensor,
+        candidates: Tensor,
+        chunk: int = 1024,
+        known: Known | None = None,
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.score`."""
-        return at_slots(self.f, x, t, row, position).gather(-1, candidates)
+        return at_slots(self.f, x, t, row, position, known).gather(-1, candidates)
 
 
 @dataclass(frozen=True)

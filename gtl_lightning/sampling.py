@@ -18,7 +18,7 @@ from gtl_lightning.drawing import CERTAINTY, nucleus
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
-from gtl_lightning.protocols import Denoiser, Planner, at_slots
+from gtl_lightning.protocols import Denoiser, Factored, Known, Planner, at_slots, hidden_states
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 Progress = Callable[[int, int], None]
@@ -105,9 +105,20 @@ class _Walk:
         """Float[b]: the time at which the revealed share of x, `ahead` positions later, is expected."""
         return self.times[(x != self.mask_index).sum(-1) + ahead]
 
-    def log_p(self, x: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    def known(self, x: Tensor) -> Known:
+        """The denoiser and what one pass of it gives; one pass serves the proposal and a ratio that reads it."""
+        return self.denoiser, hidden_states(self.denoiser, x, self.time(x))
+
+    def log_p(self, x: Tensor, row: Tensor, position: Tensor, known: Known | None = None) -> Tensor:
         """Float[m,v] denoiser log-probabilities at m (row, position) pairs; the mask is never proposed."""
-        return self.without_mask(at_slots(self.denoiser, x, self.time(x), row, position))
+        return self.without_mask(at_slots(self.denoiser, x, self.time(x), row, position, known))
+
+    def log_p_everywhere(self, x: Tensor, known: Known) -> Tensor:
+        """Float[b,l,v], the same at all positions."""
+        hidden = known[1]
+        if isinstance(self.denoiser, Factored) and hidden is not None:
+            return self.without_mask(self.denoiser.decode(hidden))
+        return self.without_mask(self.denoiser(x, self.time(x)))
 
     def without_mask(self, log_p: Tensor) -> Tensor:
         """The same log-probabilities with -inf at the mask."""
@@ -125,7 +136,9 @@ class _Walk:
         if low < 0 or high >= v:
             raise UserError(f"prompt holds token {low if low < 0 else high}; ids must lie in 0..{v - 1}")
 
-    def weights(self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def weights(
+        self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, known: Known | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-weights p * r^gamma of the candidates at m positions, before temperature and nucleus.
 
         Returns:
@@ -141,7 +154,7 @@ class _Walk:
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
         t, t_next = self.time(x), self.time(x, ahead=1)
-        log_r = guidance.ratio.score(x, t, t_next, row, position, tried, guidance.chunk)
+        log_r = guidance.ratio.score(x, t, t_next, row, position, tried, guidance.chunk, known)
         gamma = self.gammas[(x != self.mask_index).sum(-1)][row].to(log_p.dtype)
         log_w = tilt(log_p, log_r, gamma[:, None])
         if guidance.stabilise:
@@ -186,11 +199,12 @@ def _planned(
         left = [count - done for count in wanted if count > done]
         n, width = len(left), min(k, left[0])
         active, log_p = x[:n], None
+        known = walk.known(active)
         masked = active == walk.mask_index
         if priority is not None:
             score = priority[:n]
         elif isinstance(planner, str):
-            log_p = walk.without_mask(walk.denoiser(active, walk.time(active)))
+            log_p = walk.log_p_everywhere(active, known)
             score = CERTAINTY[planner](log_p)
         else:
             score = planner(active)
@@ -202,8 +216,8 @@ def _planned(
             fits = masked.gather(1, position)
             row, position = row[fits], position[fits]
         row, position = row.reshape(-1), position.reshape(-1)
-        log_p = walk.log_p(active, row, position) if log_p is None else log_p[row, position]
-        log_w, ids, _ = walk.weights(active, row, position, log_p)
+        log_p = walk.log_p(active, row, position, known) if log_p is None else log_p[row, position]
+        log_w, ids, _ = walk.weights(active, row, position, log_p, known)
         active[row, position] = walk.draw(log_w, ids)
         revealed += sum(min(width, count) for count in left)
         if progress is not None:
@@ -248,7 +262,9 @@ def _propose(walk: _Walk, x: Tensor, where: Tensor, token: Tensor, lift: Tensor)
     if len(rows) == 0:
         return
     row, position = where[rows].nonzero(as_tuple=True)
-    log_w, ids, gain = walk.weights(x[rows], row, position, walk.log_p(x[rows], row, position))
+    known = walk.known(x[rows])
+    log_p = walk.log_p(x[rows], row, position, known)
+    log_w, ids, gain = walk.weights(x[rows], row, position, log_p, known)
     token[rows[row], position] = walk.draw(log_w, ids)
     lift[rows[row], position] = gain.to(lift.dtype)
 

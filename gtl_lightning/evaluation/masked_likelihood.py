@@ -22,7 +22,7 @@ from torch import Tensor
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, top_candidates
-from gtl_lightning.protocols import Denoiser, Factored, TokenRatioNetwork
+from gtl_lightning.protocols import Denoiser, Factored, Known, TokenLogRatio, hidden_states
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
@@ -121,13 +121,13 @@ def _log_prob_sums(
     """Float[1 + strengths, b] (double): sum over masked positions of log p at the true token, then of log p r^gamma."""
     row, position = (step.rank < step.masked[:, None]).nonzero(as_tuple=True)
     true_ids = step.x_0[row, position]
-    features, log_p_at = _slots(denoiser, step, row, position)
+    known, log_p_at = _slots(denoiser, step, row, position)
     sums = torch.zeros(1 + len(strengths), len(step.x_0), dtype=torch.float64, device=row.device)
     # The positions with the lowest ranks are a uniform choice among the masked ones.
     token_level = guidance is None or not isinstance(guidance.ratio, SequenceRatio)
     chosen = torch.ones_like(row, dtype=torch.bool) if token_level else step.rank[row, position] < positions
     scale = (step.masked / chosen.new_zeros(len(step.x_0), dtype=torch.long).index_add(0, row, chosen.long()))[row]
-    score = None if guidance is None else _scorer(guidance, denoiser, step, row, position, features)
+    score = None if guidance is None else _scorer(guidance, step, row, position, known)
     for part in _parts(len(row), log_p_at(slice(0, 1)).shape[-1]):
         log_p = log_p_at(part).float()
         unguided = log_p.gather(-1, true_ids[part, None]).squeeze(-1).double()
@@ -155,27 +155,24 @@ def _log_prob_sums(
 
 
 def _slots(
-    network: Denoiser | TokenRatioNetwork, step: _Step, row: Tensor, position: Tensor, features: Tensor | None = None
-) -> tuple[Tensor | None, Callable[[slice | Tensor], Tensor]]:
-    """(hidden states if Factored, a function from a part of the slots to their Float[m,v]); one pass of the network."""
-    if isinstance(network, Factored):
-        extra = {} if features is None else {"features": features}
-        hidden = network.encode(step.x_t, step.t, **extra)
+    network: Denoiser | TokenLogRatio, step: _Step, row: Tensor, position: Tensor, known: Known | None = None
+) -> tuple[Known, Callable[[slice | Tensor], Tensor]]:
+    """(what is then known, a function from a part of the slots to their Float[m,v]); one pass of the network."""
+    hidden = hidden_states(network, step.x_t, step.t, known)
+    if isinstance(network, Factored) and hidden is not None:
         needed = hidden[row, position]
-        return hidden, lambda part: network.decode(needed[part])
+        return (network, hidden), lambda part: network.decode(needed[part])
     output = network(step.x_t, step.t)[row, position]
-    return None, lambda part: output[part]
+    return (network, None), lambda part: output[part]
 
 
 def _scorer(
-    guidance: Guidance, denoiser: Denoiser, step: _Step, row: Tensor, position: Tensor, features: Tensor | None
+    guidance: Guidance, step: _Step, row: Tensor, position: Tensor, known: Known
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]]:
     """(log_p Float[m,v], slots Long[m]) -> log_r, candidates and fill as `guided_log_prob_true` takes them."""
     ratio = guidance.ratio
     if not isinstance(ratio, SequenceRatio):
-        # A ratio that reads this very denoiser takes the hidden states that are at hand.
-        shared = features if getattr(ratio.f, "denoiser", None) is denoiser else None
-        log_r_at = _slots(ratio.f, step, row, position, shared)[1]
+        log_r_at = _slots(ratio.f, step, row, position, known)[1]
         return lambda log_p, at: (log_r_at(at).float(), None, None)
     own = ratio.f(step.x_t, step.t).float()
 

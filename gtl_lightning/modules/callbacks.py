@@ -20,7 +20,7 @@ from torch import Tensor
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import save_tensors
 from gtl_lightning.modules.base import SCORE, TrainedModule
-from gtl_lightning.network_store import unshared
+from gtl_lightning.networks.store import unshared
 
 logger = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"

@@ -19,7 +19,7 @@ from gtl_lightning.gtl import (
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.modules.denoiser import noised, spread
-from gtl_lightning.networks import FeatureTokenRatio, Frozen, MaskedDenoiser, SequenceRatioNetwork, TokenRatioNetwork
+from gtl_lightning.networks import Frozen, MaskedDenoiser, OnDenoiser, SequenceRatioNetwork, TokenLevel
 from gtl_lightning.schedule import NoiseSchedule
 
 LOSSES = ("gkl", "bce", "log_mse")
@@ -133,11 +133,11 @@ class TokenRatioModule(TrainedModule):
         UserError: all weights are 0, or one is negative.
     """
 
-    network: TokenRatioNetwork | FeatureTokenRatio
+    network: TokenLevel
 
     def __init__(
         self,
-        network: TokenRatioNetwork | FeatureTokenRatio,
+        network: TokenLevel,
         denoiser: MaskedDenoiser,
         *,
         bce_weight: float = 0.3,
@@ -163,7 +163,7 @@ class TokenRatioModule(TrainedModule):
         if self.bce_weight == 0:
             x_0, is_target = x_0[is_target], is_target[is_target]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
-        features = self._features(x_t, t) if isinstance(self.network, FeatureTokenRatio) else None
+        features = self._features(x_t, t) if isinstance(self.network, OnDenoiser) else None
         h = self._hidden(x_t, t, features)
         total = h.sum() * 0.0  # a batch without target examples still has a gradient
         if self.bce_weight > 0:
@@ -221,7 +221,7 @@ class TokenRatioModule(TrainedModule):
             return self._denoiser.decode(features[masked])
 
     def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
-        if isinstance(self.network, FeatureTokenRatio):
+        if isinstance(self.network, OnDenoiser):
             return self.network.encode(x_t, t, features)
         return self.network.encode(x_t, t)
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from gtl_lightning.backbone import BackboneConfig
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.networks import MaskedDenoiser
+    from gtl_lightning.networks.backbone import BackboneConfig
     from gtl_lightning.tracking import Study
 
 log = logging.getLogger("gtl")
@@ -106,7 +106,7 @@ class Corpus:
 
     def backbone(self, network: Network) -> BackboneConfig:
         """The configuration of a network over these tokens."""
-        from gtl_lightning.backbone import BackboneConfig
+        from gtl_lightning.networks.backbone import BackboneConfig
 
         return BackboneConfig(
             vocab_size=self.vocab_size,

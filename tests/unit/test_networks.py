@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gtl_lightning.backbone import _rotary_table, _rotate
 from gtl_lightning.errors import UserError
+from gtl_lightning.gtl import Guidance, TokenRatio, tilt
 from gtl_lightning.networks import (
     Backbone,
     BackboneConfig,
     CausalLM,
+    DifferenceTokenRatio,
     FeatureTokenRatio,
     MaskedDenoiser,
     PositionNetwork,
@@ -30,6 +31,8 @@ from gtl_lightning.networks import (
     save_network,
     seeded,
 )
+from gtl_lightning.networks.backbone import _rotary_table, _rotate
+from gtl_lightning.sampling import sample
 
 MASK, PAD, V, L = 10, 11, 12, 8
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)
@@ -181,18 +184,22 @@ def test_ratios_start_at_zero():
             TokenRatioNetwork(CONFIG),
             TokenRatioNetwork.from_denoiser(denoiser, depth=1),
             FeatureTokenRatio(denoiser, rank=3, own=replace(CONFIG, width=8)),
+            DifferenceTokenRatio(denoiser),
             SequenceRatioNetwork(CONFIG),
         ]
-    for ratio in (*ratios, RatioEnsemble(ratios[:3])):
+    for ratio in (*ratios, RatioEnsemble(ratios[:4])):
         assert torch.equal(ratio(x_t, t), torch.zeros_like(ratio(x_t, t)))
 
 
-@pytest.mark.parametrize("kind", ["own", "features", "features and own"])
+@pytest.mark.parametrize("kind", ["own", "features", "features and own", "difference"])
 def test_one_token_of_a_ratio_is_the_entry_of_all(kind):
     x_t, t = noisy()
     denoiser = make(MaskedDenoiser)
     own = replace(CONFIG, width=8) if kind == "features and own" else None
-    ratio = make(TokenRatioNetwork) if kind == "own" else shaken(FeatureTokenRatio(denoiser, 3, own))
+    ratio = {
+        "own": lambda: make(TokenRatioNetwork),
+        "difference": lambda: shaken(DifferenceTokenRatio(denoiser)),
+    }.get(kind, lambda: shaken(FeatureTokenRatio(denoiser, 3, own)))()
     tokens = torch.randint(0, 10, x_t.shape, generator=torch.Generator().manual_seed(3))
     g = ratio(x_t, t)
     assert g.shape == (5, L, V)
@@ -201,10 +208,15 @@ def test_one_token_of_a_ratio_is_the_entry_of_all(kind):
     torch.testing.assert_close(ratio.decode_at(h, tokens), g.gather(-1, tokens[..., None]).squeeze(-1))
 
 
-def test_feature_ratio_reads_the_denoiser_without_owning_it():
+def on_denoiser(denoiser):
+    return [shaken(FeatureTokenRatio(denoiser, 3, replace(CONFIG, width=8))), shaken(DifferenceTokenRatio(denoiser))]
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["features", "difference"])
+def test_a_ratio_reads_the_denoiser_without_owning_it(index):
     x_t, t = noisy()
     denoiser = make(MaskedDenoiser)
-    ratio = shaken(FeatureTokenRatio(denoiser, rank=3, own=replace(CONFIG, width=8)))
+    ratio = on_denoiser(denoiser)[index]
     features = denoiser.encode(x_t, t)
     torch.testing.assert_close(ratio.decode(ratio.encode(x_t, t, features)), ratio(x_t, t))
     ids = {id(parameter) for parameter in denoiser.parameters()}
@@ -214,6 +226,43 @@ def test_feature_ratio_reads_the_denoiser_without_owning_it():
     assert all(parameter.grad is None for parameter in denoiser.parameters())
     assert all(parameter.grad is not None for parameter in ratio.parameters())
     assert copy_of(ratio).denoiser is denoiser
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_a_difference_guides_to_the_geometric_mean_of_two_denoisers(gamma):
+    x_t, t = noisy()
+    denoiser, other = make(MaskedDenoiser), shaken(MaskedDenoiser(CONFIG), 9)
+    ratio = DifferenceTokenRatio(denoiser)
+    ratio.shifted.load_state_dict(other.state_dict())
+    masked = x_t == MASK
+    log_p, log_q = denoiser(x_t, t)[masked], other(x_t, t)[masked]
+    guided = torch.log_softmax(tilt(log_p, ratio(x_t, t)[masked], gamma), -1)
+    clean = [token for token in range(V) if token not in (MASK, PAD)]
+    expected = torch.log_softmax((1 - gamma) * log_p[:, clean] + gamma * log_q[:, clean], -1)
+    torch.testing.assert_close(guided[:, clean], expected)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["features", "difference"])
+@pytest.mark.parametrize("planner", ["random", "confidence"])
+def test_guidance_by_a_reader_of_the_denoiser_runs_it_once_a_step_and_keeps_the_law(index, planner):
+    denoiser = make(MaskedDenoiser)
+    ratio = on_denoiser(denoiser)[index]
+    passes = []
+    denoiser.backbone.register_forward_hook(lambda *_: passes.append(1))
+
+    def draw(f):
+        generator = torch.Generator().manual_seed(0)
+        guidance = Guidance(TokenRatio(f))
+        passes.clear()
+        drawn = sample(
+            denoiser, batch=3, length=L, mask_index=MASK, guidance=guidance, planner=planner, generator=generator
+        )
+        return drawn, len(passes)
+
+    shared, once = draw(ratio)
+    apart, twice = draw(lambda x_t, t: ratio(x_t, t))
+    assert torch.equal(shared, apart)
+    assert (once, twice) == (L, 2 * L)
 
 
 def test_low_rank_feature_ratio_can_express_a_change_of_the_output_bias():
@@ -293,7 +342,8 @@ def every_network():
         make(SequenceRatioNetwork),
         make(PositionNetwork),
         feature,
-        RatioEnsemble([feature, make(TokenRatioNetwork)]),
+        shaken(DifferenceTokenRatio(denoiser, dropout=0.1)),
+        RatioEnsemble([feature, make(TokenRatioNetwork), DifferenceTokenRatio(denoiser)]),
     ]
 
 

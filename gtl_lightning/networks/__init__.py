@@ -1,0 +1,41 @@
+"""The networks: one backbone, several heads. Log-ratios are log q/p, target positive, everywhere."""
+
+from gtl_lightning.networks.backbone import Backbone, BackboneConfig, seeded
+from gtl_lightning.networks.heads import (
+    CausalLM,
+    Frozen,
+    MaskedDenoiser,
+    PositionNetwork,
+    SequenceRatioNetwork,
+    copy_of,
+)
+from gtl_lightning.networks.ratios import (
+    DifferenceTokenRatio,
+    FeatureTokenRatio,
+    OnDenoiser,
+    RatioEnsemble,
+    TokenLevel,
+    TokenRatioNetwork,
+)
+from gtl_lightning.networks.store import load_network, read_meta, save_network
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "CausalLM",
+    "DifferenceTokenRatio",
+    "FeatureTokenRatio",
+    "Frozen",
+    "MaskedDenoiser",
+    "OnDenoiser",
+    "PositionNetwork",
+    "RatioEnsemble",
+    "SequenceRatioNetwork",
+    "TokenLevel",
+    "TokenRatioNetwork",
+    "copy_of",
+    "load_network",
+    "read_meta",
+    "save_network",
+    "seeded",
+]

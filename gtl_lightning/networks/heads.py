@@ -1,0 +1,151 @@
+"""The denoiser and the heads that are no token-level ratio: sequence ratio, planner, causal reference model.
+
+`MaskedDenoiser` is factored into `encode` (one pass of the backbone) and `decode` (one projection to the vocabulary),
+so that a sampler or a loss projects only the positions it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gtl_lightning.networks.backbone import Backbone, BackboneConfig
+from gtl_lightning.networks.store import register
+
+
+class Frozen:
+    """A network that its owner reads but does not train, save or copy: no parameter of it shows up in the owner's."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        return self
+
+
+@register
+class MaskedDenoiser(nn.Module):
+    """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.output = nn.Linear(config.width, config.vocab_size)
+        nn.init.normal_(self.output.weight, std=0.02)
+        nn.init.zeros_(self.output.bias)
+        if config.tied:
+            self.output.weight = self.backbone.embedding.weight
+
+    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
+        return self.backbone(x_t, t)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Float[...,d] -> log-probabilities of the clean token, Float[...,v] in fp32; -inf at mask and pad."""
+        logits = self.output(h).float()
+        logits[..., [self.config.mask_index, self.config.pad_index]] = float("-inf")
+        return F.log_softmax(logits, dim=-1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
+        log_p = self.decode(self.encode(x_t, t))
+        carried = torch.full_like(log_p, float("-inf")).scatter_(-1, x_t[..., None], 0.0)
+        return torch.where((x_t == self.config.mask_index)[..., None], log_p, carried)
+
+    def fingerprint(self) -> str:
+        """Short hash of all weights: says which denoiser a `FeatureTokenRatio` was trained on."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+@register
+class SequenceRatioNetwork(nn.Module):
+    """f(x_t, t) = log r_t of a whole sequence, or the logit of P(target | x_t): both have the target positive.
+
+    Hidden states are pooled by learned attention over the tokens that are no padding; it starts as their plain mean,
+    and the output starts at zero.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.attend = zeroed(nn.Linear(config.width, 1))
+        self.head = zeroed(nn.Linear(config.width, 1))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Long[b,l], Float[b] -> Float[b] in fp32."""
+        h = self.backbone(x_t, t)
+        # A finite floor: a row of pads alone gives a plain mean, not NaN.
+        score = self.attend(h).float().masked_fill((x_t == self.config.pad_index)[..., None], -1e9)
+        return self.head((score.softmax(dim=1) * h.float()).sum(dim=1)).float().squeeze(-1)
+
+
+@register
+class PositionNetwork(nn.Module):
+    """rho(z_t) in R^L, the planner: how sure the denoiser's best token is at a masked position (docs/method.md 2.3)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.head = zeroed(nn.Linear(config.width, 1))
+
+    def forward(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> logits Float[b,l] in fp32. Without t the masked share stands for it (log-linear: its mean)."""
+        if t is None:
+            valid = (x_t != self.config.pad_index).sum(-1).clamp(min=1)
+            t = (x_t == self.config.mask_index).sum(-1) / valid
+        return self.head(self.backbone(x_t, t)).float().squeeze(-1)
+
+
+@register
+class CausalLM(nn.Module):
+    """An autoregressive model of text, for reference perplexities: position l holds log p(x^l | x^{<l}).
+
+    The input is shifted right by one, with the mask token as the start; the backbone is causal and knows no t.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = replace(config, causal=True, cond_dim=0)
+        self.backbone = Backbone(self.config)
+        self.output = nn.Linear(config.width, config.vocab_size)
+        nn.init.normal_(self.output.weight, std=0.02)
+        nn.init.zeros_(self.output.bias)
+        if config.tied:
+            self.output.weight = self.backbone.embedding.weight
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
+        start = torch.full_like(x_0[:, :1], self.config.mask_index)
+        logits = self.output(self.backbone(torch.cat([start, x_0[:, :-1]], dim=1))).float()
+        logits[..., [self.config.mask_index, self.config.pad_index]] = float("-inf")
+        return F.log_softmax(logits, dim=-1)
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads."""
+        valid = x_0 != self.config.pad_index
+        return self(x_0).gather(-1, x_0[..., None]).squeeze(-1).where(valid, torch.zeros((), device=x_0.device))
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """A trainable copy: fine-tuning starts from it and leaves the original as it is."""
+    return deepcopy(network).requires_grad_(True)
+
+
+def zeroed(linear: nn.Linear) -> nn.Linear:
+    """The layer with weights and bias at zero: a head that starts silent."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
