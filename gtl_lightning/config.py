@@ -25,7 +25,7 @@ Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)),
 PositiveFloat = Annotated[float, Field(gt=0)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
 Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
-RatioMethod = Literal["gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
+RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
 
 
 class Section(BaseModel):
@@ -105,6 +105,15 @@ class Training(Section):
     patience: Positive = Field(description="validations without improvement before stopping")
 
 
+class TokenRatio(Section):
+    """One token-level ratio: its loss, and how many networks are averaged."""
+
+    bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9")
+    nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9'")
+    martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
+    members: Positive = Field(1, description="networks in the ensemble; train.* is the budget of each")
+
+
 class Ratio(Section):
     """How the density-ratio networks learn (docs/method.md 2.1, 2.2)."""
 
@@ -114,10 +123,11 @@ class Ratio(Section):
     unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
-    bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9 in the token-level loss")
-    nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9' in the token-level loss")
-    martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
-    members: Positive = Field(1, description="networks in the token-level ensemble")
+    token: TokenRatio = TokenRatio()
+    head: TokenRatio = TokenRatio()
+    warm: TokenRatio = TokenRatio(bce_weight=0.0, members=2)
+    head_rank: Positive = Field(64, description="rank of gtl-head's map on the frozen features")
+    warm_dropout: Share = Field(0.1, description="dropout of gtl-warm's copy of the denoiser while it is trained")
 
 
 class Lora(Section):
@@ -137,6 +147,8 @@ class Train(Section):
     lora: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     classifier: Training = Training(steps=300, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
     ratio: Training = Training(steps=400, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+    head: Training = Training(steps=400, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    warm: Training = Training(steps=200, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
     reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
 
@@ -152,7 +164,9 @@ class Sampling(Section):
     temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="guidance strengths that validation chooses from"
+        (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5),
+        min_length=1,
+        description="guidance strengths that validation chooses from",
     )
     n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
     n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
@@ -316,7 +330,7 @@ def _section_lines(section: BaseModel, depth: int) -> list[str]:
         indent = "  " * depth
         if isinstance(value, BaseModel):
             title = (type(value).__doc__ or "").strip().splitlines()[0]
-            repeated = type(value) in (Network, Training)
+            repeated = type(value) in (Network, Training, TokenRatio)
             lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
             lines.extend(_section_lines(value, depth + 1))
         else:

@@ -45,37 +45,37 @@ def guided_methods(transfer: Sequence[Row]) -> list[str]:
 
 
 def answer(transfer: Sequence[Row]) -> list[str]:
-    """What the paired intervals say of GTL against fine-tuning, a sentence for each headline metric.
-
-    The method is `gtl`, or the first variant by name when there is none: fixed beforehand, never the best of several.
-    """
+    """What the paired intervals say of each GTL method against fine-tuning, a sentence for each headline metric."""
     methods = guided_methods(transfer)
     if not methods:
         return ["No GTL result, so nothing to compare with fine-tuning."]
-    method = methods[0]
+    results = {
+        (method, metric): paired(transfer, method, BASELINE, metric) for method in methods for metric in HEADLINE
+    }
+    if {row["verdict"] for rows in results.values() for row in rows} == {"one seed"}:
+        names = listing([method_label(method) for method in methods])
+        return [
+            f"One seed proves nothing about {names} against {method_label(BASELINE)}: what follows is one run of each. "
+            "Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
+        ]
+    sentences = [_sentence_of(method, metric, rows) for (method, metric), rows in results.items() if rows]
+    return sentences or ["No fraction has a result, so nothing to compare with fine-tuning."]
+
+
+def _sentence_of(method: str, metric: str, rows: Sequence[Row]) -> str:
     words = {
         "better": f"{method_label(method)} is better than {method_label(BASELINE)} at",
         "worse": f"{method_label(BASELINE)} is better than {method_label(method)} at",
-        "open": "the two are not distinguishable at",
+        "open": f"{method_label(method)} and {method_label(BASELINE)} are not distinguishable at",
         "one seed": "one seed proves nothing at",
         "missing": "there is no pair to compare at",
     }
-    results = {metric: paired(transfer, method, BASELINE, metric) for metric in HEADLINE}
-    if {row["verdict"] for rows in results.values() for row in rows} == {"one seed"}:
-        return [
-            f"One seed proves nothing about {method_label(method)} against {method_label(BASELINE)}: what follows is "
-            "one run of each. Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
-        ]
-    sentences = []
-    for metric, rows in results.items():
-        parts = []
-        for verdict, phrase in words.items():
-            at = [percent(row["fraction"]) for row in rows if row["verdict"] == verdict]
-            if at:
-                parts.append(f"{phrase} {listing(at)}")
-        if parts:
-            sentences.append(f"{METRICS[metric].label}: {'; '.join(parts)} of the target data.")
-    return sentences or ["No fraction has a result, so nothing to compare with fine-tuning."]
+    parts = []
+    for verdict, phrase in words.items():
+        at = [percent(row["fraction"]) for row in rows if row["verdict"] == verdict]
+        if at:
+            parts.append(f"{phrase} {listing(at)}")
+    return f"{METRICS[metric].label}: {'; '.join(parts)} of the target data."
 
 
 def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) -> Table:

@@ -61,8 +61,11 @@ def fit_network(
     settings: dict[str, Any],
     inputs: tuple[Path, ...],
     part: str,
+    seed: int | None = None,
 ) -> FitResult:
     """Fit one network in its own resumable state and its own tracked run; arguments as in `fit_and_save`.
+
+    `seed` is that of noise, order and dropout; the cell's own unless a cell trains several networks alike.
 
     Raises:
         UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
@@ -87,7 +90,7 @@ def fit_network(
             state_dir=state,
             precision=params.machine.precision,
             ema_decay=training.ema,
-            seed=cell.seed,
+            seed=cell.seed if seed is None else seed,
             logger=run.lightning_logger(),
             accelerator=params.machine.accelerator,
         )

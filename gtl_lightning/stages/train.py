@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Params, Training
+from gtl_lightning.config import Params, TokenRatio, Training
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.common import (
     MODELS,
@@ -21,7 +22,11 @@ from gtl_lightning.stages.fitting import domains_of, fit_and_save, fit_network, 
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
+
+    from gtl_lightning.networks import MaskedDenoiser, TokenLevel
 
 
 SOURCE = MODELS / "source" / NETWORK
@@ -193,18 +198,55 @@ def _fit_denoiser(
     )
 
 
-def _token_ratio(params: Params, cell: Cell) -> None:
-    """The token-level ratio: eqs. 9 and 9', one or more members (docs/method.md 2.2)."""
-    from gtl_lightning.modules.ratio import TokenRatioModule
-    from gtl_lightning.networks import RatioEnsemble, TokenRatioNetwork, seeded
+def _gtl(params: Params, cell: Cell) -> None:
+    """Small, with an encoder of its own."""
+    from gtl_lightning.networks import TokenRatioNetwork
 
-    corpus, training, ratio = Corpus.open(params), params.train.ratio, params.ratio
+    backbone = Corpus.open(params).backbone(params.networks.ratio)
+    shape = {"network": params.networks.ratio}
+    _token_ratio(params, cell, params.ratio.token, params.train.ratio, shape, lambda _: TokenRatioNetwork(backbone))
+
+
+def _gtl_head(params: Params, cell: Cell) -> None:
+    """A head on the frozen denoiser's features."""
+    from gtl_lightning.networks import FeatureTokenRatio
+
+    rank = params.ratio.head_rank
+    make = partial(FeatureTokenRatio, rank=rank)
+    _token_ratio(params, cell, params.ratio.head, params.train.head, {"rank": rank}, make)
+
+
+def _gtl_warm(params: Params, cell: Cell) -> None:
+    """A copy of the denoiser against the frozen one."""
+    from gtl_lightning.networks import DifferenceTokenRatio
+
+    dropout = params.ratio.warm_dropout
+    make = partial(DifferenceTokenRatio, dropout=dropout)
+    _token_ratio(params, cell, params.ratio.warm, params.train.warm, {"dropout": dropout}, make)
+
+
+def _token_ratio(
+    params: Params,
+    cell: Cell,
+    ratio: TokenRatio,
+    training: Training,
+    shape: dict[str, Any],
+    make: Callable[[MaskedDenoiser], TokenLevel],
+) -> None:
+    """A token-level ratio by eqs. 9 and 9', one or more members (docs/method.md 2.2)."""
+    from gtl_lightning.modules.ratio import TokenRatioModule
+    from gtl_lightning.networks import RatioEnsemble, seeded
+
+    corpus = Corpus.open(params)
     source = load_denoiser("source")
     train, val = corpus.target(_fraction(cell), params.data.min_examples)
+    # Without eq. 9 source examples teach nothing: a batch is then target examples alone, as a baseline's is.
+    data = domains_of if ratio.bce_weight > 0 else texts_of
     members = []
     for member in range(ratio.members):
-        with seeded(cell.seed + 1000 * member):
-            network = TokenRatioNetwork(corpus.backbone(params.networks.ratio))
+        seed = cell.seed + 1000 * member
+        with seeded(seed):
+            network = make(source)
         module = TokenRatioModule(
             network,
             source,
@@ -218,11 +260,12 @@ def _token_ratio(params: Params, cell: Cell) -> None:
             params,
             cell,
             module,
-            domains_of(params, train, val, training, corpus, cell.seed + 1000 * member),
+            data(params, train, val, training, corpus, seed),
             training,
-            {"network": params.networks.ratio, "ratio": ratio.model_dump(), "member": member},
+            {**shape, "ratio": ratio, "schedule": params.schedule, "member": member},
             (SOURCE,),
             part=f"member-{member}",
+            seed=seed,
         )
         members.append((module.network, result))
     networks = [network for network, _ in members]
@@ -264,7 +307,7 @@ def _sequence_ratio(loss: str) -> Any:
             module,
             domains_of(params, train_set, val, training, corpus, cell.seed),
             training,
-            {"network": params.networks.ratio, "ratio": ratio.model_dump()},
+            {"network": params.networks.ratio, "ratio": ratio, "schedule": params.schedule},
             classifiers / "clean.safetensors",
             classifiers / "noised.safetensors",
             folder=MODELS / cell.name,
@@ -277,7 +320,9 @@ _BUILDERS: dict[str, Any] = {
     "vanilla": _vanilla,
     "finetune": _finetune,
     "lora": _lora,
-    "gtl": _token_ratio,
+    "gtl": _gtl,
+    "gtl-head": _gtl_head,
+    "gtl-warm": _gtl_warm,
     "gtl-sequence-gkl": _sequence_ratio("gkl"),
     "gtl-sequence-bce": _sequence_ratio("bce"),
     "gtl-sequence-log-mse": _sequence_ratio("log_mse"),
