@@ -141,6 +141,7 @@ class Train(Section):
     """One training run per component."""
 
     val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
+    val_draws: Positive = Field(2, description="noise draws of each in that score")
     source: Training = Training(steps=1600, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
     vanilla: Training = Training(steps=600, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     finetune: Training = Training(steps=400, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
@@ -168,6 +169,9 @@ class Sampling(Section):
         min_length=1,
         description="guidance strengths that validation chooses from",
     )
+    gamma_end: float = Field(
+        1.0, ge=0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
+    )
     n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
     n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
 
@@ -177,6 +181,7 @@ class Evaluation(Section):
 
     samples: Positive = Field(256, description="sequences generated per cell")
     draws: Positive = Field(8, description="mask patterns per held-out sequence in the NELBO")
+    val_examples: Positive = Field(512, description="held-out target texts that gamma is chosen on, at most")
     batch: Positive = Field(64, description="sequences per forward pass")
     featurizer: str = Field(
         "minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder"

@@ -310,6 +310,26 @@ class Guidance:
         return [_check_gamma(float(self.gamma(revealed / length))) for revealed in range(length + 1)]
 
 
+@dataclass(frozen=True)
+class LinearGamma:
+    """A strength that goes linearly from `start` with nothing revealed to `start * end` with all revealed.
+
+    Early reveals decide the domain, late ones the wording: `end` below 1 guides the first and spares the second.
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, share: float) -> float:
+        """gamma at a revealed share in [0, 1]."""
+        return self.start * (1 + (self.end - 1) * share)
+
+
+def linear_gamma(start: float, end: float) -> float | LinearGamma:
+    """`LinearGamma`, or the plain number where it is constant."""
+    return start if end == 1 else LinearGamma(start, end)
+
+
 def _check_gamma(gamma: float) -> float:
     if not (math.isfinite(gamma) and gamma >= 0):
         raise UserError(f"gamma must be finite and not negative, got {gamma}")

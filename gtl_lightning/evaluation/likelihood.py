@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.masked_likelihood import nelbo_sums
-from gtl_lightning.gtl import Guidance
+from gtl_lightning.gtl import Guidance, linear_gamma
 from gtl_lightning.protocols import Denoiser
 from gtl_lightning.schedule import NoiseSchedule
 
@@ -126,6 +126,7 @@ def nelbo_by_gamma(
     *,
     guidance: Guidance,
     gammas: Sequence[float],
+    gamma_end: float = 1.0,
     mask_index: int,
     pad_index: int,
     schedule: NoiseSchedule | None = None,
@@ -136,6 +137,8 @@ def nelbo_by_gamma(
     device: torch.device | str = "cpu",
 ) -> dict[float, Likelihood]:
     """`nelbo` for every gamma from one pass of the networks; guidance.gamma is not used. Arguments as in `nelbo`.
+
+    Each gamma is the strength with nothing revealed, gamma * gamma_end that with all revealed (`gtl.linear_gamma`).
 
     Raises:
         UserError: as `nelbo`; or no gamma, or one that is negative or not finite.
@@ -154,7 +157,7 @@ def nelbo_by_gamma(
         draws=draws,
         seed=seed,
         guidance=guidance,
-        strengths=list(gammas),
+        strengths=[linear_gamma(gamma, gamma_end) for gamma in gammas],
         batch=batch,
         positions=positions,
         device=device,
@@ -183,6 +186,7 @@ def select_gamma(
     *,
     guidance: Guidance,
     gammas: Sequence[float],
+    gamma_end: float = 1.0,
     mask_index: int,
     pad_index: int,
     schedule: NoiseSchedule | None = None,
@@ -202,6 +206,7 @@ def select_gamma(
         tokens,
         guidance=guidance,
         gammas=gammas,
+        gamma_end=gamma_end,
         mask_index=mask_index,
         pad_index=pad_index,
         schedule=schedule,

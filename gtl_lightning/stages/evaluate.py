@@ -24,7 +24,7 @@ from gtl_lightning.stages.common import (
     log,
     study,
 )
-from gtl_lightning.stages.models import Sampler, draw_lengths
+from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.text import decode_all
 
@@ -98,7 +98,7 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
             "val_examples": len(val) if fraction is not None else 0,
         }
         row |= _likelihoods(params, sampler, val)
-        guidance = _at(sampler.guidance, row["gamma"])
+        guidance = at_gamma(params, sampler.guidance, row["gamma"])
         sampled, texts, seconds = _samples(params, sampler, guidance, train, seed)
         row |= _sample_metrics(params, sampler.corpus, texts, sampled)
         row |= _memorisation(params, sampled, texts, train if fraction is not None else None)
@@ -137,7 +137,7 @@ def ablation(params: Params) -> None:
     ) as run:
         curve = _choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
-            guidance = replace(sampler.guidance, gamma=gamma, n_ratio=count)
+            guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)
             sampled, texts, seconds = _samples(params, sampler, guidance, train, cell.seed)
             row = {"axis": axis, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
             row |= {
@@ -159,13 +159,15 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
 
     gamma, curve = None, []
     if sampler.guidance is None:
-        val_nelbo = nelbo(sampler.denoiser, list(val), **_noise(params, sampler)).nats_per_token
+        val_nelbo = nelbo(sampler.denoiser, _selection(params, val), **_noise(params, sampler)).nats_per_token
     else:
         choice = _choice(params, sampler, val, params.sampling.gammas)
         gamma, curve = choice.gamma, choice.rows()
         val_nelbo = choice.curve[gamma].nats_per_token
     test = list(sampler.corpus.dataset("target_test"))
-    held_out = nelbo(sampler.denoiser, test, guidance=_at(sampler.guidance, gamma), **_noise(params, sampler))
+    held_out = nelbo(
+        sampler.denoiser, test, guidance=at_gamma(params, sampler.guidance, gamma), **_noise(params, sampler)
+    )
     return {
         "gamma": gamma,
         "gamma_curve": curve,
@@ -181,8 +183,17 @@ def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[f
 
     assert sampler.guidance is not None
     return select_gamma(
-        sampler.denoiser, list(val), guidance=sampler.guidance, gammas=gammas, **_noise(params, sampler)
+        sampler.denoiser,
+        _selection(params, val),
+        guidance=sampler.guidance,
+        gammas=gammas,
+        gamma_end=params.sampling.gamma_end,
+        **_noise(params, sampler),
     )
+
+
+def _selection(params: Params, val: TokenDataset) -> list[Tensor]:
+    return list(val.subset(min(len(val), params.evaluation.val_examples)))
 
 
 def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:
@@ -197,10 +208,6 @@ def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:
         "batch": params.evaluation.batch,
         "device": sampler.device,
     }
-
-
-def _at(guidance: Guidance | None, gamma: float | None) -> Guidance | None:
-    return replace(guidance, gamma=gamma) if guidance is not None and gamma is not None else guidance
 
 
 def _samples(

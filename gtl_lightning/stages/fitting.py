@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.modules.fit import FitResult
-    from gtl_lightning.schedule import NoiseSchedule
 
 
 def fit_and_save(
@@ -75,7 +74,7 @@ def fit_network(
     settings = {**settings, "training": training.model_dump(), "fraction": cell.fraction, "seed": cell.seed}
     # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
     settings |= {"data": params.data, "tokenizer": params.tokenizer, "data_hash": data_hash()}
-    settings |= {"val_examples": params.train.val_examples}
+    settings |= {"val_examples": params.train.val_examples, "val_draws": params.train.val_draws}
     plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
     state = state_dir(f"{cell.name}-{part}", plain, TOKENS / "meta.json", *inputs)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part}
@@ -142,11 +141,11 @@ def optimiser(training: Training) -> OptimiserConfig:
     )
 
 
-def noise(params: Params) -> NoiseSchedule:
-    """The noise schedule alpha_t."""
+def scoring(params: Params) -> dict[str, Any]:
+    """Arguments of every module: the noise schedule, and the noise draws an example that a held-out score averages."""
     from gtl_lightning.schedule import schedule
 
-    return schedule(params.schedule)
+    return {"schedule": schedule(params.schedule), "draws": params.train.val_draws}
 
 
 def texts_of(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
@@ -143,6 +143,23 @@ class Sampler:
             raise UserError(f"length {longest} is above the model's {self.corpus.length}; ask for at most that")
         if prompt is not None and len(prompt) > min(lengths):
             raise UserError(f"the prompt has {len(prompt)} tokens, the text only {min(lengths)}; raise --length")
+
+
+@overload
+def at_gamma(params: Params, guidance: Guidance, gamma: float) -> Guidance: ...
+
+
+@overload
+def at_gamma(params: Params, guidance: Guidance | None, gamma: float | None) -> Guidance | None: ...
+
+
+def at_gamma(params: Params, guidance: Guidance | None, gamma: float | None) -> Guidance | None:
+    """Guidance of strength gamma, on the course over the revealed share that params name; None stays None."""
+    from gtl_lightning.gtl import linear_gamma
+
+    if guidance is None or gamma is None:
+        return guidance
+    return replace(guidance, gamma=linear_gamma(gamma, params.sampling.gamma_end))
 
 
 def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:

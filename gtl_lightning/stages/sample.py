@@ -10,7 +10,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_text
 from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, Cell
-from gtl_lightning.stages.models import Sampler, draw_lengths
+from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.text import decode_all, encode_prompt
 
@@ -44,8 +44,8 @@ def sample_cell(
         raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
     guidance = sampler.guidance
     if guidance is not None:
-        chosen = gamma if gamma is not None else _selected_gamma(cell)
-        guidance = replace(guidance, gamma=chosen, n_ratio=n_ratio or guidance.n_ratio)
+        gamma = gamma if gamma is not None else _selected_gamma(cell)
+        guidance = replace(at_gamma(params, guidance, gamma), n_ratio=n_ratio or guidance.n_ratio)
     train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
     start = encode_prompt(prompt, sampler.corpus) if prompt is not None else None
     lengths = [length] * count if length else draw_lengths(train.lengths, count, seed)
@@ -61,7 +61,7 @@ def sample_cell(
             "seed": seed,
             "method": method,
             "fraction": fraction,
-            "gamma": guidance.gamma if guidance else None,
+            "gamma": gamma,
             "models": sampler.versions,
         }
         for index, text in enumerate(texts)

@@ -18,7 +18,15 @@ from gtl_lightning.stages.common import (
     trainable_parameters,
 )
 from gtl_lightning.stages.evaluate import measure_real
-from gtl_lightning.stages.fitting import domains_of, fit_and_save, fit_network, noise, optimiser, save_trained, texts_of
+from gtl_lightning.stages.fitting import (
+    domains_of,
+    fit_and_save,
+    fit_network,
+    optimiser,
+    save_trained,
+    scoring,
+    texts_of,
+)
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ def train_source(params: Params) -> None:
     corpus = Corpus.open(params)
     with seeded(params.data.seed):
         network = MaskedDenoiser(corpus.backbone(params.networks.denoiser))
-    module = DenoiserModule(network, optimiser(params.train.source), noise(params))
+    module = DenoiserModule(network, optimiser(params.train.source), **scoring(params))
     fit_and_save(
         params,
         Cell("source", None, params.data.seed),
@@ -60,7 +68,7 @@ def train_planner(params: Params) -> None:
     corpus = Corpus.open(params)
     with seeded(params.data.seed):
         network = PositionNetwork(corpus.backbone(params.networks.planner))
-    module = PlannerModule(network, load_denoiser("source"), optimiser(params.train.planner), noise(params))
+    module = PlannerModule(network, load_denoiser("source"), optimiser(params.train.planner), **scoring(params))
     fit_and_save(
         params,
         Cell("planner", None, params.data.seed),
@@ -119,7 +127,7 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
         with seeded(seed):
             network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
         module = ClassifierModule(
-            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), schedule=noise(params)
+            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), **scoring(params)
         )
         fit_and_save(
             params,
@@ -188,7 +196,7 @@ def _fit_denoiser(
     fit_and_save(
         params,
         cell,
-        DenoiserModule(network, optimiser(training), noise(params)),
+        DenoiserModule(network, optimiser(training), **scoring(params)),
         texts_of(params, train, val, training, corpus, cell.seed),
         training,
         {"network": params.networks.denoiser, "schedule": params.schedule, **settings},
@@ -254,7 +262,7 @@ def _token_ratio(
             nll_weight=ratio.nll_weight,
             martingale_weight=ratio.martingale_weight,
             optimiser=optimiser(training),
-            schedule=noise(params),
+            **scoring(params),
         )
         result = fit_network(
             params,
@@ -299,7 +307,7 @@ def _sequence_ratio(loss: str) -> Any:
             clip=ratio.clip,
             smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
             optimiser=optimiser(training),
-            schedule=noise(params),
+            **scoring(params),
         )
         fit_and_save(
             params,

@@ -161,6 +161,13 @@ def test_gamma_schedule_follows_the_revealed_share() -> None:
     for ratio in (TOKEN, SEQUENCE):
         constant = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, 0.7), **arguments)
         scheduled = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7), **arguments)
+        falling = nelbo(
+            denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7 * (1 - share / 2)), **arguments
+        )
+        by_gamma = nelbo_by_gamma(
+            denoiser_of(P), STATES, guidance=Guidance(ratio), gammas=[0.7], gamma_end=0.5, **arguments
+        )
+        assert torch.equal(by_gamma[0.7].per_sequence, falling.per_sequence)
         assert torch.allclose(constant.per_sequence, scheduled.per_sequence, atol=1e-6)
         seen: list[float] = []
         record = seen.append

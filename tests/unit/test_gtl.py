@@ -16,6 +16,7 @@ from gtl_lightning.gtl import (
     gkl_loss,
     guided_log_prob_true,
     guided_log_probs,
+    linear_gamma,
     log_mse_loss,
     log_ratio_from_logit,
     martingale_penalty,
@@ -126,6 +127,8 @@ def test_strengths_follow_the_revealed_share() -> None:
     ratio = TokenRatio(lambda x, t: x)
     assert Guidance(ratio, gamma=lambda share: 2 * share).strengths(4) == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert Guidance(ratio, gamma=3.0).strengths(2) == [3.0] * 3
+    assert Guidance(ratio, gamma=linear_gamma(2.0, 0.25)).strengths(2) == [2.0, 1.25, 0.5]
+    assert linear_gamma(2.0, 1.0) == 2.0
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
