@@ -142,14 +142,14 @@ class Train(Section):
 
     val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
     val_draws: Positive = Field(2, description="noise draws of each in that score")
-    source: Training = Training(steps=1600, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    vanilla: Training = Training(steps=600, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    finetune: Training = Training(steps=400, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-    lora: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=300, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
-    ratio: Training = Training(steps=400, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-    head: Training = Training(steps=400, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    warm: Training = Training(steps=200, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
+    source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
+    vanilla: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    finetune: Training = Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
+    lora: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    classifier: Training = Training(steps=200, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    ratio: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+    head: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    warm: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
     reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
 
@@ -180,7 +180,7 @@ class Evaluation(Section):
     """What is measured and how."""
 
     samples: Positive = Field(256, description="sequences generated per cell")
-    draws: Positive = Field(8, description="mask patterns per held-out sequence in the NELBO")
+    draws: Positive = Field(4, description="mask patterns per held-out sequence in the NELBO")
     val_examples: Positive = Field(512, description="held-out target texts that gamma is chosen on, at most")
     batch: Positive = Field(64, description="sequences per forward pass")
     featurizer: str = Field(
@@ -215,7 +215,7 @@ class Sweep(Section):
     baselines: tuple[BaselineMethod, ...] = Field(
         ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
     )
-    ratios: tuple[RatioMethod, ...] = Field(("gtl",), description="ratio networks trained per cell")
+    ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-warm"), description="ratio networks trained per cell")
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:
