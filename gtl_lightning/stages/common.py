@@ -34,6 +34,7 @@ REPORTS = Path("reports")
 STATE = Path(".state")
 
 NETWORK = "network.safetensors"
+SOURCE = MODELS / "source" / NETWORK
 RESULT = "result.json"
 ROW = "row.json"
 SAMPLES = "samples.jsonl"
@@ -164,6 +165,12 @@ def state_dir(name: str, settings: dict[str, Any], *inputs: Path) -> Path:
     """
     read = {str(path): sha256_file(path) for path in inputs}
     return STATE / f"{name}-{digest({'settings': settings, 'inputs': read})}"
+
+
+def fraction_of(cell: Cell) -> float:
+    """The cell's share of the target data; every cell but the source's has one."""
+    assert cell.fraction is not None
+    return cell.fraction
 
 
 def trainable_parameters(network: nn.Module) -> int:

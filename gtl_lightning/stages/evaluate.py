@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,65 +17,23 @@ from gtl_lightning.stages.common import (
     CELLS,
     DATA,
     MODELS,
-    NETWORK,
     ROW,
     SAMPLES,
     Cell,
-    Corpus,
     log,
     study,
 )
+from gtl_lightning.stages.metrics import SHOWN_TEXTS, memorisation_metrics, sample_metrics
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.evaluation.likelihood import GammaChoice
     from gtl_lightning.gtl import Guidance
-
-JUDGE = MODELS / "judge"
-SHOWN_TEXTS = 32
-"""Real and generated texts kept for people to read, in the report and in MLflow."""
-
-
-def measure_real(params: Params) -> None:
-    """Features and metric values of real target text: what every cell is compared with. Part of the judge's stage."""
-    import torch
-
-    from gtl_lightning.evaluation.features import load_featurizer
-    from gtl_lightning.evaluation.mauve import mauve_score
-    from gtl_lightning.files import save_tensors
-
-    corpus, wanted = Corpus.open(params), params.evaluation.samples
-    test, train = corpus.dataset("target_test"), corpus.dataset("target_train")
-    if len(test) < 2 * wanted:
-        raise UserError(
-            f"evaluation.samples = {wanted} needs {2 * wanted} target test texts, there are {len(test)}; lower it, or "
-            "raise data.target_test"
-        )
-    featurizer = load_featurizer(params.evaluation.featurizer)
-    neighbours = train.subset(min(len(train), params.evaluation.neighbours))
-    real, other = test.subset(wanted), test.tail(wanted).subset(wanted)
-    features = {
-        name: featurizer(decode_all(split)) for name, split in (("real", real), ("other", other), ("train", neighbours))
-    }
-    mauve = mauve_score(
-        features["other"], features["real"], buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
-    )
-    values = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
-    texts = decode_all(other)
-    values |= _text_metrics(params, corpus, texts, list(other))
-    save_tensors(
-        JUDGE / "features.safetensors",
-        {name: torch.from_numpy(value) for name, value in features.items()},
-        {"featurizer": params.evaluation.featurizer},
-    )
-    write_json(JUDGE / "real.json", values)
-    write_json(JUDGE / "real_texts.json", decode_all(real)[:SHOWN_TEXTS])
 
 
 def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> None:
@@ -100,8 +59,8 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
         row |= _likelihoods(params, sampler, val)
         guidance = at_gamma(params, sampler.guidance, row["gamma"])
         sampled, texts, seconds = _samples(params, sampler, guidance, train, seed)
-        row |= _sample_metrics(params, sampler.corpus, texts, sampled)
-        row |= _memorisation(params, sampled, texts, train if fraction is not None else None)
+        row |= sample_metrics(params, sampler.corpus, texts, sampled)
+        row |= memorisation_metrics(params, sampled, texts, train if fraction is not None else None)
         row |= {
             "n_ratio": guidance.n_ratio if guidance else None,
             "trainable_parameters": sampler.training.get("trainable_parameters"),
@@ -145,7 +104,7 @@ def ablation(params: Params) -> None:
                 "n_ratio": count,
                 "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
             }
-            row |= _sample_metrics(params, sampler.corpus, texts, sampled)
+            row |= sample_metrics(params, sampler.corpus, texts, sampled)
             row |= {"sample_seconds": round(seconds, 2)}
             rows.append(row)
             run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key != "seed"}, step)
@@ -159,7 +118,7 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
 
     gamma, curve = None, []
     if sampler.guidance is None:
-        val_nelbo = nelbo(sampler.denoiser, _selection(params, val), **_noise(params, sampler)).nats_per_token
+        val_nelbo = nelbo(sampler.denoiser, **_selection(params, sampler, val)).nats_per_token
     else:
         choice = _choice(params, sampler, val, params.sampling.gammas)
         gamma, curve = choice.gamma, choice.rows()
@@ -184,16 +143,19 @@ def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[f
     assert sampler.guidance is not None
     return select_gamma(
         sampler.denoiser,
-        _selection(params, val),
         guidance=sampler.guidance,
         gammas=gammas,
         gamma_end=params.sampling.gamma_end,
-        **_noise(params, sampler),
+        **_selection(params, sampler, val),
     )
 
 
-def _selection(params: Params, val: TokenDataset) -> list[Tensor]:
-    return list(val.subset(min(len(val), params.evaluation.val_examples)))
+def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
+    """Held-out texts and their noise; few texts are drawn more often, as in training."""
+    tokens = list(val.subset(min(len(val), params.evaluation.val_examples)))
+    noise = _noise(params, sampler)
+    draws = max(noise["draws"], math.ceil(params.evaluation.val_examples / len(tokens)))
+    return {"tokens": tokens, **noise, "draws": draws}
 
 
 def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:
@@ -219,89 +181,6 @@ def _samples(
         sampled = sampler.draw(params, lengths, guidance=guidance, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     return sampled, decode_all(sampled), seconds
-
-
-def _sample_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
-    """MAUVE and the text metrics of generated texts, each beside its value on real ones (`_real`)."""
-    from gtl_lightning.evaluation.features import load_featurizer
-    from gtl_lightning.evaluation.mauve import mauve_score
-
-    features = load_featurizer(params.evaluation.featurizer)(texts)
-    mauve = mauve_score(
-        features, _real_features("real"), buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
-    )
-    real = read_json(JUDGE / "real.json")
-    values: dict[str, Any] = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
-    values |= _text_metrics(params, corpus, texts, sampled)
-    return values | {f"{name}_real": value for name, value in real.items() if not name.startswith("mauve_")}
-
-
-def _text_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
-    from gtl_lightning.evaluation.diversity import diversity
-    from gtl_lightning.evaluation.judge import Judge
-    from gtl_lightning.evaluation.reference import reference_perplexity
-    from gtl_lightning.networks import CausalLM, load_network
-
-    spread = diversity(texts)
-    return {
-        "domain_score": Judge.load(JUDGE / "judge.safetensors").score(texts),
-        "reference_ppl": reference_perplexity(
-            load_network(JUDGE / NETWORK, expect=CausalLM),
-            sampled,
-            pad_index=corpus.pad_index,
-            batch=params.evaluation.batch,
-        ),
-        "distinct_1": spread.distinct_1,
-        "distinct_2": spread.distinct_2,
-        "distinct_3": spread.distinct_3,
-        **_exact(texts, params.data.target),
-    }
-
-
-def _exact(texts: list[str], target: tuple[str, ...]) -> dict[str, float | None]:
-    """Exact nats per word under the sample's own target law, and the share of texts that this law can produce."""
-    if not read_json(DATA / "provenance.json").get("generated") or len(target) != 1:
-        return {"exact_nll": None, "exact_known": None}
-    from gtl_lightning.data.sample import exact_nll
-
-    exact = exact_nll(texts, target[0])
-    nll = float(exact.nats[exact.known].sum() / exact.words[exact.known].sum()) if exact.known.any() else None
-    return {"exact_nll": nll, "exact_known": float(exact.known.mean())}
-
-
-def _memorisation(
-    params: Params, sampled: list[Tensor], texts: list[str], train: TokenDataset | None
-) -> dict[str, Any]:
-    """Longest copied span and nearest neighbour in the target subset that was trained on; real test text beside it."""
-    names = ("longest_copy", "longest_copy_real", "nearest_train", "nearest_train_real")
-    if train is None:
-        return dict.fromkeys(names)
-    from gtl_lightning.evaluation.features import load_featurizer
-    from gtl_lightning.evaluation.memorisation import memorisation
-
-    corpus = Corpus.open(params)
-    rows = list(train)
-    seen = _real_features("train")[: len(rows)]
-    held_out = list(corpus.dataset("target_test").subset(params.evaluation.samples))
-    own = memorisation(
-        sampled,
-        rows,
-        sample_features=load_featurizer(params.evaluation.featurizer)(texts),
-        training_features=seen,
-    )
-    real = memorisation(held_out, rows, sample_features=_real_features("real"), training_features=seen)
-    values = (own.spans.mean(), real.spans.mean(), own.cosines.mean(), real.cosines.mean())
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-def _real_features(name: str) -> np.ndarray:
-    from gtl_lightning.files import load_tensors
-
-    return load_tensors(JUDGE / "features.safetensors")[0][name].numpy()
-
-
-def _mauve_seeds(params: Params) -> range:
-    return range(params.evaluation.mauve_seeds)
 
 
 def _verdict(cell: Cell) -> str | None:

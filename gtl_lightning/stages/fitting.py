@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,11 +142,15 @@ def optimiser(training: Training) -> OptimiserConfig:
     )
 
 
-def scoring(params: Params) -> dict[str, Any]:
-    """Arguments of every module: the noise schedule, and the noise draws an example that a held-out score averages."""
+def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:
+    """Arguments of every module: the noise schedule, and the noise draws of each held-out example in a score.
+
+    Few held-out examples are drawn more often, until their draws are `train.val_examples`.
+    """
     from gtl_lightning.schedule import schedule
 
-    return {"schedule": schedule(params.schedule), "draws": params.train.val_draws}
+    draws = max(params.train.val_draws, math.ceil(params.train.val_examples / len(val)))
+    return {"schedule": schedule(params.schedule), "draws": draws}
 
 
 def texts_of(

@@ -2,82 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Params, TokenRatio, Training
+from gtl_lightning.config import Network, Params, Training
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.common import (
     MODELS,
-    NETWORK,
+    SOURCE,
     Cell,
     Corpus,
+    fraction_of,
     load_denoiser,
     log,
-    trainable_parameters,
 )
-from gtl_lightning.stages.evaluate import measure_real
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
-    fit_network,
     optimiser,
-    save_trained,
     scoring,
     texts_of,
 )
+from gtl_lightning.stages.metrics import measure_real
 from gtl_lightning.stages.text import decode_all
+from gtl_lightning.stages.train_ratio import RATIOS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
-    from gtl_lightning.networks import MaskedDenoiser, TokenLevel
-
-
-SOURCE = MODELS / "source" / NETWORK
+    from gtl_lightning.modules.base import TrainedModule
+    from gtl_lightning.networks import BackboneConfig
 
 
 def train_source(params: Params) -> None:
     """The denoiser of the source domain, frozen by everything that follows (docs/method.md eq. 1)."""
     from gtl_lightning.modules.denoiser import DenoiserModule
-    from gtl_lightning.networks import MaskedDenoiser, seeded
+    from gtl_lightning.networks import MaskedDenoiser
 
-    corpus = Corpus.open(params)
-    with seeded(params.data.seed):
-        network = MaskedDenoiser(corpus.backbone(params.networks.denoiser))
-    module = DenoiserModule(network, optimiser(params.train.source), **scoring(params))
-    fit_and_save(
-        params,
-        Cell("source", None, params.data.seed),
-        module,
-        texts_of(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.source, corpus, 0),
-        params.train.source,
-        {"network": params.networks.denoiser, "schedule": params.schedule},
-        folder=MODELS / "source",
-    )
+    module = partial(DenoiserModule, optimiser=optimiser(params.train.source))
+    _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, module, params.train.source)
 
 
 def train_planner(params: Params) -> None:
     """The learned reveal order, on source text (docs/method.md 2.3)."""
     from gtl_lightning.modules.planner import PlannerModule
-    from gtl_lightning.networks import PositionNetwork, seeded
+    from gtl_lightning.networks import PositionNetwork
+
+    module = partial(PlannerModule, denoiser=load_denoiser("source"), optimiser=optimiser(params.train.planner))
+    _fit_on_source(params, "planner", PositionNetwork, params.networks.planner, module, params.train.planner, SOURCE)
+
+
+def _fit_on_source(
+    params: Params,
+    name: str,
+    network: Callable[[BackboneConfig], nn.Module],
+    size: Network,
+    module: Callable[..., TrainedModule],
+    training: Training,
+    *inputs: Path,
+) -> None:
+    """What all cells share, trained once on the source split into models/NAME."""
+    from gtl_lightning.networks import seeded
 
     corpus = Corpus.open(params)
+    train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
     with seeded(params.data.seed):
-        network = PositionNetwork(corpus.backbone(params.networks.planner))
-    module = PlannerModule(network, load_denoiser("source"), optimiser(params.train.planner), **scoring(params))
+        fresh = network(corpus.backbone(size))
     fit_and_save(
         params,
-        Cell("planner", None, params.data.seed),
-        module,
-        texts_of(params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.planner, corpus, 0),
-        params.train.planner,
-        {"network": params.networks.planner, "schedule": params.schedule},
-        SOURCE,
-        folder=MODELS / "planner",
+        Cell(name, None, params.data.seed),
+        module(fresh, **scoring(params, val)),
+        texts_of(params, train, val, training, corpus, 0),
+        training,
+        {"network": size, "schedule": params.schedule},
+        *inputs,
+        folder=MODELS / name,
     )
 
 
@@ -127,7 +128,7 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
         with seeded(seed):
             network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
         module = ClassifierModule(
-            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), **scoring(params)
+            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), **scoring(params, val)
         )
         fit_and_save(
             params,
@@ -144,7 +145,7 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
 
 def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     """One baseline denoiser or ratio network on a fraction of the target data."""
-    _BUILDERS[method](params, Cell(method, fraction, seed))
+    {**BASELINES, **RATIOS}[method](params, Cell(method, fraction, seed))
 
 
 def _vanilla(params: Params, cell: Cell) -> None:
@@ -192,11 +193,11 @@ def _fit_denoiser(
 ) -> None:
     from gtl_lightning.modules.denoiser import DenoiserModule
 
-    train, val = corpus.target(_fraction(cell), params.data.min_examples)
+    train, val = corpus.target(fraction_of(cell), params.data.min_examples)
     fit_and_save(
         params,
         cell,
-        DenoiserModule(network, optimiser(training), **scoring(params)),
+        DenoiserModule(network, optimiser(training), **scoring(params, val)),
         texts_of(params, train, val, training, corpus, cell.seed),
         training,
         {"network": params.networks.denoiser, "schedule": params.schedule, **settings},
@@ -206,137 +207,4 @@ def _fit_denoiser(
     )
 
 
-def _gtl(params: Params, cell: Cell) -> None:
-    """Small, with an encoder of its own."""
-    from gtl_lightning.networks import TokenRatioNetwork
-
-    backbone = Corpus.open(params).backbone(params.networks.ratio)
-    shape = {"network": params.networks.ratio}
-    _token_ratio(params, cell, params.ratio.token, params.train.ratio, shape, lambda _: TokenRatioNetwork(backbone))
-
-
-def _gtl_head(params: Params, cell: Cell) -> None:
-    """A head on the frozen denoiser's features."""
-    from gtl_lightning.networks import FeatureTokenRatio
-
-    rank = params.ratio.head_rank
-    make = partial(FeatureTokenRatio, rank=rank)
-    _token_ratio(params, cell, params.ratio.head, params.train.head, {"rank": rank}, make)
-
-
-def _gtl_warm(params: Params, cell: Cell) -> None:
-    """A copy of the denoiser against the frozen one."""
-    from gtl_lightning.networks import DifferenceTokenRatio
-
-    dropout = params.ratio.warm_dropout
-    make = partial(DifferenceTokenRatio, dropout=dropout)
-    _token_ratio(params, cell, params.ratio.warm, params.train.warm, {"dropout": dropout}, make)
-
-
-def _token_ratio(
-    params: Params,
-    cell: Cell,
-    ratio: TokenRatio,
-    training: Training,
-    shape: dict[str, Any],
-    make: Callable[[MaskedDenoiser], TokenLevel],
-) -> None:
-    """A token-level ratio by eqs. 9 and 9', one or more members (docs/method.md 2.2)."""
-    from gtl_lightning.modules.ratio import TokenRatioModule
-    from gtl_lightning.networks import RatioEnsemble, seeded
-
-    corpus = Corpus.open(params)
-    source = load_denoiser("source")
-    train, val = corpus.target(_fraction(cell), params.data.min_examples)
-    # Without eq. 9 source examples teach nothing: a batch is then target examples alone, as a baseline's is.
-    data = domains_of if ratio.bce_weight > 0 else texts_of
-    members = []
-    for member in range(ratio.members):
-        seed = cell.seed + 1000 * member
-        with seeded(seed):
-            network = make(source)
-        module = TokenRatioModule(
-            network,
-            source,
-            bce_weight=ratio.bce_weight,
-            nll_weight=ratio.nll_weight,
-            martingale_weight=ratio.martingale_weight,
-            optimiser=optimiser(training),
-            **scoring(params),
-        )
-        result = fit_network(
-            params,
-            cell,
-            module,
-            data(params, train, val, training, corpus, seed),
-            training,
-            {**shape, "ratio": ratio, "schedule": params.schedule, "member": member},
-            (SOURCE,),
-            part=f"member-{member}",
-            seed=seed,
-        )
-        members.append((module.network, result))
-    networks = [network for network, _ in members]
-    save_trained(
-        MODELS / cell.name,
-        networks[0] if len(networks) == 1 else RatioEnsemble(networks),
-        min((result for _, result in members), key=lambda result: result.best_score),
-        sum(trainable_parameters(network) for network in networks),
-        seconds=sum(result.seconds for _, result in members),
-        steps=sum(result.steps for _, result in members),
-    )
-
-
-def _sequence_ratio(loss: str) -> Any:
-    def train(params: Params, cell: Cell) -> None:
-        from gtl_lightning.modules.ratio import SequenceRatioModule
-        from gtl_lightning.networks import SequenceRatioNetwork, load_network, seeded
-
-        corpus, training, ratio = Corpus.open(params), params.train.ratio, params.ratio
-        train_set, val = corpus.target(_fraction(cell), params.data.min_examples)
-        classifiers = MODELS / Cell("classifier", cell.fraction, cell.seed).name
-        clean, noised = (load_network(classifiers / f"{kind}.safetensors") for kind in ("clean", "noised"))
-        with seeded(cell.seed):
-            network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
-        module = SequenceRatioModule(
-            network,
-            clean,
-            noised,
-            loss=loss,
-            eta_1=ratio.eta_1,
-            clip=ratio.clip,
-            smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
-            optimiser=optimiser(training),
-            **scoring(params),
-        )
-        fit_and_save(
-            params,
-            cell,
-            module,
-            domains_of(params, train_set, val, training, corpus, cell.seed),
-            training,
-            {"network": params.networks.ratio, "ratio": ratio, "schedule": params.schedule},
-            classifiers / "clean.safetensors",
-            classifiers / "noised.safetensors",
-            folder=MODELS / cell.name,
-        )
-
-    return train
-
-
-_BUILDERS: dict[str, Any] = {
-    "vanilla": _vanilla,
-    "finetune": _finetune,
-    "lora": _lora,
-    "gtl": _gtl,
-    "gtl-head": _gtl_head,
-    "gtl-warm": _gtl_warm,
-    "gtl-sequence-gkl": _sequence_ratio("gkl"),
-    "gtl-sequence-bce": _sequence_ratio("bce"),
-    "gtl-sequence-log-mse": _sequence_ratio("log_mse"),
-}
-
-
-def _fraction(cell: Cell) -> float:
-    assert cell.fraction is not None
-    return cell.fraction
+BASELINES: dict[str, Callable[[Params, Cell], None]] = {"vanilla": _vanilla, "finetune": _finetune, "lora": _lora}
