@@ -21,12 +21,13 @@ TINY = (
     "networks.reference={width: 16, depth: 1, heads: 2}",
     *(
         f"train.{name}={QUICK}"
-        for name in ("vanilla", "finetune", "lora", "classifier", "ratio", "planner", "reference")
+        for name in ("vanilla", "finetune", "lora", "classifier", "ratio", "head", "warm", "planner", "reference")
     ),
     "train.source={steps: 20, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}",
     "train.val_examples=32",
     "sweep.fractions=[1.0, 0.3]",
-    "sweep.ratios=[gtl, gtl-sequence-gkl]",
+    "sweep.ratios=[gtl, gtl-head, gtl-warm, gtl-sequence-gkl]",
+    "ratio.head_rank=4",
     "ablation.fraction=0.3",
     "ablation.gammas=[0.0, 1.0]",
     "ablation.n_ratios=[4]",
@@ -34,6 +35,7 @@ TINY = (
     "sampling.n_ratio_sequence=4",
     "evaluation.samples=24",
     "evaluation.draws=1",
+    "evaluation.val_examples=16",
     "evaluation.mauve_buckets=4",
     "evaluation.mauve_seeds=2",
     "data.target_test=0.2",

@@ -11,7 +11,7 @@ from gtl_lightning import stages
 from gtl_lightning.files import read_json, sha256_file
 from tests.pipeline.conftest import inside, tiny
 
-METHODS = {"source", "vanilla", "finetune", "lora", "gtl", "gtl-sequence-gkl"}
+METHODS = {"source", "vanilla", "finetune", "lora", "gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl"}
 NEEDED = {
     "method", "fraction", "seed", "examples", "gamma", "nelbo", "nelbo_se", "perplexity", "mauve", "mauve_low",
     "mauve_high", "mauve_real", "domain_score", "domain_score_real", "reference_ppl", "reference_ppl_real",
@@ -29,7 +29,7 @@ def workspace(trained: Path, tmp_path: Path) -> Path:
 def test_every_cell_of_the_grid_has_a_row_with_every_metric(trained: Path) -> None:
     rows = read_json(trained / "reports" / "transfer.json")
     assert {row["method"] for row in rows} == METHODS
-    assert len(rows) == 1 + 5 * 2
+    assert len(rows) == 1 + 7 * 2
     for row in rows:
         assert set(row) >= NEEDED
         assert row["nelbo"] > 0

@@ -191,6 +191,15 @@ def test_the_answer_names_fractions_and_never_concludes_from_one_seed() -> None:
     assert "nothing to compare" in answer([row("finetune", 1.0, 0, 5.0)])[0]
 
 
+def test_the_answer_names_every_variant_also_the_one_that_loses() -> None:
+    worse = [row("gtl-warm", r["fraction"], r["seed"], r["nelbo"] + 2) for r in study() if r["method"] == "gtl"]
+    said = [sentence for sentence in answer(study() + worse) if "NELBO" in sentence]
+    assert said == [
+        "Held-out target NELBO: GTL is better than fine-tuning at 100 % and 5 % of the target data.",
+        "Held-out target NELBO: fine-tuning is better than GTL warm at 100 % and 5 % of the target data.",
+    ]
+
+
 # Holes ----------------------------------------------------------------------------------------------------------------
 
 
