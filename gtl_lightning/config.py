@@ -97,6 +97,7 @@ class Training(Section):
     steps: Positive = Field(description="most optimiser steps")
     batch: Positive = Field(description="sequences per step")
     lr: PositiveFloat = Field(description="peak learning rate of AdamW")
+    also_lr: tuple[PositiveFloat, ...] = Field((), description="further peaks to try; held-out data keep the best")
     warmup: int = Field(50, ge=0, description="steps of linear warm-up; cosine decay follows")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")

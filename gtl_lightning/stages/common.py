@@ -174,8 +174,8 @@ def fraction_of(cell: Cell) -> float:
 
 
 def trainable_parameters(network: nn.Module) -> int:
-    """Number of weights."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Number of weights that are trained."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def read_samples(folder: Path) -> list[str]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params, Training
 from gtl_lightning.files import write_json
-from gtl_lightning.stages.common import RESULT, TOKENS, Cell, Corpus, data_hash, log, state_dir, study
+from gtl_lightning.stages.common import (
+    RESULT,
+    TOKENS,
+    Cell,
+    Corpus,
+    data_hash,
+    log,
+    state_dir,
+    study,
+    trainable_parameters,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -19,11 +30,13 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.modules.fit import FitResult
 
+    Build = Callable[[OptimiserConfig], TrainedModule]
+
 
 def fit_and_save(
     params: Params,
     cell: Cell,
-    module: TrainedModule,
+    build: Build,
     data: LightningDataModule,
     training: Training,
     settings: dict[str, Any],
@@ -37,7 +50,7 @@ def fit_and_save(
     Args:
         params: all parameters.
         cell: what is trained; names the run and the state.
-        module: network, loss and optimiser.
+        build: optimiser -> module with a fresh network.
         data: training and held-out batches.
         training: length and stopping.
         settings: all that the result depends on beside `training`; part of the state's key.
@@ -46,33 +59,74 @@ def fit_and_save(
         part: file name, where a folder holds several networks.
         finish: what turns the trained network into the one that is kept (LoRA: merging).
     """
-    parameters = sum(weight.numel() for weight in module.network.parameters() if weight.requires_grad)
-    result = fit_network(params, cell, module, data, training, settings, inputs, part)
-    network = finish(module.network) if finish else module.network
-    save_trained(folder, network, result, parameters, part=part, seconds=result.seconds, steps=result.steps)
+    trained = fit_best(params, cell, build, data, training, settings, inputs, part)
+    network = finish(trained.network) if finish else trained.network
+    save_trained(folder, network, [trained], part=part)
 
 
-def fit_network(
+@dataclass(frozen=True)
+class Trained:
+    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from."""
+
+    network: nn.Module
+    result: FitResult
+    lr: float
+    parameters: int
+    steps: int
+    seconds: float
+
+
+def fit_best(
     params: Params,
     cell: Cell,
-    module: TrainedModule,
+    build: Build,
     data: LightningDataModule,
     training: Training,
     settings: dict[str, Any],
     inputs: tuple[Path, ...],
     part: str,
     seed: int | None = None,
-) -> FitResult:
-    """Fit one network in its own resumable state and its own tracked run; arguments as in `fit_and_save`.
+) -> Trained:
+    """Fit with each of the learning rates, one after the other; the lowest held-out score wins.
 
-    `seed` is that of noise, order and dropout; the cell's own unless a cell trains several networks alike.
+    Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
+    several networks alike.
+    """
+    best: Trained | None = None
+    steps, spent = 0, 0.0
+    for lr in (training.lr, *training.also_lr):
+        module = build(optimiser(training, lr))
+        parameters = trainable_parameters(module.network)
+        name = part if lr == training.lr else f"{part}-lr-{lr:g}"
+        result = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
+        steps, spent = steps + result.steps, spent + result.seconds
+        if best is None or result.best_score < best.result.best_score:
+            best = Trained(module.network, result, lr, parameters, 0, 0.0)
+    assert best is not None
+    return replace(best, steps=steps, seconds=spent)
+
+
+def _fit_tracked(
+    params: Params,
+    cell: Cell,
+    module: TrainedModule,
+    data: LightningDataModule,
+    training: Training,
+    lr: float,
+    settings: dict[str, Any],
+    inputs: tuple[Path, ...],
+    part: str,
+    seed: int | None,
+) -> FitResult:
+    """Fit one network in its own resumable state and its own tracked run.
 
     Raises:
         UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
     """
     from gtl_lightning.modules.fit import fit
 
-    settings = {**settings, "training": training.model_dump(), "fraction": cell.fraction, "seed": cell.seed}
+    own = {**training.model_dump(exclude={"also_lr"}), "lr": lr}
+    settings = {**settings, "training": own, "fraction": cell.fraction, "seed": cell.seed}
     # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
     settings |= {"data": params.data, "tokenizer": params.tokenizer, "data_hash": data_hash()}
     settings |= {"val_examples": params.train.val_examples, "val_draws": params.train.val_draws}
@@ -107,35 +161,29 @@ def fit_network(
     return result
 
 
-def save_trained(
-    folder: Path,
-    network: nn.Module,
-    result: FitResult,
-    parameters: int,
-    *,
-    seconds: float,
-    steps: int,
-    part: str = "network",
-) -> None:
-    """Write the network and what its training came to (the curve included)."""
+def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *, part: str = "network") -> None:
+    """Write the network and what its training came to: cost of all members, score and curve of the best."""
     from gtl_lightning.networks import save_network
 
+    best = min(trained, key=lambda member: member.result.best_score)
     summary = {
-        **{key: value for key, value in asdict(result).items() if key != "history"},
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "trainable_parameters": parameters,
+        **{key: value for key, value in asdict(best.result).items() if key != "history"},
+        "lr": best.lr,
+        "steps": sum(member.steps for member in trained),
+        "seconds": round(sum(member.seconds for member in trained), 2),
+        "trainable_parameters": sum(member.parameters for member in trained),
     }
     save_network(folder / f"{part}.safetensors", network, summary)
-    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": result.history})
+    history = best.result.history
+    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": history})
 
 
-def optimiser(training: Training) -> OptimiserConfig:
-    """AdamW's settings of a training run."""
+def optimiser(training: Training, lr: float) -> OptimiserConfig:
+    """AdamW's settings of a training run with peak learning rate `lr`."""
     from gtl_lightning.modules.base import OptimiserConfig
 
     return OptimiserConfig(
-        lr=training.lr,
+        lr=lr,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup,
         grad_clip=training.clip,

@@ -21,7 +21,6 @@ from gtl_lightning.stages.common import (
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
-    optimiser,
     scoring,
     texts_of,
 )
@@ -32,7 +31,7 @@ from gtl_lightning.stages.train_ratio import RATIOS
 if TYPE_CHECKING:
     from torch import nn
 
-    from gtl_lightning.modules.base import TrainedModule
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import BackboneConfig
 
 
@@ -41,8 +40,7 @@ def train_source(params: Params) -> None:
     from gtl_lightning.modules.denoiser import DenoiserModule
     from gtl_lightning.networks import MaskedDenoiser
 
-    module = partial(DenoiserModule, optimiser=optimiser(params.train.source))
-    _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, module, params.train.source)
+    _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, DenoiserModule, params.train.source)
 
 
 def train_planner(params: Params) -> None:
@@ -50,7 +48,7 @@ def train_planner(params: Params) -> None:
     from gtl_lightning.modules.planner import PlannerModule
     from gtl_lightning.networks import PositionNetwork
 
-    module = partial(PlannerModule, denoiser=load_denoiser("source"), optimiser=optimiser(params.train.planner))
+    module = partial(PlannerModule, denoiser=load_denoiser("source"))
     _fit_on_source(params, "planner", PositionNetwork, params.networks.planner, module, params.train.planner, SOURCE)
 
 
@@ -68,12 +66,16 @@ def _fit_on_source(
 
     corpus = Corpus.open(params)
     train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
-    with seeded(params.data.seed):
-        fresh = network(corpus.backbone(size))
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        with seeded(params.data.seed):
+            fresh = network(corpus.backbone(size))
+        return module(fresh, optimiser=optimiser, **scoring(params, val))
+
     fit_and_save(
         params,
         Cell(name, None, params.data.seed),
-        module(fresh, **scoring(params, val)),
+        build,
         texts_of(params, train, val, training, corpus, 0),
         training,
         {"network": size, "schedule": params.schedule},
@@ -93,13 +95,16 @@ def train_judge(params: Params) -> None:
     texts = {name: decode_all(corpus.dataset(name)) for name in ("judge_source", "judge_target")}
     judge = fit_judge(texts["judge_source"], texts["judge_target"], seed=params.data.seed)
     log.info("judge: held-out AUC %.3f", judge.auc)
-    with seeded(params.data.seed):
-        network = CausalLM(corpus.backbone(params.networks.reference))
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        with seeded(params.data.seed):
+            return CausalLMModule(CausalLM(corpus.backbone(params.networks.reference)), optimiser)
+
     held_out = max(1, len(target) // 10)
     fit_and_save(
         params,
         Cell("judge", None, params.data.seed),
-        CausalLMModule(network, optimiser(params.train.reference)),
+        build,
         texts_of(
             params,
             target.subset(len(target) - held_out),
@@ -125,15 +130,17 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
     train, val = corpus.target(fraction, params.data.min_examples)
     cell = Cell("classifier", fraction, seed)
     for kind, noised, smoothing in (("clean", False, params.ratio.label_smoothing), ("noised", True, 0.0)):
-        with seeded(seed):
-            network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
-        module = ClassifierModule(
-            network, noised=noised, smoothing=smoothing, optimiser=optimiser(training), **scoring(params, val)
-        )
+
+        def build(optimiser: OptimiserConfig, noised: bool = noised, smoothing: float = smoothing) -> TrainedModule:
+            with seeded(seed):
+                network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
+            settings = {"noised": noised, "smoothing": smoothing, **scoring(params, val)}
+            return ClassifierModule(network, optimiser=optimiser, **settings)
+
         fit_and_save(
             params,
             cell,
-            module,
+            build,
             domains_of(params, train, val, training, corpus, seed),
             training,
             {"network": params.networks.ratio, "kind": kind, "smoothing": smoothing, "schedule": params.schedule},
@@ -152,28 +159,32 @@ def _vanilla(params: Params, cell: Cell) -> None:
     from gtl_lightning.networks import MaskedDenoiser, seeded
 
     corpus = Corpus.open(params)
-    with seeded(cell.seed):
-        network = MaskedDenoiser(corpus.backbone(params.networks.denoiser))
-    _fit_denoiser(params, corpus, cell, network, params.train.vanilla, {})
+
+    def fresh() -> MaskedDenoiser:
+        with seeded(cell.seed):
+            return MaskedDenoiser(corpus.backbone(params.networks.denoiser))
+
+    _fit_denoiser(params, corpus, cell, fresh, params.train.vanilla, {})
 
 
 def _finetune(params: Params, cell: Cell) -> None:
     from gtl_lightning.networks import copy_of
 
-    _fit_denoiser(
-        params, Corpus.open(params), cell, copy_of(load_denoiser("source")), params.train.finetune, {}, SOURCE
-    )
+    source = load_denoiser("source")
+    _fit_denoiser(params, Corpus.open(params), cell, partial(copy_of, source), params.train.finetune, {}, SOURCE)
 
 
 def _lora(params: Params, cell: Cell) -> None:
     from gtl_lightning.modules.lora import add_lora, merge_lora
 
-    network = add_lora(load_denoiser("source"), rank=params.lora.rank, alpha=params.lora.alpha, seed=cell.seed)
+    def adapted() -> nn.Module:
+        return add_lora(load_denoiser("source"), rank=params.lora.rank, alpha=params.lora.alpha, seed=cell.seed)
+
     _fit_denoiser(
         params,
         Corpus.open(params),
         cell,
-        network,
+        adapted,
         params.train.lora,
         {"lora": params.lora.model_dump()},
         SOURCE,
@@ -185,7 +196,7 @@ def _fit_denoiser(
     params: Params,
     corpus: Corpus,
     cell: Cell,
-    network: nn.Module,
+    network: Callable[[], nn.Module],
     training: Training,
     settings: dict[str, Any],
     *inputs: Path,
@@ -197,7 +208,7 @@ def _fit_denoiser(
     fit_and_save(
         params,
         cell,
-        DenoiserModule(network, optimiser(training), **scoring(params, val)),
+        lambda optimiser: DenoiserModule(network(), optimiser, **scoring(params, val)),
         texts_of(params, train, val, training, corpus, cell.seed),
         training,
         {"network": params.networks.denoiser, "schedule": params.schedule, **settings},

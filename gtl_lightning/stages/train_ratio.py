@@ -7,19 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params, TokenRatio, Training
-from gtl_lightning.stages.common import MODELS, SOURCE, Cell, Corpus, fraction_of, load_denoiser, trainable_parameters
+from gtl_lightning.stages.common import MODELS, SOURCE, Cell, Corpus, fraction_of, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
-    fit_network,
-    optimiser,
+    fit_best,
     save_trained,
     scoring,
     texts_of,
 )
 
 if TYPE_CHECKING:
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import MaskedDenoiser, TokenLevel
+    from gtl_lightning.stages.fitting import Trained
 
 
 def _gtl(params: Params, cell: Cell) -> None:
@@ -66,41 +67,32 @@ def _token_ratio(
     train, val = corpus.target(fraction_of(cell), params.data.min_examples)
     # Without eq. 9 source examples teach nothing: a batch is then target examples alone, as a baseline's is.
     data = domains_of if ratio.bce_weight > 0 else texts_of
-    members = []
+    members: list[Trained] = []
     for member in range(ratio.members):
         seed = cell.seed + 1000 * member
-        with seeded(seed):
-            network = make(source)
-        module = TokenRatioModule(
-            network,
-            source,
-            bce_weight=ratio.bce_weight,
-            nll_weight=ratio.nll_weight,
-            martingale_weight=ratio.martingale_weight,
-            optimiser=optimiser(training),
-            **scoring(params, val),
-        )
-        result = fit_network(
+
+        def build(optimiser: OptimiserConfig, seed: int = seed) -> TrainedModule:
+            with seeded(seed):
+                network = make(source)
+            weights = ratio.model_dump(exclude={"members"})
+            return TokenRatioModule(network, source, optimiser=optimiser, **weights, **scoring(params, val))
+
+        # The first member tells the learning rate; the others take it.
+        lrs = {"lr": members[0].lr, "also_lr": ()} if members else {}
+        trained = fit_best(
             params,
             cell,
-            module,
+            build,
             data(params, train, val, training, corpus, seed),
-            training,
+            training.model_copy(update=lrs),
             {**shape, "ratio": ratio, "schedule": params.schedule, "member": member},
             (SOURCE,),
             part=f"member-{member}",
             seed=seed,
         )
-        members.append((module.network, result))
-    networks = [network for network, _ in members]
-    save_trained(
-        MODELS / cell.name,
-        networks[0] if len(networks) == 1 else RatioEnsemble(networks),
-        min((result for _, result in members), key=lambda result: result.best_score),
-        sum(trainable_parameters(network) for network in networks),
-        seconds=sum(result.seconds for _, result in members),
-        steps=sum(result.steps for _, result in members),
-    )
+        members.append(trained)
+    networks = [member.network for member in members]
+    save_trained(MODELS / cell.name, networks[0] if len(networks) == 1 else RatioEnsemble(networks), members)
 
 
 def _sequence_ratio(params: Params, cell: Cell, loss: str) -> None:
@@ -112,23 +104,26 @@ def _sequence_ratio(params: Params, cell: Cell, loss: str) -> None:
     train_set, val = corpus.target(fraction_of(cell), params.data.min_examples)
     classifiers = MODELS / Cell("classifier", cell.fraction, cell.seed).name
     clean, noised = (load_network(classifiers / f"{kind}.safetensors") for kind in ("clean", "noised"))
-    with seeded(cell.seed):
-        network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
-    module = SequenceRatioModule(
-        network,
-        clean,
-        noised,
-        loss=loss,
-        eta_1=ratio.eta_1,
-        clip=ratio.clip,
-        smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
-        optimiser=optimiser(training),
-        **scoring(params, val),
-    )
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        with seeded(cell.seed):
+            network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
+        return SequenceRatioModule(
+            network,
+            clean,
+            noised,
+            loss=loss,
+            eta_1=ratio.eta_1,
+            clip=ratio.clip,
+            smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
+            optimiser=optimiser,
+            **scoring(params, val),
+        )
+
     fit_and_save(
         params,
         cell,
-        module,
+        build,
         domains_of(params, train_set, val, training, corpus, cell.seed),
         training,
         {"network": params.networks.ratio, "ratio": ratio, "schedule": params.schedule},
