@@ -85,6 +85,18 @@ def test_a_finished_training_is_not_run_again(workspace: Path) -> None:
     assert sha256_file(path) == before
 
 
+def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) -> None:
+    """A rate at which nothing is learned loses to one at which something is, whichever is named first."""
+    for lr, also in ((1e-9, 5e-3), (5e-3, 1e-9)):
+        shutil.rmtree(workspace / "models" / "finetune-0.3-0")
+        with inside(workspace):
+            quick = f"{{steps: 6, batch: 16, lr: {lr}, also_lr: [{also}], warmup: 2, check_every: 3, patience: 2}}"
+            stages.train_cell(tiny(f"train.finetune={quick}"), "finetune", 0.3, 0)
+        result = read_json(workspace / "models" / "finetune-0.3-0" / "result.json")
+        assert result["lr"] == 5e-3
+        assert result["steps"] == 12
+
+
 def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> None:
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     experiment = client.get_experiment_by_name("gtl-transfer")
@@ -93,7 +105,7 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
     parents = [run for run in runs if run.data.tags["kind"] == "study"]
     assert len(parents) == 1
     cells = [run for run in runs if run.data.tags["kind"] == "cell"]
-    assert len(cells) == len({run.data.tags["key"] for run in cells}) == 11
+    assert len(cells) == len({run.data.tags["key"] for run in cells}) == 15
     for run in cells:
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
