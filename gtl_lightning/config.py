@@ -227,6 +227,85 @@ class Sweep(Section):
         return self
 
 
+class LocalNetwork(Section):
+    """Size of a local ratio network."""
+
+    heads: Positive = Field(4, description="averages of the revealed neighbours a position gets")
+    width: Positive = Field(32, description="hidden units")
+    dropout: Share = Field(0.0, description="dropout")
+
+
+class Overlap(Section):
+    """The target moved away from the source, one diagonal at a time."""
+
+    diagonals: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8), min_length=1, description="P(stay) of the targets"
+    )
+    n: Positive = Field(100, description="target sequences")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions")
+
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class Markov(Section):
+    """The study on Markov chains, where everything is known exactly (docs/markov.md)."""
+
+    states: Annotated[int, Field(ge=2)] = Field(5, description="states V of the chains")
+    length: Annotated[int, Field(ge=2, le=128)] = Field(20, description="tokens of a sequence")
+    source_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.10, description="P(stay) in the source")
+    target_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.80, description="P(stay) in the target")
+    source_transition: Matrix | None = Field(None, description="any transition matrix instead of source_diagonal")
+    target_transition: Matrix | None = Field(None, description="any transition matrix instead of target_diagonal")
+    source_sequences: Positive = Field(10000, description="source sequences")
+    sizes: tuple[Positive, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
+    parts: Annotated[int, Field(ge=2)] = Field(5, description="equal parts that the target is cut into, one held out")
+    held_out: Positive = Field(60, description="sequences held out in all: decides how many of the folds are trained")
+    rows_scored: Positive = Field(256, description="noised held-out sequences scored per fold and check")
+    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
+    )
+    samples: Positive = Field(4096, description="sequences generated per cell")
+    kl_draws: Positive = Field(1000, description="partly masked sequences in the KL of a model's conditionals")
+    denoiser: Network = Network(width=32, depth=1, heads=2, dropout=0.1, tied=False)
+    local: LocalNetwork = LocalNetwork()
+    lora: Lora = Lora(rank=4, alpha=8.0)
+    clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
+    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
+    bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
+    source: Training = Training(steps=800, batch=128, lr=5e-3, ema=0.98, check_every=100, patience=3)
+    vanilla: Training = Training(
+        steps=400, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
+    )
+    # Fine-tuning lingers for some 250 steps before it unlearns the source, so it gets the patience to do so.
+    finetune: Training = Training(
+        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
+    )
+    low_rank: Training = Training(
+        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
+    )
+    token: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    sequence: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    classifier: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    overlap: Overlap = Overlap()
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Markov:
+        for n in (*self.sizes, self.overlap.n):
+            if n < self.parts:
+                raise ValueError(f"sizes: n = {n} target sequences cannot be cut into parts = {self.parts}; raise n")
+        if len(set(self.sizes)) != len(self.sizes) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"sizes {list(self.sizes)} and seeds {list(self.seeds)} must not list a value twice")
+        return self
+
+
 class Machine(Section):
     """Where it runs; nothing here changes what is computed beyond rounding."""
 
@@ -256,6 +335,7 @@ class Params(Section):
     evaluation: Evaluation = Evaluation()
     ablation: Ablation = Ablation()
     sweep: Sweep = Sweep()
+    markov: Markov = Markov()
     machine: Machine = Machine()
     tracking: Tracking = Tracking()
 
@@ -340,7 +420,7 @@ def _section_lines(section: BaseModel, depth: int) -> list[str]:
             lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
             lines.extend(_section_lines(value, depth + 1))
         else:
-            plain = list(value) if isinstance(value, tuple) else value
+            plain = section.model_dump(mode="json")[name]
             text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
             lines.append(f"{indent}{name}: {text}  # {field.description}")
     return lines
@@ -389,4 +469,6 @@ def _explain(problem: Any) -> str:
         return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {key}; remove it or correct its name"
+    if isinstance(problem["input"], dict | BaseModel):
+        return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
     return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -73,6 +73,32 @@ def uniform_sample(
     return torch.where(noised, noise, x_0)
 
 
+def level_sample(
+    x_0: Tensor, mask_index: int, generator: torch.Generator | None = None, least: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask k random positions of each row, k uniform on `least`..l: eq. 1 with the time integrated out.
+
+    Given k, eq. 1 weighs the masked positions by l / k under any schedule (docs/method.md section 2.8). The levels are
+    stratified over the batch and fall to its rows at random.
+
+    Args:
+        x_0: Long[b,l] without padding.
+        mask_index: id of the mask.
+        generator: source of randomness.
+        least: fewest masks; 0 includes clean rows.
+
+    Returns:
+        x_t Long[b,l], masked Bool[b,l], k Long[b].
+    """
+    batch, length = x_0.shape
+    strata = (torch.arange(batch, device=x_0.device) + uniform_noise((1,), generator, x_0.device)) / batch
+    order = uniform_noise((batch,), generator, x_0.device).argsort()
+    count = least + (strata[order] * (length + 1 - least)).long().clamp(max=length - least)
+    rank = uniform_noise((batch, length), generator, x_0.device).argsort(1).argsort(1)
+    masked = rank < count[:, None]
+    return x_0.masked_fill(masked, mask_index), masked, count
+
+
 def posterior(log_p: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule, mask_index: int) -> Tensor:
     """Float[b,l,v] log p(x_s | x_t) for the absorbing reverse step t -> s < t (docs/method.md eq. 2).
 
@@ -103,3 +129,48 @@ def nelbo_terms(log_prob_true: Tensor, masked: Tensor, t: Tensor, schedule: Nois
         schedule: the one x_t was drawn with.
     """
     return schedule.weight(t) * -log_prob_true.masked_fill(~masked, 0.0).sum(-1)
+
+
+def uniform_score(p: Tensor, x_t: Tensor, alpha: Tensor) -> Tensor:
+    """Float[b,l,v]: the concrete score p_t(y) / p_t(x_t) of uniform noise, y having token v at position l.
+
+    With p the law of the clean token given x_t, c = (1 - alpha) / V and o = x_t^l, by Bayes' rule
+    s[v] = 1 + p[v] alpha / c - p[o] alpha / (alpha + c) for v other than o (docs/method.md eq. 10). It is 1 at v = o.
+
+    Args:
+        p: Float[b,l,V] probabilities of the clean token; V clean tokens, no mask.
+        x_t: Long[b,l].
+        alpha: Float[b], below 1: the share of kept tokens.
+    """
+    alpha = alpha[:, None, None]
+    noise = (1 - alpha) / p.shape[-1]
+    own = p.gather(-1, x_t[..., None])
+    score = 1 + p * (alpha / noise) - own * (alpha / (alpha + noise))
+    return score.scatter(-1, x_t[..., None], 1.0)
+
+
+def uniform_rate(t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Float[b]: the rate -alpha'_t / alpha_t at which a token becomes uniform noise; infinite at t = 1."""
+    return -schedule.dalpha(t) / schedule.alpha(t)
+
+
+def uniform_nelbo_terms(p: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Float[b] one-sample estimates, in nats per sequence, of the NELBO under uniform noise (docs/method.md eq. 1u).
+
+    The path measure of the reverse chain with score s_theta against that of the noise given x_0, whose score is s*:
+    rate_t / V * sum over one-token changes of s_theta - s* log s_theta + s* (log s* - 1). Its expectation over t
+    uniform on (0, 1) and x_t bounds -log p_theta(x_0), with equality for the exact posterior (SEDD, arXiv 2310.16834).
+
+    Args:
+        p: Float[b,l,V] the denoiser's probabilities of the clean token given x_t.
+        x_0: Long[b,l].
+        x_t: Long[b,l].
+        t: Float[b], strictly between 0 and 1.
+        schedule: the one x_t was drawn with.
+    """
+    alpha = schedule.alpha(t)
+    clean = torch.nn.functional.one_hot(x_0, p.shape[-1]).to(p.dtype)
+    model, truth = uniform_score(p, x_t, alpha), uniform_score(clean, x_t, alpha)
+    # At v = x_t both are 1 and the term is 0: no position counts a change to itself.
+    terms = model - truth * model.log() + truth * (truth.log() - 1)
+    return uniform_rate(t, schedule) / p.shape[-1] * terms.sum((-1, -2))

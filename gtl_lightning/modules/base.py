@@ -68,8 +68,11 @@ class TrainedModule(pl.LightningModule):
         network: what is trained and kept; everything else is frozen and out of the state.
         seed: set by `fit`.
         total_steps: set by `fit`; length of the learning-rate curve.
+        stacked: leading axes of every weight that number networks, not units.
         draws: noise levels per example in validation.
     """
+
+    stacked = 0
 
     def __init__(
         self,
@@ -161,8 +164,8 @@ class TrainedModule(pl.LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         config = self.optimiser
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > self.stacked + 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= self.stacked + 1], "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
         curve = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: config.factor(step, self.total_steps))

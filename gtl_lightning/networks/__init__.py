@@ -7,6 +7,7 @@ from gtl_lightning.networks.heads import (
     MaskedDenoiser,
     PositionNetwork,
     SequenceRatioNetwork,
+    UniformDenoiser,
     copy_of,
 )
 from gtl_lightning.networks.ratios import (
@@ -33,6 +34,7 @@ __all__ = [
     "SequenceRatioNetwork",
     "TokenLevel",
     "TokenRatioNetwork",
+    "UniformDenoiser",
     "copy_of",
     "load_network",
     "read_meta",

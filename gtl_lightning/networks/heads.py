@@ -50,13 +50,14 @@ class MaskedDenoiser(nn.Module):
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the clean token, Float[...,v] in fp32; -inf at mask and pad."""
         logits = self.output(h).float()
-        logits[..., [self.config.mask_index, self.config.pad_index]] = float("-inf")
+        logits[..., self.config.specials] = float("-inf")
         return F.log_softmax(logits, dim=-1)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
         log_p = self.decode(self.encode(x_t, t))
-        carried = torch.full_like(log_p, float("-inf")).scatter_(-1, x_t[..., None], 0.0)
+        own = torch.arange(log_p.shape[-1], device=x_t.device) == x_t[..., None]
+        carried = torch.where(own, 0.0, float("-inf"))
         return torch.where((x_t == self.config.mask_index)[..., None], log_p, carried)
 
     def fingerprint(self) -> str:
@@ -89,6 +90,18 @@ class SequenceRatioNetwork(nn.Module):
         # A finite floor: a row of pads alone gives a plain mean, not NaN.
         score = self.attend(h).float().masked_fill((x_t == self.config.pad_index)[..., None], -1e9)
         return self.head((score.softmax(dim=1) * h.float()).sum(dim=1)).float().squeeze(-1)
+
+
+@register
+class UniformDenoiser(MaskedDenoiser):
+    """p_theta(x_0^l | z_t) under uniform noise: any token may be noise, so none is carried over (SEDD, 2310.16834).
+
+    The mask keeps its id and is never predicted; give `cond_dim` above 0, as only t says how much of z_t to believe.
+    """
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Long[b,l], Float[b] -> Float[b,l,v]."""
+        return self.decode(self.encode(x_t, t))
 
 
 @register
@@ -130,7 +143,7 @@ class CausalLM(nn.Module):
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
         start = torch.full_like(x_0[:, :1], self.config.mask_index)
         logits = self.output(self.backbone(torch.cat([start, x_0[:, :-1]], dim=1))).float()
-        logits[..., [self.config.mask_index, self.config.pad_index]] = float("-inf")
+        logits[..., self.config.specials] = float("-inf")
         return F.log_softmax(logits, dim=-1)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
