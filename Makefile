@@ -9,13 +9,16 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test lint ui serve env clean-env
+.PHONY: repro markov test lint ui serve env clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
-	@dvc repro
+	@dvc repro report
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
+
+markov: $(READY)  ## the study on Markov chains: reports/markov.md
+	@dvc repro markov-report
 
 test: $(READY)  ## the whole test suite
 	@pytest

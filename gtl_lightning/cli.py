@@ -16,7 +16,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Put records into data/, versioned by data.dvc.", no_args_is_help=True)
 train_app = typer.Typer(help="Train one component; resumes where it was stopped.", no_args_is_help=True)
+markov_app = typer.Typer(help="The study on Markov chains, where everything is known exactly.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(markov_app, name="markov")
 app.add_typer(train_app, name="train")
 
 FractionOption = Annotated[float, typer.Option(help="share of the target training data, as in sweep.fractions")]
@@ -165,6 +167,38 @@ def report() -> None:
     from gtl_lightning import stages
 
     stages.report(_params())
+
+
+@markov_app.command("source")
+def markov_source() -> None:
+    """The source denoiser of the chains."""
+    from gtl_lightning import stages
+
+    stages.markov_source(_params())
+
+
+@markov_app.command("cells")
+def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
+    """Every method at every size, one repetition."""
+    from gtl_lightning import stages
+
+    stages.markov_cells(_params(), seed)
+
+
+@markov_app.command("overlap")
+def markov_overlap() -> None:
+    """The target moved away from the source, and the advisor's word on it."""
+    from gtl_lightning import stages
+
+    stages.markov_overlap(_params())
+
+
+@markov_app.command("report")
+def markov_report() -> None:
+    """reports/markov.json, markov.md and the figures."""
+    from gtl_lightning import stages
+
+    stages.markov_report(_params())
 
 
 @app.command()

@@ -280,10 +280,10 @@ class Markov(Section):
     )
     # Fine-tuning lingers for some 250 steps before it unlearns the source, so it gets the patience to do so.
     finetune: Training = Training(
-        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
+        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
     )
     low_rank: Training = Training(
-        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
+        steps=1000, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
     )
     token: Training = Training(
         steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4

@@ -113,7 +113,7 @@ class Absorbing(Noise):
             if guidance.stabilise:
                 log_p = guided_log_probs(log_p, log_r, gamma, guidance.n_ratio)
             elif guidance.n_ratio is not None:
-                raise UserError("n_ratio without the stabiliser would favour the mask; set stabilise or leave n_ratio out")
+                raise UserError("n_ratio without the stabiliser would favour the mask; use one of them")
             else:
                 if own is None:
                     own = torch.logsumexp(tilt(log_p, log_r), -1)
@@ -156,7 +156,7 @@ class Uniform(Noise):
         rate = uniform_score(log_p[..., :v].exp(), x_t, schedule.alpha(t).to(log_p.dtype))
         if guidance is not None:
             if guidance.n_ratio is not None:
-                raise UserError("n_ratio is for absorbing noise; under uniform noise every token is scored, leave it out")
+                raise UserError("n_ratio is for absorbing noise; uniform noise scores every token, leave it out")
             log_r, own = _log_ratios(guidance, x_t, t, v)
             if own is None:
                 own = log_r.gather(-1, x_t[..., None]).squeeze(-1)
@@ -239,7 +239,9 @@ def sample_continuous(
         x = _draw(transition(denoiser, noise, x, t, s, **options), generator)  # type: ignore[arg-type]
     left = noise.unfinished(x)
     if bool(left.any()):  # what the last step left over changes now: the rates' shares, over unbounded time
-        rest = transition(denoiser, noise, x, grid[-2], -math.inf, guidance=guidance, leap=first_event, schedule=schedule)
+        rest = transition(
+            denoiser, noise, x, grid[-2], -math.inf, guidance=guidance, leap=first_event, schedule=schedule
+        )
         x = torch.where(left, _draw(rest, generator), x)
     return x
 

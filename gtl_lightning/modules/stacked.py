@@ -25,7 +25,6 @@ from gtl_lightning.gtl import (
 )
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.networks import Frozen
-from gtl_lightning.protocols import Denoiser
 from gtl_lightning.networks.stack import Stack
 
 
@@ -77,9 +76,7 @@ class StackedModule(TrainedModule):
         """Float[g,k,b,l]: log-probability of the true token at the chosen positions, p tilted by r^gamma."""
         raise NotImplementedError
 
-    def noised(
-        self, x_0: Tensor, generator: torch.Generator, least: int = 1
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def noised(self, x_0: Tensor, generator: torch.Generator, least: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Long[m,b,l] -> x_t Long[m,b,l], masked Bool[m,b,l], t Float[m,b] (the masked share), k Long[m,b]."""
         found = [level_sample(rows, self.mask_index, generator, least) for rows in x_0]
         x_t, masked, count = (torch.stack(part) for part in zip(*found, strict=True))
@@ -172,15 +169,15 @@ class StackedSequence(StackedModule):
         log_p = self.source_log_p(x_t, t)[chosen].view(members, rows, -1)
         tokens = torch.arange(log_p.shape[-1] - 1)
         tried = x_t[:, :, None].repeat(1, 1, len(tokens), 1)
-        tried.scatter_(-1, position[..., None, None].expand(-1, -1, len(tokens), 1), tokens[:, None].expand(members, rows, -1, 1))
+        tried.scatter_(
+            -1, position[..., None, None].expand(-1, -1, len(tokens), 1), tokens[:, None].expand(members, rows, -1, 1)
+        )
         after = (t - 1 / length).clamp_min(0.0).repeat_interleave(len(tokens), dim=1)
         log_r = self.network(tried.flatten(1, 2), after).view(members, rows, len(tokens))
         log_r = torch.nn.functional.pad(log_r, (0, 1))
         true = x_0[chosen].view(members, rows)
-        found = torch.stack([_at(guided_log_probs(log_p, log_r, gamma), true) for gamma in gammas])
-        return torch.zeros(len(gammas), *x_t.shape).masked_scatter(chosen, found) if len(gammas) == 1 else (
-            torch.stack([torch.zeros(x_t.shape).masked_scatter(chosen, part) for part in found])
-        )
+        found = [_at(guided_log_probs(log_p, log_r, gamma), true) for gamma in gammas]
+        return torch.stack([torch.zeros(x_t.shape).masked_scatter(chosen, part) for part in found])
 
 
 class StackedClassifier(StackedSequence):

@@ -20,6 +20,8 @@ from gtl_lightning.errors import UserError
 
 FREQUENCIES = 256
 """Sinusoids in the embedding of t."""
+NO_PAD = -1
+"""No id: what stands for the padding where there is none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class BackboneConfig:
         depth: number of blocks.
         heads: attention heads; `width / heads` must be even (rotary positions rotate pairs).
         mask_index: id of the mask token.
-        pad_index: id of the padding; pads are never attended to. None: all sequences have one length.
+        pad_index: id of the padding; pads are never attended to. NO_PAD: all sequences have one length.
         cond_dim: size of the embedding of t; 0 switches time conditioning off.
         dropout: on the output of every attention and MLP.
         tied: the output projection is the token embedding.
@@ -46,7 +48,7 @@ class BackboneConfig:
     depth: int
     heads: int
     mask_index: int
-    pad_index: int | None
+    pad_index: int
     cond_dim: int = 128
     dropout: float = 0.0
     tied: bool = False
@@ -65,7 +67,7 @@ class BackboneConfig:
             raise UserError(f"network width = {self.width} with heads = {self.heads}; width / heads must be even")
         for name in ("mask_index", "pad_index"):
             value = getattr(self, name)
-            if not (0 <= value < self.vocab_size if value is not None else name == "pad_index"):
+            if not 0 <= value < self.vocab_size and (name, value) != ("pad_index", NO_PAD):
                 raise UserError(f"network {name} = {value}; it must be an id below {self.vocab_size}")
         if self.cond_dim < 0 or not 0 <= self.dropout < 1:
             raise UserError(f"network cond_dim = {self.cond_dim}, dropout = {self.dropout}; want >= 0 and in [0, 1)")
@@ -73,7 +75,7 @@ class BackboneConfig:
     @property
     def specials(self) -> list[int]:
         """Ids that are no token of a text: the mask, and the padding if there is one."""
-        return [self.mask_index] + ([] if self.pad_index is None else [self.pad_index])
+        return [self.mask_index] + ([] if self.pad_index == NO_PAD else [self.pad_index])
 
 
 @contextmanager
@@ -235,7 +237,7 @@ class Backbone(nn.Module):
 
     def _attention_mask(self, x_t: Tensor) -> tuple[Tensor | None, bool]:
         """Bool[b,1,1 or l,l] (True = attend) and whether SDPA's own causal mask does; None when nothing is padded."""
-        if self.config.pad_index is None:
+        if self.config.pad_index == NO_PAD:
             return None, self.config.causal
         valid = x_t != self.config.pad_index
         if x_t.device.type == "meta" or bool(valid.all()):

@@ -128,7 +128,7 @@ class LocalSequenceRatio(nn.Module):
 
 
 class Uninformed(nn.Module):
-    """A denoiser that knows nothing: every token is equally likely. Guided by eq. 9' it is trained on the target alone."""
+    """A denoiser that knows nothing: all tokens are equally likely. Eq. 9' on it trains on the target alone."""
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,17 @@ CLIP = 3.0  # a line that would stretch the axis beyond this many times the othe
 
 def save_figure(folder: Path, name: str, panels: Sequence[Panel], note: str = "") -> list[Path]:
     """Write `name`.svg, `name`.png and `name`-dark.svg: the panels side by side with a line of note under them."""
+    return save_themes(folder, name, lambda theme, kind: render(panels, theme, kind, note))
+
+
+def save_themes(folder: Path, name: str, draw: Callable[[Theme, str], bytes]) -> list[Path]:
+    """Write what `draw`(theme, "svg" or "png") returns as `name`.svg, `name`.png and `name`-dark.svg."""
     written = []
     for theme in THEMES:
         for kind in ("svg", "png") if theme.name == "light" else ("svg",):
             path = folder / f"{name}{'' if theme.name == 'light' else '-dark'}.{kind}"
             with atomic_path(path) as temporary:
-                temporary.write_bytes(render(panels, theme, kind, note))
+                temporary.write_bytes(draw(theme, kind))
             written.append(path)
     return written
 
@@ -46,17 +51,7 @@ def render(panels: Sequence[Panel], theme: Theme, kind: str = "svg", note: str =
     right = _label_room(panels)
     panel_width = PANEL_WIDTH + right - RIGHT
     width, height = panel_width * len(panels), PANEL_HEIGHT + foot
-    style: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": LABEL_SIZE,
-        "svg.hashsalt": "gtl",
-        "svg.fonttype": "path",
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.muted,
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(rc_style(theme)):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height), facecolor=theme.paper)
@@ -70,9 +65,28 @@ def render(panels: Sequence[Panel], theme: Theme, kind: str = "svg", note: str =
             _draw(figure, figure.add_axes(box, facecolor=theme.paper), panel, theme)
         if note:
             figure.text(EDGE / width, 0.1 / height, note, fontsize=8.5, color=theme.muted, ha="left", va="bottom")
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+        return to_bytes(figure, kind)
+
+
+def rc_style(theme: Theme) -> dict[Any, Any]:
+    """Matplotlib's settings for a theme; ids in SVG files are a function of their content."""
+    return {
+        "font.family": "DejaVu Sans",
+        "font.size": LABEL_SIZE,
+        "svg.hashsalt": "gtl",
+        "svg.fonttype": "path",
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.muted,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+    }
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as SVG or PNG, without the date."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -134,7 +148,10 @@ def _prepare(figure: Figure, axes: Axes, panel: Panel, theme: Theme, low: float,
         axes.set_xticks([x for x, _ in panel.ticks], [text for _, text in panel.ticks])
     axes.tick_params(length=0, pad=6)
     axes.set_xlabel(panel.x_label, fontsize=9.5, labelpad=4, loc="left")
-    axes.locator_params(axis="y", nbins=6)
+    if panel.y_ticks:
+        axes.set_yticks([y for y, _ in panel.y_ticks], [text for _, text in panel.y_ticks])
+    else:
+        axes.locator_params(axis="y", nbins=6)
     axes.grid(axis="y", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():

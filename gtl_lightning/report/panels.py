@@ -59,6 +59,7 @@ class Panel:
     log_x: bool = False
     reverse_x: bool = False
     y_range: tuple[float, float] | None = None
+    y_ticks: tuple[tuple[float, str], ...] = ()
 
 
 def transfer_panels(transfer: Sequence[Row], metrics: Sequence[str] = ("nelbo", "mauve")) -> list[Panel]:

@@ -15,6 +15,9 @@ LABELS = {
     "vanilla": "vanilla",
     "source": "source",
     "real": "real target text",
+    "classifier": "classifier alone",
+    "vanilla-local": "vanilla, small network",
+    "bigram": "bigram counts",
 }
 MARKERS = {"gtl": "o", "finetune": "s", "lora": "D", "vanilla": "^", "source": "_"}
 VARIANT_MARKERS = ("v", "p", "h", "<", ">", "8", "d")

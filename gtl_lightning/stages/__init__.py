@@ -2,6 +2,7 @@
 
 from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
 from gtl_lightning.stages.evaluate import ablation, evaluate
+from gtl_lightning.stages.markov import markov_cells, markov_overlap, markov_report, markov_source
 from gtl_lightning.stages.report import report
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
@@ -12,6 +13,10 @@ __all__ = [
     "data_import",
     "data_sample",
     "evaluate",
+    "markov_cells",
+    "markov_overlap",
+    "markov_report",
+    "markov_source",
     "report",
     "sample_cell",
     "split",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import digest, write_json
-from gtl_lightning.stages.common import NETWORK, RESULT, log, state_dir
+from gtl_lightning.files import digest, read_json, write_json
+from gtl_lightning.stages.common import NETWORK, REPORTS, RESULT, log, state_dir
 from gtl_lightning.stages.markov_models import (
     METHODS,
     SAMPLE_STREAM,
@@ -52,7 +52,7 @@ OVERLAP_METHODS = ("gtl-sequence-gkl", "gtl-token", "finetune")
 
 def cells_file(seed: int) -> Path:
     """Where the results of one repetition lie."""
-    return FOLDER / f"cells-{seed}.json"
+    return FOLDER / "cells" / f"{seed}.json"
 
 
 def markov_source(params: Params) -> None:
@@ -63,11 +63,11 @@ def markov_source(params: Params) -> None:
     """
     import torch
 
-    from gtl_lightning.networks.backbone import BackboneConfig, seeded
     from gtl_lightning.data.folds import FoldData
     from gtl_lightning.modules.fit import fit
     from gtl_lightning.modules.stacked import StackedDenoiser
     from gtl_lightning.networks import MaskedDenoiser, save_network
+    from gtl_lightning.networks.backbone import NO_PAD, BackboneConfig, seeded
 
     settings, training = params.markov, params.markov.source
     source, _ = chains(settings)
@@ -76,7 +76,7 @@ def markov_source(params: Params) -> None:
         vocab_size=settings.states + 1,
         length=settings.length,
         mask_index=settings.states,
-        pad_index=None,
+        pad_index=NO_PAD,
         **settings.denoiser.model_dump(),
     )
     with seeded(0):
@@ -93,7 +93,7 @@ def markov_source(params: Params) -> None:
         seed=0,
         refit=False,
     )
-    key = {"network": settings.denoiser.model_dump(), "training": training.model_dump()}
+    key: dict[str, Any] = {"network": settings.denoiser.model_dump(), "training": training.model_dump()}
     key |= {"source": source.transition.tolist(), "shape": list(rows.shape)}
     result = fit(
         module,
@@ -115,7 +115,7 @@ def markov_source(params: Params) -> None:
 
 
 def markov_cells(params: Params, seed: int) -> None:
-    """Every method at every size, one repetition: markov/cells-SEED.json.
+    """Every method at every size, one repetition: markov/cells/SEED.json.
 
     Raises:
         UserError: a bad matrix, or no source denoiser yet.
@@ -171,10 +171,41 @@ def markov_overlap(params: Params) -> None:
     write_json(OVERLAP, rows)
 
 
+def markov_report(params: Params) -> None:
+    """reports/markov.json, markov_calibration.json, markov_overlap.json, markov.md and the figures in reports/markov.
+
+    Raises:
+        UserError: a repetition or the overlap study is missing.
+    """
+    from gtl_lightning.report.markov import means, write_markov_report
+
+    settings = params.markov
+    cells = [read_json(cells_file(seed)) for seed in settings.seeds]
+    rows = [row for cell in cells for row in cell["rows"]]
+    calibration = [row for cell in cells for row in cell["calibration"]]
+    overlap = read_json(OVERLAP)
+    write_json(REPORTS / "markov.json", rows)
+    write_json(REPORTS / "markov_calibration.json", calibration)
+    write_json(REPORTS / "markov_overlap.json", overlap)
+    target = chains(settings)[1].transition.tolist()
+    written = write_markov_report(REPORTS, rows, calibration, overlap, target, settings.model_dump(mode="json"))
+    summary = {
+        f"{method}.{n}.{metric}": means(rows, metric, method=method, n=n)[0]
+        for method in dict.fromkeys(row["method"] for row in rows)
+        for n in settings.sizes
+        for metric in ("row_kl", "diagonal", "kl")
+    }
+    with study(params).parent() as run:
+        run.log_metrics(summary)
+        for path in written:
+            run.log_file(path, "report")
+    log.info("markov report: %s", written[0])
+
+
 def evaluate(problem: Problem, method: str) -> tuple[Row, list[Row]]:
     """Train, select, sample and measure one cell: its row, and the calibration of its ratio by noise level."""
+    from gtl_lightning.data.chain_metrics import measure_samples
     from gtl_lightning.data.markov import MarkovChain
-    from gtl_lightning.evaluation.chains import measure_samples
 
     settings, began = problem.settings, time.monotonic()
     seed = mixed(problem.seed, problem.n, SAMPLE_STREAM)
@@ -285,9 +316,9 @@ def study(params: Params) -> Study:
 
 def _model_kl(law: Any, network: Any, length: int, draws: int, random: torch.Generator) -> float:
     """Upper bound on KL(law || model), nats per sequence; sequence ratios make it dear, so chunks are small."""
-    from gtl_lightning.data.enumerated import any_order_kl
-
     import torch
+
+    from gtl_lightning.data.enumerated import any_order_kl
 
     with torch.no_grad():
         return any_order_kl(law, network, n=draws, length=length, generator=random)[0]
@@ -296,7 +327,7 @@ def _model_kl(law: Any, network: Any, length: int, draws: int, random: torch.Gen
 def _calibration(problem: Problem, model: Model) -> list[Row]:
     import torch
 
-    from gtl_lightning.evaluation.chains import tilt_errors
+    from gtl_lightning.data.chain_metrics import tilt_errors
 
     settings, guidance = problem.settings, model.guidance
     assert guidance is not None
@@ -317,9 +348,7 @@ def _calibration(problem: Problem, model: Model) -> list[Row]:
         rows=CALIBRATION_ROWS,
         generator=generator(problem.seed, problem.n, SCORE_STREAM, 1),
     )
-    return [
-        {"level": error.masked / settings.length, "slope": error.slope, "rmse": error.rmse} for error in found
-    ]
+    return [{"level": error.masked / settings.length, "slope": error.slope, "rmse": error.rmse} for error in found]
 
 
 def _advice(problem: Problem) -> tuple[Advice, float]:

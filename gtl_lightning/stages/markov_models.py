@@ -30,6 +30,16 @@ DENOISERS = ("vanilla", "finetune", "lora")
 SEQUENCE_LOSSES = {"gtl-sequence-gkl": "gkl", "gtl-sequence-bce": "bce", "gtl-sequence-log-mse": "log_mse"}
 METHODS = (*DENOISERS, "classifier", *SEQUENCE_LOSSES, "gtl-token", "vanilla-local")
 SOURCE_HELD_OUT = 1000
+READ_BY_ALL = (
+    "states",
+    "length",
+    "source_diagonal",
+    "source_transition",
+    "source_sequences",
+    "parts",
+    "held_out",
+    "rows_scored",
+)
 # Streams of randomness, so that no two uses share a seed.
 TARGET_STREAM, SOURCE_STREAM, FOLD_STREAM, NETWORK_STREAM, CHOICE_STREAM, SAMPLE_STREAM, SCORE_STREAM = range(7)
 
@@ -107,7 +117,7 @@ class Problem:
             module = StackedClassifier(
                 self._locals("sequence"), None if clean else self.denoiser, held(training), clean=clean
             )
-            self._classifiers[kind] = module, self._run(f"{kind}-classifier", module, training)
+            self._classifiers[kind] = module, self._run(f"{kind}-classifier", module, training, "local")
         return self._classifiers[kind]
 
     @cached_property
@@ -129,7 +139,7 @@ class Problem:
         training: Training = getattr(self.settings, "low_rank" if method == "lora" else method)
         module = StackedDenoiser(self._copies(method), None, held(training))
         parameters = sum(weight[0].numel() for weight in module.network.parameters())
-        result = self._run(method, module, training)
+        result = self._run(method, module, training, "lora")
         network: Any = module.network.member(len(self.folds))
         return Model(
             merge_lora(network) if method == "lora" else network,
@@ -158,8 +168,8 @@ class Problem:
         return copies
 
     def _locals(self, kind: str) -> list[nn.Module]:
-        from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio
         from gtl_lightning.networks import seeded
+        from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio
 
         config = LocalConfig(
             vocab_size=self.settings.states + 1,
@@ -191,11 +201,11 @@ class Problem:
             clip=self.settings.clip,
             eta_1=self.settings.eta_1,
         )
-        return module, self._run(f"sequence-{loss}", module, training)
+        return module, self._run(f"sequence-{loss}", module, training, "local", "clip", "eta_1", "classifier")
 
     def _token(self, method: str) -> tuple[StackedModule, FitResult]:
-        from gtl_lightning.networks.local import Uninformed
         from gtl_lightning.modules.stacked import StackedTokenRatio
+        from gtl_lightning.networks.local import Uninformed
 
         networks, training = self._locals("token"), self.settings.token
         alone = method == "vanilla-local"
@@ -203,7 +213,7 @@ class Problem:
         module = StackedTokenRatio(
             networks, denoiser, held(training), bce_weight=0.0 if alone else self.settings.bce_weight
         )
-        return module, self._run(method, module, training)
+        return module, self._run(method, module, training, "local", "bce_weight")
 
     def _guided(self, module: StackedModule, result: FitResult, kind: str) -> Model:
         """Select gamma on the held-out rows of the folds, at the cross-validated steps; then use the refit."""
@@ -242,11 +252,12 @@ class Problem:
             seed=mixed(self.seed, self.n, FOLD_STREAM),
         )
 
-    def _run(self, name: str, module: StackedModule, training: Training) -> FitResult:
+    def _run(self, name: str, module: StackedModule, training: Training, *reads: str) -> FitResult:
+        """Fit under a state that is named by all it depends on: the settings in `reads`, and what all fits read."""
         from gtl_lightning.modules.fit import fit
 
-        markov = self.settings.model_dump(mode="json", exclude={"sizes", "seeds", "overlap", "samples", "kl_draws"})
-        settings = {"markov": markov, "n": self.n, "seed": self.seed, "training": training.model_dump()}
+        known = self.settings.model_dump(mode="json", include=set(READ_BY_ALL) | set(reads))
+        settings = {"markov": known, "n": self.n, "seed": self.seed, "training": training.model_dump()}
         settings["target"] = self.target.transition.tolist()
         return fit(
             module,
@@ -325,9 +336,7 @@ def chain(name: str, diagonal: float, matrix: tuple[tuple[float, ...], ...] | No
 
 def source_sequences(settings: Markov, source: MarkovChain) -> tuple[Tensor, Tensor]:
     """Long[N,l] to train on and Long[1000,l] others to score on; the same for every seed of the study."""
-    both = source.sample(
-        settings.source_sequences + SOURCE_HELD_OUT, settings.length, generator(0, 0, SOURCE_STREAM)
-    )
+    both = source.sample(settings.source_sequences + SOURCE_HELD_OUT, settings.length, generator(0, 0, SOURCE_STREAM))
     return both[: settings.source_sequences], both[settings.source_sequences :]
 
 
@@ -346,5 +355,5 @@ def generator(*parts: int) -> torch.Generator:
 
 
 def held(training: Training) -> Any:
-    """AdamW whose learning rate stays where the warm-up left it: the weights after s steps do not depend on the most."""
+    """AdamW whose learning rate stays after the warm-up: the weights after s steps do not depend on the most."""
     return replace(optimiser(training), final_share=1.0)

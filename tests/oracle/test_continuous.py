@@ -270,9 +270,7 @@ MISTAKES = {
         "n_ratio is for absorbing noise",
     ),
     "pruning that favours the mask": (
-        lambda: _draw(
-            guide=Guidance(TokenRatio(ExactRatio(SOURCE, TARGET).token), n_ratio=2, stabilise=False)
-        ),
+        lambda: _draw(guide=Guidance(TokenRatio(ExactRatio(SOURCE, TARGET).token), n_ratio=2, stabilise=False)),
         "n_ratio without the stabiliser",
     ),
 }
@@ -280,9 +278,7 @@ MISTAKES = {
 
 def _draw(process: str = "absorbing", steps: int = 4, length: int = LENGTH, guide: Guidance | None = None) -> Tensor:
     noise, schedule = PROCESSES[process]
-    return sample_continuous(
-        SOURCE.denoiser(schedule), noise, batch=2, length=length, steps=steps, guidance=guide
-    )
+    return sample_continuous(SOURCE.denoiser(schedule), noise, batch=2, length=length, steps=steps, guidance=guide)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -49,7 +49,8 @@ def test_every_parameter_that_a_stage_reads_exists(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])
 def test_every_matrix_reads_the_one_grid(stage: str) -> None:
-    assert all(value.startswith("${sweep.") for value in STAGES[stage]["matrix"].values())
+    grid = "${markov." if stage.startswith("markov") else "${sweep."
+    assert all(value.startswith(grid) for value in STAGES[stage]["matrix"].values())
 
 
 def test_every_code_dependency_exists() -> None:

@@ -1,0 +1,377 @@
+"""The Markov study's report: figures and reports/markov.md, from flat rows (docs/markov.md says how to read it)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gtl_lightning.files import write_text
+from gtl_lightning.report.document import Block, Cell, Figure, Group, Heading, Table, Text, to_markdown
+from gtl_lightning.report.figures import save_figure
+from gtl_lightning.report.heatmaps import Heatmap, save_heatmaps
+from gtl_lightning.report.panels import Panel, Point, Reference, Series
+from gtl_lightning.report.style import DASH, method_colours, method_label, method_markers, missing, number
+from gtl_lightning.report.tables import half_width
+
+Row = Mapping[str, Any]
+FOLDER = "markov"
+ORDER = (
+    "gtl-token",
+    "gtl-sequence-gkl",
+    "gtl-sequence-bce",
+    "gtl-sequence-log-mse",
+    "classifier",
+    "finetune",
+    "lora",
+    "vanilla",
+    "vanilla-local",
+    "source",
+    "bigram",
+)
+PUBLISHED = {"finetune": (0.481, 0.206, 0.072), "gtl": (0.244, 0.100, 0.052)}
+PUBLISHED_SIZES = (20, 100, 1000)
+SHOWN = ("source", "vanilla", "finetune", "lora", "gtl-sequence-gkl", "gtl-token", "bigram")
+LINES = ("gtl-token", "gtl-sequence-gkl", "classifier", "finetune", "lora", "vanilla", "vanilla-local", "bigram")
+CALIBRATED = ("gtl-token", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse", "classifier")
+DECADES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def write_markov_report(
+    folder: Path,
+    rows: Sequence[Row],
+    calibration: Sequence[Row],
+    overlap: Sequence[Row],
+    target: Sequence[Sequence[float]],
+    settings: Mapping[str, Any],
+) -> list[Path]:
+    """Write markov.md and the figures in markov/ below `folder`.
+
+    Args:
+        folder: reports/.
+        rows: of reports/markov.json.
+        calibration: of reports/markov_calibration.json.
+        overlap: of reports/markov_overlap.json.
+        target: the true transition matrix.
+        settings: the study's parameters, as plain values.
+    """
+    sizes = sorted({int(row["n"]) for row in rows})
+    middle = sizes[len(sizes) // 2]
+    figures = folder / FOLDER
+    written = [
+        *_heatmaps(figures, rows, sizes, target),
+        *save_figure(figures, "row-kl", _row_kl_panels(rows, sizes), _seeds_note(rows)),
+        *save_figure(figures, "calibration", _calibration_panels(calibration, middle), _seeds_note(calibration)),
+        *save_figure(figures, "overlap", _overlap_panels(overlap), OVERLAP_NOTE),
+    ]
+    blocks: list[Block] = [
+        Text(_summary(rows, sizes), "lead"),
+        Text(_setting(rows, sizes, settings)),
+        Figure(
+            f"{FOLDER}/matrices.svg",
+            "Heat maps of transition matrices",
+            "The true target matrix, and the bigram matrix of each method's samples.",
+            (),
+        ),
+        Figure(
+            f"{FOLDER}/row-kl.svg",
+            "Row-KL against n",
+            "Distance of the samples' transition matrix, and of the model itself, by target sequences.",
+            (),
+        ),
+        _table(rows, sizes),
+        Heading("Against the exact ratio"),
+        Figure(
+            f"{FOLDER}/calibration.svg",
+            "Calibration of r",
+            f"Learned against exact log-ratio by share of masked tokens, n = {middle}.",
+            (),
+        ),
+        Heading("How far can the target be?"),
+        Text(_overlap_sentence(overlap)),
+        Figure(
+            f"{FOLDER}/overlap.svg",
+            "Transfer error and overlap",
+            "The target moved away from the source: transfer error, overlap, calibration; the advisor's verdicts.",
+            (),
+        ),
+        _overlap_table(overlap),
+    ]
+    page = folder / "markov.md"
+    write_text(page, to_markdown("Markov chains: where everything is known exactly", blocks))
+    return [page, *written]
+
+
+def means(rows: Iterable[Row], metric: str, **where: Any) -> tuple[float, float, int]:
+    """(mean, half width of the 95 % t-interval, count) of a metric over the rows that fit; NaN where there is none."""
+    fitting = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+    values = [float(row[metric]) for row in fitting if not missing(row.get(metric))]
+    if not values:
+        return math.nan, math.nan, 0
+    return math.fsum(values) / len(values), half_width(values), len(values)
+
+
+def _heatmaps(folder: Path, rows: Sequence[Row], sizes: Sequence[int], target: Sequence[Sequence[float]]) -> list[Path]:
+    methods = [method for method in SHOWN if any(row["method"] == method for row in rows)]
+    lines: list[tuple[str, list[Heatmap | None]]] = []
+    for n in sizes:
+        maps: list[Heatmap | None] = [Heatmap(target, "")]
+        for method in methods:
+            found = [row["transition"] for row in rows if row["method"] == method and row["n"] == n]
+            note = number(means(rows, "row_kl", method=method, n=n)[0], 3)
+            maps.append(Heatmap(_mean_matrix(found), note) if found else None)
+        lines.append((f"n = {n}", maps))
+    return save_heatmaps(folder, "matrices", ["true target", *map(method_label, methods)], lines)
+
+
+def _mean_matrix(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    return [
+        [math.fsum(entries) / len(entries) for entries in zip(*lines, strict=True)]
+        for lines in zip(*matrices, strict=True)
+    ]
+
+
+def _row_kl_panels(rows: Sequence[Row], sizes: Sequence[int]) -> list[Panel]:
+    methods = {method for method in LINES if any(row["method"] == method for row in rows)}
+    colours, markers = method_colours(methods), method_markers(methods)
+    panels = []
+    for metric, title, subtitle in (
+        ("row_kl", "Row-KL of the samples", "nats, log scale, lower is better"),
+        ("kl", "KL of the model", "nats per sequence, by its conditionals, lower is better"),
+    ):
+        series = [
+            Series(
+                method_label(method),
+                tuple(_log_point(n, rows, metric, method=method, n=n) for n in sizes),
+                colours[method],
+                markers[method],
+                method == "gtl-token",
+            )
+            for method in ORDER
+            if method in methods
+        ]
+        panels.append(
+            _log_axis(
+                Panel(
+                    title,
+                    subtitle,
+                    tuple(series),
+                    (),
+                    tuple((float(n), f"{n:,}") for n in sizes),
+                    "target sequences n",
+                    log_x=True,
+                )
+            )
+        )
+    return panels
+
+
+def _log_point(x: float, rows: Iterable[Row], metric: str, **where: Any) -> Point:
+    """Mean and interval of log10 of a metric: rates of convergence are straight lines, intervals stay positive."""
+    positive = [row for row in rows if not missing(row.get(metric)) and row[metric] > 0]
+    logs = [{**row, metric: math.log10(row[metric])} for row in positive]
+    mean, half, _ = means(logs, metric, **where)
+    return Point(x, mean, mean - half, mean + half)
+
+
+def _log_axis(panel: Panel) -> Panel:
+    """The panel whose y is log10 of something: ticks at 1 and 3 of each decade."""
+    ends = [end for line in panel.series for p in line.points for end in (p.y, p.low, p.high) if math.isfinite(end)]
+    low, high = min(p.y for line in panel.series for p in line.points), max(ends)
+    low = max(min(ends), low - 0.4)
+    ticks = tuple((math.log10(v), f"{v:g}") for v in (*DECADES, 10.0, 30.0, 100.0))
+    kept = tuple((y, text) for y, text in ticks if low - 0.1 <= y <= high + 0.1)
+    return replace(panel, y_range=(low - 0.12, high + 0.12), y_ticks=kept)
+
+
+def _calibration_panels(calibration: Sequence[Row], n: int) -> list[Panel]:
+    methods = {method for method in CALIBRATED if any(row["method"] == method for row in calibration)}
+    colours, markers = method_colours(methods), method_markers(methods)
+    levels = sorted({float(row["level"]) for row in calibration})
+    panels = []
+    for metric, title, subtitle in (
+        ("slope", "Slope on the exact log-ratio", "1 is calibrated; below, guidance is too weak at gamma = 1"),
+        ("rmse", "Error of the log-ratio", "root mean square, nats, lower is better"),
+    ):
+        series = []
+        for method in ORDER:
+            points = []
+            for level in levels:
+                mean, half, count = means(calibration, metric, method=method, n=n, level=level)
+                if count:
+                    points.append(Point(level, mean, mean - half, mean + half))
+            if method in methods and points:
+                series.append(
+                    Series(method_label(method), tuple(points), colours[method], markers[method], method == "gtl-token")
+                )
+        ideal = (Reference("exact", 1.0, ("#5f6368", "#a9b0b8"), (1, 2)),) if metric == "slope" else ()
+        ticks = tuple((level, f"{level:g}") for level in levels)
+        panels.append(Panel(title, subtitle, tuple(series), ideal, ticks, "share of masked tokens"))
+    return panels
+
+
+OVERLAP_NOTE = "Under each diagonal the advisor's verdict, given from the noised classifier before anything is sampled."
+SHORT = {"go": "go", "caution": "caution", "poor overlap": "poor"}
+
+
+def _overlap_panels(overlap: Sequence[Row]) -> list[Panel]:
+    diagonals = sorted({float(row["diagonal_target"]) for row in overlap})
+    ticks = tuple((d, f"{d:g}\n{_verdict(overlap, d)}") for d in diagonals)
+    methods = {str(row["method"]) for row in overlap} - {"source"}
+    colours, markers = method_colours(methods), method_markers(methods)
+    error = [
+        Series(
+            method_label(method),
+            tuple(_log_point(d, overlap, "row_kl", method=method, diagonal_target=d) for d in diagonals),
+            colours[method],
+            markers[method],
+            method == "gtl-token",
+        )
+        for method in ORDER
+        if method in methods
+    ]
+    grey = ("#5f6368", "#a9b0b8")
+    source = tuple(_log_point(d, overlap, "row_kl", method="source", diagonal_target=d) for d in diagonals)
+    error.append(Series("source", source, grey, "_"))
+    blue, orange = ("#0067a5", "#5cb8f0"), ("#c8500a", "#ff8f52")
+    shares = [
+        Series(
+            label,
+            tuple(_log_point(d, overlap, key, method="source", diagonal_target=d) for d in diagonals),
+            colour,
+            mark,
+        )
+        for label, key, colour, mark in (
+            ("as estimated", "ess_share", blue, "o"),
+            ("exact ratio", "ess_share_exact", grey, "s"),
+        )
+    ]
+    ece = tuple(Point(d, means(overlap, "ece", method="source", diagonal_target=d)[0]) for d in diagonals)
+    axis = {"ticks": ticks, "x_label": "P(stay) in the target; 0.1 in the source"}
+    return [
+        _log_axis(Panel("Transfer error", "row-KL of the samples, log scale", tuple(error), **axis)),  # type: ignore[arg-type]
+        _log_axis(
+            Panel("Effective sample size", "share of the source, half masked, log scale", tuple(shares), **axis)  # type: ignore[arg-type]
+        ),
+        Panel(
+            "Calibration error",
+            "of the noised classifier, half masked",
+            (Series("classifier", ece, orange, "D"),),
+            **axis,  # type: ignore[arg-type]
+        ),
+    ]
+
+
+def _verdict(overlap: Sequence[Row], diagonal: float) -> str:
+    """The verdict at a diagonal; several seeds that differ are all named."""
+    found = {
+        SHORT.get(str(row["verdict"]), str(row["verdict"])) for row in overlap if row["diagonal_target"] == diagonal
+    }
+    return "/".join(sorted(found))
+
+
+def _seeds_note(rows: Sequence[Row]) -> str:
+    count = len({row["seed"] for row in rows})
+    return f"Bars: 95 % t-interval over {count} seeds." if count > 1 else "One seed, no intervals."
+
+
+def _summary(rows: Sequence[Row], sizes: Sequence[int]) -> str:
+    def line(method: str) -> str:
+        return " / ".join(number(means(rows, "row_kl", method=method, n=n)[0], 3) for n in sizes)
+
+    ns = " / ".join(str(n) for n in sizes)
+    return (
+        f"Row-KL at n = {ns}: GTL token-level {line('gtl-token')}, GTL sequence-level {line('gtl-sequence-gkl')}, "
+        f"fine-tuning {line('finetune')}, vanilla {line('vanilla')}; bigram counts, which know that it is a chain, "
+        f"{line('bigram')}. A small network like the ratio's, trained on the target alone, gives "
+        f"{line('vanilla-local')}: on these chains the source has nothing to teach, and what helps is the size and "
+        "shape of the network."
+    )
+
+
+def _setting(rows: Sequence[Row], sizes: Sequence[int], settings: Mapping[str, Any]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    return (
+        f"{settings['states']} states, {settings['length']} tokens; P(stay) {settings['source_diagonal']} in "
+        f"the source and {settings['target_diagonal']} in the target; {settings['source_sequences']:,} source "
+        f"sequences; {seeds} seeds. Steps and gamma are chosen by cross-validation on the n target sequences alone; "
+        f"{settings['samples']:,} samples a cell, one position revealed at a time."
+    )
+
+
+def _table(rows: Sequence[Row], sizes: Sequence[int]) -> Table:
+    columns = ("method", "row-KL", "diagonal", "NLL", "KL of the model", "gamma", "steps", "weights", "seconds")
+    lines: list[tuple[Cell | str, ...] | Group] = []
+    for n in sizes:
+        lines.append(Group(f"n = {n}"))
+        for method in ORDER:
+            if not means(rows, "row_kl", method=method, n=n)[2]:
+                continue
+
+            def cell(metric: str, digits: int, method: str = method, n: int = n, interval: bool = False) -> Cell:
+                mean, half, _ = means(rows, metric, method=method, n=n)
+                detail = f"± {number(half, digits)}" if interval and math.isfinite(half) else ""
+                return Cell(number(mean, digits), detail)
+
+            seconds = [means(rows, key, method=method, n=n)[0] for key in ("train_seconds", "sample_seconds")]
+            lines.append(
+                (
+                    method_label(method),
+                    cell("row_kl", 4, interval=True),
+                    cell("diagonal", 3, interval=True),
+                    cell("nll", 3),
+                    cell("kl", 2),
+                    cell("gamma", 2),
+                    cell("steps", 0),
+                    cell("parameters", 0),
+                    f"{number(seconds[0], 1)} + {number(seconds[1], 1)}" if not any(map(missing, seconds)) else DASH,
+                )
+            )
+        for method, values in PUBLISHED.items():
+            if n in PUBLISHED_SIZES:
+                value = number(values[PUBLISHED_SIZES.index(n)], 3)
+                lines.append((f"published: {method_label(method)}", value, *[DASH] * (len(columns) - 2)))
+    ideal = means(rows, "nll_target")[0]
+    note = (
+        f"Means over seeds, ± 95 % t-interval. NLL: of the samples under the exact target, nats per token; the "
+        f"target's own samples have {number(ideal, 3)}. KL: upper bound from the conditionals, nats per sequence. "
+        "Seconds: training (all folds) + sampling. Published: read off the paper's figure (arXiv 2512.10877)."
+    )
+    return Table("All methods", columns, tuple(lines), (0,), note)
+
+
+def _overlap_sentence(overlap: Sequence[Row]) -> str:
+    called = sorted({row["diagonal_target"] for row in overlap if row["verdict"] == "poor overlap"})
+    return (
+        "The target's P(stay) moves away from the source's 0.1 in steps. At each step the advisor speaks first, from "
+        "the noised classifier on held-out data; then the methods are trained and sampled. It says poor overlap "
+        + (f"from a diagonal of {called[0]:g} on." if called else "nowhere.")
+    )
+
+
+def _overlap_table(overlap: Sequence[Row]) -> Table:
+    columns = ("diagonal", "verdict", "KL(q, p)", "ESS, estimated", "ESS, exact", "AUC", "ECE", "row-KL: source")
+    methods = [m for m in ORDER if m not in ("source",) and any(row["method"] == m for row in overlap)]
+    lines = []
+    for diagonal in sorted({float(row["diagonal_target"]) for row in overlap}):
+
+        def value(key: str, digits: int, method: str = "source", diagonal: float = diagonal) -> str:
+            return number(means(overlap, key, method=method, diagonal_target=diagonal)[0], digits)
+
+        lines.append(
+            (
+                f"{diagonal:g}",
+                _verdict(overlap, diagonal),
+                value("kl_source", 2),
+                value("ess_share", 4),
+                value("ess_share_exact", 4),
+                value("auc", 3),
+                value("ece", 3),
+                value("row_kl", 4),
+                *[value("row_kl", 4, method=method) for method in methods],
+            )
+        )
+    names = (*columns, *map(method_label, methods))
+    return Table("Overlap study", names, tuple(lines), (1,), "ESS as a share of the source sample; half masked.")
