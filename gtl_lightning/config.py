@@ -239,7 +239,7 @@ class Overlap(Section):
     """The target moved away from the source, one diagonal at a time."""
 
     diagonals: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8), min_length=1, description="P(stay) of the targets"
+        (0.2, 0.35, 0.5, 0.65, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
     )
     n: Positive = Field(100, description="target sequences")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions")

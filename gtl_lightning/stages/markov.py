@@ -47,7 +47,7 @@ SMOOTHING = 0.5
 CALIBRATION_ROWS = 400
 CALIBRATION_SHARES = (0.05, 0.25, 0.5, 0.75, 1.0)
 ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
-OVERLAP_METHODS = ("gtl-sequence-gkl", "gtl-token", "finetune")
+OVERLAP_METHODS = ("gtl-sequence-gkl", "gtl-token")
 
 
 def cells_file(seed: int) -> Path:

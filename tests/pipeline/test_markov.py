@@ -1,0 +1,98 @@
+"""The Markov study on a tiny scale: every stage runs, its files are whole, a second run repeats the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gtl_lightning import config, stages
+from gtl_lightning.config import Params
+from gtl_lightning.stages.markov_models import METHODS
+from tests.pipeline.conftest import inside
+
+QUICK = "{steps: 4, batch: 8, lr: 0.01, warmup: 1, check_every: 2, patience: 2}"
+FITS = ("source", "vanilla", "finetune", "low_rank", "token", "sequence", "classifier")
+TINY = (
+    *(f"markov.{name}={QUICK}" for name in FITS),
+    "markov.denoiser={width: 8, depth: 1, heads: 2}",
+    "markov.local={heads: 2, width: 8}",
+    "markov.lora={rank: 2, alpha: 4.0}",
+    "markov.sizes=[8, 12]",
+    "markov.seeds=[0]",
+    "markov.parts=4",
+    "markov.held_out=4",
+    "markov.length=6",
+    "markov.states=3",
+    "markov.samples=40",
+    "markov.kl_draws=24",
+    "markov.rows_scored=8",
+    "markov.source_sequences=100",
+    "markov.overlap={diagonals: [0.3, 0.9], n: 8}",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("markov")
+    with inside(folder):
+        params = tiny()
+        stages.markov_source(params)
+        stages.markov_cells(params, 0)
+        stages.markov_overlap(params)
+        stages.markov_report(params)
+    return folder
+
+
+def tiny() -> Params:
+    return config.configure(overrides=TINY)
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return json.loads(path.read_text())
+
+
+def test_every_cell_has_its_row(study: Path) -> None:
+    rows = read(study / "reports/markov.json")
+    found = {(row["method"], row["n"]) for row in rows}
+    assert found == {(method, n) for method in ("source", "bigram", *METHODS) for n in (8, 12)}
+    for row in rows:
+        assert row["row_kl"] > 0 and row["nll"] > 0 and row["kl"] > 0
+        assert all(abs(sum(line) - 1) < 1e-9 for line in row["transition"])
+        guided = row["method"] == "classifier" or str(row["method"]).startswith("gtl")
+        assert not guided or row["gamma"] in tiny().markov.gammas
+
+
+def test_calibration_and_overlap_are_flat_rows(study: Path) -> None:
+    calibration = read(study / "reports/markov_calibration.json")
+    assert {row["method"] for row in calibration} == {m for m in METHODS if "gtl" in m or m == "classifier"}
+    overlap = read(study / "reports/markov_overlap.json")
+    assert {row["diagonal_target"] for row in overlap} == {0.3, 0.9}
+    assert all(row["verdict"] in ("go", "caution", "poor overlap") for row in overlap)
+    # The exact effective share falls as the target moves away.
+    shares = {row["diagonal_target"]: row["ess_share_exact"] for row in overlap}
+    assert shares[0.9] < shares[0.3] < 1
+
+
+def test_the_page_names_every_method_and_its_figures(study: Path) -> None:
+    page = (study / "reports/markov.md").read_text()
+    for name in ("GTL token", "fine-tuning", "LoRA", "classifier alone", "bigram counts", "published"):
+        assert name in page
+    for figure in ("matrices", "row-kl", "calibration", "overlap"):
+        assert f"markov/{figure}.svg" in page
+        for ending in (".svg", ".png", "-dark.svg"):
+            assert (study / f"reports/markov/{figure}{ending}").stat().st_size > 2000
+
+
+def test_a_second_run_repeats_the_first_without_training(study: Path) -> None:
+    def without_times(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+
+    before = json.loads((study / "markov/cells/0.json").read_text())
+    states = {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}
+    with inside(study):
+        stages.markov_cells(tiny(), 0)
+    after = json.loads((study / "markov/cells/0.json").read_text())
+    assert without_times(after["rows"]) == without_times(before["rows"])
+    assert states == {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}
