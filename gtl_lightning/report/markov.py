@@ -23,6 +23,7 @@ ORDER = (
     "gtl-sequence-gkl",
     "gtl-sequence-bce",
     "gtl-sequence-log-mse",
+    "gtl-reweighted",
     "classifier",
     "finetune",
     "lora",
@@ -113,6 +114,13 @@ def means(rows: Iterable[Row], metric: str, **where: Any) -> tuple[float, float,
     return math.fsum(values) / len(values), half_width(values), len(values)
 
 
+def _look() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Colours and markers, the same in every figure; the token-level ratio is what reports elsewhere call GTL."""
+    others = set(ORDER) - {"gtl-token"} | {"gtl"}
+    colours, markers = method_colours(others), method_markers(others)
+    return colours | {"gtl-token": colours["gtl"]}, markers | {"gtl-token": markers["gtl"]}
+
+
 def _heatmaps(folder: Path, rows: Sequence[Row], sizes: Sequence[int], target: Sequence[Sequence[float]]) -> list[Path]:
     methods = [method for method in SHOWN if any(row["method"] == method for row in rows)]
     lines: list[tuple[str, list[Heatmap | None]]] = []
@@ -120,7 +128,7 @@ def _heatmaps(folder: Path, rows: Sequence[Row], sizes: Sequence[int], target: S
         maps: list[Heatmap | None] = [Heatmap(target, "")]
         for method in methods:
             found = [row["transition"] for row in rows if row["method"] == method and row["n"] == n]
-            note = number(means(rows, "row_kl", method=method, n=n)[0], 3)
+            note = number(means(rows, "row_kl", method=method, n=n)[0], 4)
             maps.append(Heatmap(_mean_matrix(found), note) if found else None)
         lines.append((f"n = {n}", maps))
     return save_heatmaps(folder, "matrices", ["true target", *map(method_label, methods)], lines)
@@ -135,7 +143,7 @@ def _mean_matrix(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[flo
 
 def _row_kl_panels(rows: Sequence[Row], sizes: Sequence[int]) -> list[Panel]:
     methods = {method for method in LINES if any(row["method"] == method for row in rows)}
-    colours, markers = method_colours(methods), method_markers(methods)
+    colours, markers = _look()
     panels = []
     for metric, title, subtitle in (
         ("row_kl", "Row-KL of the samples", "nats, log scale, lower is better"),
@@ -188,7 +196,7 @@ def _log_axis(panel: Panel) -> Panel:
 
 def _calibration_panels(calibration: Sequence[Row], n: int) -> list[Panel]:
     methods = {method for method in CALIBRATED if any(row["method"] == method for row in calibration)}
-    colours, markers = method_colours(methods), method_markers(methods)
+    colours, markers = _look()
     levels = sorted({float(row["level"]) for row in calibration})
     panels = []
     for metric, title, subtitle in (
@@ -220,7 +228,7 @@ def _overlap_panels(overlap: Sequence[Row]) -> list[Panel]:
     diagonals = sorted({float(row["diagonal_target"]) for row in overlap})
     ticks = tuple((d, f"{d:g}\n{_verdict(overlap, d)}") for d in diagonals)
     methods = {str(row["method"]) for row in overlap} - {"source"}
-    colours, markers = method_colours(methods), method_markers(methods)
+    colours, markers = _look()
     error = [
         Series(
             method_label(method),
@@ -279,7 +287,7 @@ def _seeds_note(rows: Sequence[Row]) -> str:
 
 def _summary(rows: Sequence[Row], sizes: Sequence[int]) -> str:
     def line(method: str) -> str:
-        return " / ".join(number(means(rows, "row_kl", method=method, n=n)[0], 3) for n in sizes)
+        return " / ".join(number(means(rows, "row_kl", method=method, n=n)[0], 4) for n in sizes)
 
     ns = " / ".join(str(n) for n in sizes)
     return (
@@ -296,7 +304,7 @@ def _setting(rows: Sequence[Row], sizes: Sequence[int], settings: Mapping[str, A
     return (
         f"{settings['states']} states, {settings['length']} tokens; P(stay) {settings['source_diagonal']} in "
         f"the source and {settings['target_diagonal']} in the target; {settings['source_sequences']:,} source "
-        f"sequences; {seeds} seeds. Steps and gamma are chosen by cross-validation on the n target sequences alone; "
+        f"sequences; {seeds} seed{'s' if seeds > 1 else ''}. Steps and gamma are chosen by cross-validation on the n target sequences alone; "
         f"{settings['samples']:,} samples a cell, one position revealed at a time."
     )
 

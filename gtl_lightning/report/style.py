@@ -15,6 +15,7 @@ LABELS = {
     "vanilla": "vanilla",
     "source": "source",
     "real": "real target text",
+    "gtl-reweighted": "GTL reweighted",
     "classifier": "classifier alone",
     "vanilla-local": "vanilla, small network",
     "bigram": "bigram counts",

@@ -11,6 +11,7 @@ from gtl_lightning.files import digest, read_json, write_json
 from gtl_lightning.stages.common import NETWORK, REPORTS, RESULT, log, state_dir
 from gtl_lightning.stages.markov_models import (
     METHODS,
+    REWEIGHTED,
     SAMPLE_STREAM,
     SCORE_STREAM,
     SOURCE,
@@ -47,7 +48,7 @@ SMOOTHING = 0.5
 CALIBRATION_ROWS = 400
 CALIBRATION_SHARES = (0.05, 0.25, 0.5, 0.75, 1.0)
 ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
-OVERLAP_METHODS = ("gtl-sequence-gkl", "gtl-token")
+OVERLAP_METHODS = (REWEIGHTED, "gtl-sequence-gkl", "gtl-token")
 
 
 def cells_file(seed: int) -> Path:

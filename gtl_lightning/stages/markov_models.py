@@ -28,6 +28,8 @@ CHUNK = 512
 """Sequences sampled or evaluated together: their activations fit the cache."""
 DENOISERS = ("vanilla", "finetune", "lora")
 SEQUENCE_LOSSES = {"gtl-sequence-gkl": "gkl", "gtl-sequence-bce": "bce", "gtl-sequence-log-mse": "log_mse"}
+REWEIGHTED = "gtl-reweighted"
+"""The generalised KL of reweighted source data alone, eq. 7b without eq. 8: the overlap study's patient."""
 METHODS = (*DENOISERS, "classifier", *SEQUENCE_LOSSES, "gtl-token", "vanilla-local")
 SOURCE_HELD_OUT = 1000
 READ_BY_ALL = (
@@ -102,7 +104,10 @@ class Problem:
         if method == "classifier":
             return self._guided(*self.classifier(clean=False), "sequence")
         if method in SEQUENCE_LOSSES:
-            return self._guided(*self._sequence(SEQUENCE_LOSSES[method]), "sequence")
+            loss = SEQUENCE_LOSSES[method]
+            return self._guided(*self._sequence(f"sequence-{loss}", loss, self.settings.eta_1), "sequence")
+        if method == REWEIGHTED:
+            return self._guided(*self._sequence("reweighted", "gkl", 0.0), "sequence")
         if method in ("gtl-token", "vanilla-local"):
             return self._guided(*self._token(method), "token")
         raise UserError(f"method {method} is unknown; choose one of {', '.join(METHODS)}")
@@ -183,7 +188,7 @@ class Problem:
                 networks.append((LocalTokenRatio if kind == "token" else LocalSequenceRatio)(config))
         return networks
 
-    def _sequence(self, loss: str) -> tuple[StackedModule, FitResult]:
+    def _sequence(self, name: str, loss: str, eta_1: float) -> tuple[StackedModule, FitResult]:
         from gtl_lightning.modules.stacked import StackedSequenceRatio
 
         training, (clean, _), (timed, _) = (
@@ -199,9 +204,9 @@ class Problem:
             clean=clean.network,
             timed=timed.network,
             clip=self.settings.clip,
-            eta_1=self.settings.eta_1,
+            eta_1=eta_1,
         )
-        return module, self._run(f"sequence-{loss}", module, training, "local", "clip", "eta_1", "classifier")
+        return module, self._run(name, module, training, "local", "clip", "eta_1", "classifier")
 
     def _token(self, method: str) -> tuple[StackedModule, FitResult]:
         from gtl_lightning.modules.stacked import StackedTokenRatio

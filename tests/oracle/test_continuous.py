@@ -122,7 +122,7 @@ def test_guided_rates_are_the_targets(process: str, kind: str, t: float) -> None
 
 
 @processes
-def test_gamma_zero_is_unguided_and_the_stabiliser_is_neutral_at_one(process: str) -> None:
+def test_zero_gamma_leaves_the_rates_and_the_stabiliser_is_neutral_at_one(process: str) -> None:
     noise, schedule = PROCESSES[process]
     x, t = states_of(process), torch.full((len(states_of(process)),), 0.3, dtype=torch.float64)
     log_p = SOURCE.denoiser(schedule)(x, t)
