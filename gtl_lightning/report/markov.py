@@ -304,7 +304,7 @@ def _setting(rows: Sequence[Row], sizes: Sequence[int], settings: Mapping[str, A
     return (
         f"{settings['states']} states, {settings['length']} tokens; P(stay) {settings['source_diagonal']} in "
         f"the source and {settings['target_diagonal']} in the target; {settings['source_sequences']:,} source "
-        f"sequences; {seeds} seed{'s' if seeds > 1 else ''}. Steps and gamma are chosen by cross-validation on the n target sequences alone; "
+        f"sequences; seeds: {seeds}. Steps and gamma are chosen by cross-validation on the n target sequences alone; "
         f"{settings['samples']:,} samples a cell, one position revealed at a time."
     )
 
