@@ -107,8 +107,14 @@ def diagnose(masked_share: float, log_ratio_source: np.ndarray, log_ratio_target
     )
 
 
-def advise(levels: Sequence[LevelDiagnostics]) -> Advice:
+def advise(levels: Sequence[LevelDiagnostics], *, open_share: float = OPEN_SHARE) -> Advice:
     """Weigh the levels against the thresholds above. The worst finding makes the verdict and the sentence.
+
+    Args:
+        levels: diagnostics by noise level.
+        open_share: share of masked tokens from which a level decides on poor overlap. 0 for an estimator that does
+            nothing but reweight source text by r*(x_0) (docs/method.md eqs. 7a and 7b without 8): its weights are
+            those of clean text at every level.
 
     Raises:
         UserError: no level was given.
@@ -116,13 +122,13 @@ def advise(levels: Sequence[LevelDiagnostics]) -> Advice:
     if not levels:
         raise UserError("the advisor got no noise level; evaluate the ratio on at least one")
     ordered = tuple(sorted(levels, key=lambda level: level.masked_share))
-    verdict, sentence = _judge(ordered)
+    verdict, sentence = _judge(ordered, open_share)
     return Advice(verdict, sentence, ordered)
 
 
-def _judge(levels: tuple[LevelDiagnostics, ...]) -> tuple[Verdict, str]:
+def _judge(levels: tuple[LevelDiagnostics, ...], open_share: float) -> tuple[Verdict, str]:
     # Without a level that is open enough the noisiest one stands in.
-    open_levels = [level for level in levels if level.masked_share >= OPEN_SHARE] or [levels[-1]]
+    open_levels = [level for level in levels if level.masked_share >= open_share] or [levels[-1]]
     worst = min(open_levels, key=lambda level: level.ess_share)
     missing = min(open_levels, key=lambda level: level.mean_weight)
     if worst.ess_share < POOR_ESS_SHARE or worst.ess_share * worst.n_source < MIN_EFFECTIVE:

@@ -151,21 +151,24 @@ def markov_overlap(params: Params) -> None:
         for seed in settings.overlap.seeds:
             problem = Problem(params, source, target, denoiser, settings.overlap.n, seed)
             # First the advisor, from the folds' classifier and data it has not seen: nothing has been sampled yet.
-            advice, exact_share = _advice(problem)
-            open_level = next(level for level in advice.levels if level.masked_share == 0.5)
+            advice, reweighting, exact = _advice(problem)
+            clean, half = (next(x for x in advice.levels if x.masked_share == share) for share in (0.0, 0.5))
             shared = {
                 "diagonal_target": diagonal,
                 "seed": seed,
                 "n": problem.n,
                 "verdict": advice.verdict,
-                "sentence": advice.sentence,
-                "ess_share": open_level.ess_share,
-                "ess_share_exact": exact_share,
-                "ece": open_level.calibration_error,
-                "auc": open_level.auc,
+                "verdict_reweighting": reweighting.verdict,
+                "sentence": reweighting.sentence,
+                "ess_share": half.ess_share,
+                "ess_share_clean": clean.ess_share,
+                "ess_share_exact": exact,
+                "mean_weight_clean": clean.mean_weight,
+                "ece": half.calibration_error,
+                "auc": half.auc,
                 "kl_source": target.kl(source, settings.length),
             }
-            log.info("diagonal %.2f: %s", diagonal, advice.sentence)
+            log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
             for method in ("source", "bigram", *OVERLAP_METHODS):
                 row, _ = evaluate(problem, method)
                 rows.append(row | shared)
@@ -352,8 +355,11 @@ def _calibration(problem: Problem, model: Model) -> list[Row]:
     return [{"level": error.masked / settings.length, "slope": error.slope, "rmse": error.rmse} for error in found]
 
 
-def _advice(problem: Problem) -> tuple[Advice, float]:
-    """The advisor's word from the noised classifier, and the effective share of the exact ratio at half masked."""
+def _advice(problem: Problem) -> tuple[Advice, Advice, float]:
+    """The advisor's word from the noised classifier, and the effective share of the exact ratio at half masked.
+
+    Twice: for ratios that also learn from target rows, and for those that do nothing but reweight source rows.
+    """
     from gtl_lightning.data.exact import ExactRatio
     from gtl_lightning.evaluation.advisor import advise, diagnose, effective_share
 
@@ -365,7 +371,7 @@ def _advice(problem: Problem) -> tuple[Advice, float]:
         for share in ADVISOR_SHARES
     ]
     exact = ExactRatio(problem.source, problem.target).sequence(_masked(source, 0.5, problem.seed))
-    return advise(levels), effective_share(exact.numpy())
+    return advise(levels), advise(levels, open_share=0.0), effective_share(exact.numpy())
 
 
 def _log_ratios(module: StackedModule, x_0: Tensor, share: float, seed: int) -> np.ndarray:

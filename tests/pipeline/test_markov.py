@@ -69,7 +69,9 @@ def test_calibration_and_overlap_are_flat_rows(study: Path) -> None:
     assert {row["method"] for row in calibration} == {m for m in METHODS if "gtl" in m or m == "classifier"}
     overlap = read(study / "reports/markov_overlap.json")
     assert {row["diagonal_target"] for row in overlap} == {0.3, 0.9}
-    assert all(row["verdict"] in ("go", "caution", "poor overlap") for row in overlap)
+    assert all(
+        row[k] in ("go", "caution", "poor overlap") for row in overlap for k in ("verdict", "verdict_reweighting")
+    )
     # The exact effective share falls as the target moves away.
     shares = {row["diagonal_target"]: row["ess_share_exact"] for row in overlap}
     assert shares[0.9] < shares[0.3] < 1
