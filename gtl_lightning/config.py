@@ -11,27 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
+from gtl_lightning.markov_config import Markov
+from gtl_lightning.sections import Lora, Network, Positive, PositiveFloat, Section, Share, Training
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
 Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
 RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Section):
@@ -65,23 +58,6 @@ class Tokenizer(Section):
     length: Positive = Field(32, description="tokens per example; longer texts are cut")
 
 
-class Network(Section):
-    """Size of one transformer."""
-
-    width: Positive = Field(description="hidden width")
-    depth: Positive = Field(description="blocks")
-    heads: Positive = Field(description="attention heads")
-    cond_dim: int = Field(0, ge=0, description="width of the time embedding; 0: the network does not see t")
-    dropout: Share = Field(0.0, description="dropout")
-    tied: bool = Field(True, description="share input and output embedding")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Network:
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of twice heads {self.heads} (rotary positions)")
-        return self
-
-
 class Networks(Section):
     """Every network's size."""
 
@@ -89,21 +65,6 @@ class Networks(Section):
     ratio: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
     planner: Network = Network(width=48, depth=2, heads=4)
     reference: Network = Network(width=64, depth=2, heads=4, dropout=0.1)
-
-
-class Training(Section):
-    """One training run: optimiser, length, stopping."""
-
-    steps: Positive = Field(description="most optimiser steps")
-    batch: Positive = Field(description="sequences per step")
-    lr: PositiveFloat = Field(description="peak learning rate of AdamW")
-    also_lr: tuple[PositiveFloat, ...] = Field((), description="further peaks to try; held-out data keep the best")
-    warmup: int = Field(50, ge=0, description="steps of linear warm-up; cosine decay follows")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
-    clip: PositiveFloat = Field(1.0, description="largest gradient norm")
-    ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
-    check_every: Positive = Field(description="steps between validations; also between resumable checkpoints")
-    patience: Positive = Field(description="validations without improvement before stopping")
 
 
 class TokenRatio(Section):
@@ -129,13 +90,6 @@ class Ratio(Section):
     warm: TokenRatio = TokenRatio(bce_weight=0.0, members=2)
     head_rank: Positive = Field(64, description="rank of gtl-head's map on the frozen features")
     warm_dropout: Share = Field(0.1, description="dropout of gtl-warm's copy of the denoiser while it is trained")
-
-
-class Lora(Section):
-    """Low-rank fine-tuning (peft)."""
-
-    rank: Positive = Field(8, description="rank of the update")
-    alpha: PositiveFloat = Field(16.0, description="scale of the update")
 
 
 class Train(Section):
@@ -224,85 +178,6 @@ class Sweep(Section):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} lists a value twice: {list(values)}")
-        return self
-
-
-class LocalNetwork(Section):
-    """Size of a local ratio network."""
-
-    heads: Positive = Field(4, description="averages of the revealed neighbours a position gets")
-    width: Positive = Field(32, description="hidden units")
-    dropout: Share = Field(0.0, description="dropout")
-
-
-class Overlap(Section):
-    """The target moved away from the source, one diagonal at a time."""
-
-    diagonals: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.2, 0.35, 0.5, 0.65, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
-    )
-    n: Positive = Field(100, description="target sequences")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions")
-
-
-Matrix = tuple[tuple[float, ...], ...]
-
-
-class Markov(Section):
-    """The study on Markov chains, where everything is known exactly (docs/markov.md)."""
-
-    states: Annotated[int, Field(ge=2)] = Field(5, description="states V of the chains")
-    length: Annotated[int, Field(ge=2, le=128)] = Field(20, description="tokens of a sequence")
-    source_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.10, description="P(stay) in the source")
-    target_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.80, description="P(stay) in the target")
-    source_transition: Matrix | None = Field(None, description="any transition matrix instead of source_diagonal")
-    target_transition: Matrix | None = Field(None, description="any transition matrix instead of target_diagonal")
-    source_sequences: Positive = Field(10000, description="source sequences")
-    sizes: tuple[Positive, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
-    parts: Annotated[int, Field(ge=2)] = Field(5, description="equal parts that the target is cut into, one held out")
-    held_out: Positive = Field(60, description="sequences held out in all: decides how many of the folds are trained")
-    rows_scored: Positive = Field(256, description="noised held-out sequences scored per fold and check")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
-    )
-    samples: Positive = Field(4096, description="sequences generated per cell")
-    kl_draws: Positive = Field(1000, description="partly masked sequences in the KL of a model's conditionals")
-    denoiser: Network = Network(width=32, depth=1, heads=2, dropout=0.1, tied=False)
-    local: LocalNetwork = LocalNetwork()
-    lora: Lora = Lora(rank=4, alpha=8.0)
-    clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
-    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
-    bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
-    source: Training = Training(steps=800, batch=128, lr=5e-3, ema=0.98, check_every=100, patience=3)
-    vanilla: Training = Training(
-        steps=400, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
-    )
-    # Fine-tuning lingers for some 250 steps before it unlearns the source, so it gets the patience to do so.
-    finetune: Training = Training(
-        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
-    )
-    low_rank: Training = Training(
-        steps=1000, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=8
-    )
-    token: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
-    sequence: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
-    classifier: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
-    overlap: Overlap = Overlap()
-
-    @model_validator(mode="after")
-    def _can_be_cut(self) -> Markov:
-        for n in (*self.sizes, self.overlap.n):
-            if n < self.parts:
-                raise ValueError(f"sizes: n = {n} target sequences cannot be cut into parts = {self.parts}; raise n")
-        if len(set(self.sizes)) != len(self.sizes) or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"sizes {list(self.sizes)} and seeds {list(self.seeds)} must not list a value twice")
         return self
 
 

@@ -221,11 +221,12 @@ def _calibration_panels(calibration: Sequence[Row], n: int) -> list[Panel]:
 
 
 OVERLAP_NOTE = (
-    "Under each diagonal the advisor's verdict on reweighting, given from the noised classifier before any sampling."
+    "Under each diagonal the advisor's verdict on reweighting (care: caution, poor: poor overlap), given from the "
+    "noised classifier before any sampling."
 )
 FAILED = 0.5
 """Share of the source's row-KL that a failed transfer leaves."""
-SHORT = {"go": "go", "caution": "caution", "poor overlap": "poor"}
+SHORT = {"go": "go", "caution": "care", "poor overlap": "poor"}
 
 
 def _overlap_panels(overlap: Sequence[Row]) -> list[Panel]:

@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Lora, Markov, Params, Training
+from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.markov_config import Markov
+from gtl_lightning.sections import Lora, Training
 from gtl_lightning.stages.common import NETWORK, state_dir
 from gtl_lightning.stages.fitting import optimiser
 

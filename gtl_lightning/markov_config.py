@@ -1,0 +1,90 @@
+"""Parameters of the study on Markov chains: the section `markov` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from gtl_lightning.sections import Lora, Network, Positive, PositiveFloat, Section, Share, Training
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class LocalNetwork(Section):
+    """Size of a local ratio network."""
+
+    heads: Positive = Field(4, description="averages of the revealed neighbours a position gets")
+    width: Positive = Field(32, description="hidden units")
+    dropout: Share = Field(0.0, description="dropout")
+
+
+class Overlap(Section):
+    """The target moved away from the source, one diagonal at a time."""
+
+    diagonals: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.2, 0.35, 0.5, 0.65, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
+    )
+    n: Positive = Field(100, description="target sequences")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions")
+
+
+class Markov(Section):
+    """The study on Markov chains, where everything is known exactly (docs/markov.md)."""
+
+    states: Annotated[int, Field(ge=2)] = Field(5, description="states V of the chains")
+    length: Annotated[int, Field(ge=2, le=128)] = Field(20, description="tokens of a sequence")
+    source_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.10, description="P(stay) in the source")
+    target_diagonal: Annotated[float, Field(ge=0, le=1)] = Field(0.80, description="P(stay) in the target")
+    source_transition: Matrix | None = Field(None, description="any transition matrix instead of source_diagonal")
+    target_transition: Matrix | None = Field(None, description="any transition matrix instead of target_diagonal")
+    source_sequences: Positive = Field(10000, description="source sequences")
+    sizes: tuple[Positive, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
+    parts: Annotated[int, Field(ge=2)] = Field(5, description="equal parts that the target is cut into, one held out")
+    held_out: Positive = Field(60, description="sequences held out in all: decides how many of the folds are trained")
+    rows_scored: Positive = Field(256, description="noised held-out sequences scored per fold and check")
+    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
+    )
+    samples: Positive = Field(4096, description="sequences generated per cell")
+    kl_draws: Positive = Field(1000, description="partly masked sequences in the KL of a model's conditionals")
+    denoiser: Network = Network(width=32, depth=1, heads=2, dropout=0.1, tied=False)
+    local: LocalNetwork = LocalNetwork()
+    lora: Lora = Lora(rank=4, alpha=8.0)
+    clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
+    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
+    bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
+    source: Training = Training(steps=800, batch=128, lr=5e-3, ema=0.98, check_every=100, patience=3)
+    vanilla: Training = Training(
+        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
+    )
+    # Fine-tuning lingers for hundreds of steps before it unlearns the source, so it is never stopped for that.
+    finetune: Training = Training(
+        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=20
+    )
+    low_rank: Training = Training(
+        steps=1000, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=20
+    )
+    token: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    sequence: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    classifier: Training = Training(
+        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
+    )
+    overlap: Overlap = Overlap()
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Markov:
+        for n in (*self.sizes, self.overlap.n):
+            if n < self.parts:
+                raise ValueError(f"sizes: n = {n} target sequences cannot be cut into parts = {self.parts}; raise n")
+        several = [name for name, value in self if isinstance(value, Training) and value.also_lr]
+        if several:
+            raise ValueError(f"{several[0]}.also_lr: trainings of this study take one learning rate; leave it empty")
+        if len(set(self.sizes)) != len(self.sizes) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"sizes {list(self.sizes)} and seeds {list(self.seeds)} must not list a value twice")
+        return self
