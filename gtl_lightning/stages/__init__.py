@@ -2,7 +2,8 @@
 
 from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
 from gtl_lightning.stages.evaluate import ablation, evaluate
-from gtl_lightning.stages.markov import markov_cells, markov_overlap, markov_report, markov_source
+from gtl_lightning.stages.markov import markov_cells, markov_report, markov_source
+from gtl_lightning.stages.markov_overlap import markov_overlap
 from gtl_lightning.stages.report import report
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source

@@ -1,0 +1,98 @@
+"""The overlap study: the target moved away from the source, and the advisor's word on it (docs/markov.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gtl_lightning.config import Params
+from gtl_lightning.files import write_json
+from gtl_lightning.stages.common import log
+from gtl_lightning.stages.markov import OVERLAP, load_source
+from gtl_lightning.stages.markov_cell import evaluate
+from gtl_lightning.stages.markov_models import REWEIGHTED, SCORE_STREAM, Problem, chain, chains, generator
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from gtl_lightning.evaluation.advisor import Advice
+    from gtl_lightning.modules.stacked import StackedModule
+
+ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
+OVERLAP_METHODS = (REWEIGHTED, "gtl-sequence-gkl", "gtl-token")
+
+
+def markov_overlap(params: Params) -> None:
+    """The target moved away from the source: transfer error, overlap and the advisor's word on it.
+
+    Raises:
+        UserError: a bad matrix, or no source denoiser yet.
+    """
+    settings = params.markov
+    source, _ = chains(settings)
+    denoiser = load_source()
+    rows = []
+    for diagonal in settings.overlap.diagonals:
+        target = chain("target", diagonal, None, settings.states)
+        for seed in settings.overlap.seeds:
+            problem = Problem(params, source, target, denoiser, settings.overlap.n, seed)
+            # First the advisor, from the folds' classifier and data it has not seen: nothing has been sampled yet.
+            advice, reweighting, exact = _advice(problem)
+            clean, half = (next(x for x in advice.levels if x.masked_share == share) for share in (0.0, 0.5))
+            shared = {
+                "diagonal_target": diagonal,
+                "seed": seed,
+                "n": problem.n,
+                "verdict": advice.verdict,
+                "verdict_reweighting": reweighting.verdict,
+                "sentence": reweighting.sentence,
+                "ess_share": half.ess_share,
+                "ess_share_clean": clean.ess_share,
+                "ess_share_exact": exact,
+                "mean_weight_clean": clean.mean_weight,
+                "ece": half.calibration_error,
+                "auc": half.auc,
+                "kl_source": target.kl(source, settings.length),
+            }
+            log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
+            for method in ("source", "bigram", *OVERLAP_METHODS):
+                row, _ = evaluate(problem, method)
+                rows.append(row | shared)
+    write_json(OVERLAP, rows)
+
+
+def _advice(problem: Problem) -> tuple[Advice, Advice, float]:
+    """The advisor's word from the noised classifier, and the effective share of the exact ratio at half masked.
+
+    Twice: for ratios that also learn from target rows, and for those that do nothing but reweight source rows.
+    """
+    from gtl_lightning.data.exact import ExactRatio
+    from gtl_lightning.evaluation.advisor import advise, diagnose, effective_share
+
+    module, _ = problem.classifier(clean=False)
+    held_out = problem.data[problem.folds[0][1]]
+    source = problem.source_data[1]
+    levels = [
+        diagnose(share, *(_log_ratios(module, rows, share, problem.seed) for rows in (source, held_out)))
+        for share in ADVISOR_SHARES
+    ]
+    exact = ExactRatio(problem.source, problem.target).sequence(_masked(source, 0.5, problem.seed))
+    return advise(levels), advise(levels, open_share=0.0), effective_share(exact.numpy())
+
+
+def _log_ratios(module: StackedModule, x_0: Tensor, share: float, seed: int) -> np.ndarray:
+    """log q/p by the classifier that was trained without fold 0, with this share of the tokens masked."""
+    import torch
+
+    x_t = _masked(x_0, share, seed)
+    with torch.no_grad():
+        found: Tensor = module.network.member(0)(x_t, torch.full((len(x_t),), share))
+    return found.numpy()
+
+
+def _masked(x_0: Tensor, share: float, seed: int) -> Tensor:
+    import torch
+
+    rank = torch.rand(x_0.shape, generator=generator(seed, SCORE_STREAM)).argsort(1).argsort(1)
+    mask_index = int(x_0.max()) + 1
+    return x_0.masked_fill(rank < round(share * x_0.shape[1]), mask_index)
