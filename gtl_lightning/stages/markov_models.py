@@ -363,4 +363,4 @@ def generator(*parts: int) -> torch.Generator:
 
 def held(training: Training) -> Any:
     """AdamW whose learning rate stays after the warm-up: the weights after s steps do not depend on the most."""
-    return replace(optimiser(training), final_share=1.0)
+    return replace(optimiser(training, training.lr), final_share=1.0)

@@ -41,6 +41,10 @@ MISTAKES = {
     "a seed twice": (("markov.seeds=[1, 1]",), r"markov: .*seeds \[1, 1\] must not list a value twice"),
     "too long": (("markov.length=500",), r"markov.length = 500: .*less than or equal to 128"),
     "one state": (("markov.states=1",), r"markov.states = 1: .*greater than or equal to 2"),
+    "several learning rates": (
+        ("markov.token.also_lr=[0.1]",),
+        r"markov: token.also_lr: trainings of this study take one learning rate; leave it empty",
+    ),
     "an unknown key": (("markov.size=3",), r"unknown parameter markov.size; remove it"),
 }
 
