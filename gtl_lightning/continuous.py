@@ -104,6 +104,8 @@ class Absorbing(Noise):
         self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
     ) -> Tensor:
         """See `Noise.rates`."""
+        if not 0 <= self.mask_index < log_p.shape[-1]:
+            raise UserError(f"mask_index = {self.mask_index} is no id of the denoiser's {log_p.shape[-1]} tokens")
         masked = x_t == self.mask_index
         ids = torch.arange(log_p.shape[-1], device=x_t.device)
         log_p = log_p.masked_fill(ids == self.mask_index, -math.inf)
@@ -153,6 +155,8 @@ class Uniform(Noise):
     ) -> Tensor:
         """See `Noise.rates`."""
         v = self.vocab_size
+        if not 0 < v <= log_p.shape[-1]:
+            raise UserError(f"vocab_size = {v}; the denoiser has {log_p.shape[-1]} tokens, give 1 to as many")
         rate = uniform_score(log_p[..., :v].exp(), x_t, schedule.alpha(t).to(log_p.dtype))
         if guidance is not None:
             if guidance.n_ratio is not None:
@@ -227,12 +231,15 @@ def sample_continuous(
         device: by default the generator's.
 
     Raises:
-        UserError: batch, length or steps out of range, or pruning where there is none.
+        UserError: batch, length or steps out of range, a mask or vocabulary that the denoiser does not have, or pruning
+            where there is none.
     """
     if batch < 0 or length < 1 or steps < 1:
         raise UserError(f"batch = {batch}, length = {length}, steps = {steps}; want at least 0, 1 and 1")
     home = generator.device if generator is not None else torch.device("cpu")
     x = noise.start(batch, length, generator, torch.device(device) if device is not None else home)
+    if batch == 0:
+        return x
     options = {"guidance": guidance, "leap": leap, "schedule": schedule}
     grid = noise.grid(steps)
     for t, s in pairwise(grid):

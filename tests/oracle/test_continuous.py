@@ -262,12 +262,33 @@ def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     return t.clamp(1e-9, 1 - 1e-6), weights / 2 * 6 * u * (1 - u)
 
 
+def _wide_open(x_t: Tensor, t: Tensor) -> Tensor:
+    """A denoiser that takes any ids."""
+    return torch.zeros(*x_t.shape, V + 1).log_softmax(-1)
+
+
+def test_nothing_is_drawn_for_no_sequences() -> None:
+    assert sample_continuous(SOURCE, Absorbing(V), batch=0, length=3, steps=2).shape == (0, 3)
+
+
 MISTAKES = {
     "no steps": (lambda: _draw(steps=0), "steps = 0"),
     "no tokens": (lambda: _draw(length=0), "length = 0"),
     "pruning under uniform noise": (
         lambda: _draw(process="uniform", guide=Guidance(TokenRatio(lambda x, t: x), n_ratio=2)),
         "n_ratio is for absorbing noise",
+    ),
+    "a mask that is no token": (
+        lambda: sample_continuous(SOURCE, Absorbing(9), batch=2, length=2, steps=1),
+        "x_t holds ids 9..9",
+    ),
+    "a mask beyond the denoiser": (
+        lambda: sample_continuous(_wide_open, Absorbing(9), batch=2, length=2, steps=1),
+        "mask_index = 9 is no id of the denoiser's 4 tokens",
+    ),
+    "more tokens than the denoiser has": (
+        lambda: sample_continuous(_wide_open, Uniform(9), batch=2, length=2, steps=1),
+        "vocab_size = 9; the denoiser has 4 tokens",
     ),
     "pruning that favours the mask": (
         lambda: _draw(guide=Guidance(TokenRatio(ExactRatio(SOURCE, TARGET).token), n_ratio=2, stabilise=False)),

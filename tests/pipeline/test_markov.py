@@ -79,7 +79,7 @@ def test_calibration_and_overlap_are_flat_rows(study: Path) -> None:
 
 def test_the_page_names_every_method_and_its_figures(study: Path) -> None:
     page = (study / "reports/markov.md").read_text()
-    for name in ("GTL token", "fine-tuning", "LoRA", "classifier alone", "bigram counts", "published"):
+    for name in ("GTL token", "fine-tuning", "LoRA", "classifier alone", "bigram counts"):
         assert name in page
     for figure in ("matrices", "row-kl", "calibration", "overlap"):
         assert f"markov/{figure}.svg" in page
