@@ -6,18 +6,33 @@ import time
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows.group import is_stopped
 from flows.outcome import Result, StageError
+from gtl_lightning.errors import UserError
 
 POLL_SECONDS = 1.0
+OWNER_TAG = "sweep:"  # of a stage's run: begins the tag that names the flow run which asked for it
+STAGE_TAG = "stage:"
+UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
 def run_on_pool(deployment: str, *, stage: str, label: str, minutes: float | None, owner: str) -> Result:
     """Start a run of the flow `stage` and wait for it; cancel it when the owner is stopped.
+
+    A run of the same stage that another owner left behind (a sweep that was killed) is taken over instead.
 
     Args:
         deployment: `stage/gpu`, for example; its workers share this repository's folder.
@@ -33,14 +48,50 @@ def run_on_pool(deployment: str, *, stage: str, label: str, minutes: float | Non
         try:
             found = client.read_deployment_by_name(deployment)
         except ObjectNotFound as error:
-            raise StageError(f"deployment {deployment} does not exist; `prefect deploy --all` makes it") from error
-        run = client.create_flow_run_from_deployment(
+            raise StageError(_no_deployment(deployment)) from error
+        run = _left_behind(client, found.id, stage) or client.create_flow_run_from_deployment(
             found.id,
             parameters={"stage": stage, "time_limit_minutes": minutes},
             name=label,
-            tags=[f"sweep:{owner}"],
+            tags=[f"{OWNER_TAG}{owner}", f"{STAGE_TAG}{stage}"],
         )
         return _result(_final_state(client, run.id, owner), label)
+
+
+def check_pool(deployment: str) -> str | None:
+    """A warning when no worker of the deployment's pool is online; None when one is, or the pool needs none.
+
+    Raises:
+        UserError: no such deployment.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            found: DeploymentResponse = client.read_deployment_by_name(deployment)
+        except ObjectNotFound as error:
+            raise UserError(_no_deployment(deployment)) from error
+        pool = found.work_pool_name
+        if pool is None:
+            return None
+        workers = client.read_workers_for_work_pool(pool)
+    if any(worker.status == WorkerStatus.ONLINE for worker in workers):
+        return None
+    return f"no worker of the pool {pool} is online: stages wait until one is (`prefect worker start --pool {pool}`)"
+
+
+def _no_deployment(name: str) -> str:
+    return f"deployment {name} does not exist on this server; `sh infra/deploy.sh` makes pools and deployments"
+
+
+def _left_behind(client: SyncPrefectClient, deployment: UUID, stage: str) -> FlowRun | None:
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        flow_run_filter=FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[f"{STAGE_TAG}{stage}"]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+        ),
+        limit=1,
+    )
+    return runs[0] if runs else None
 
 
 def _final_state(client: SyncPrefectClient, run_id: UUID, owner: str) -> State:

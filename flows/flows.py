@@ -17,7 +17,9 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.board import Board
+from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
+from flows.liveness import note_process
 from flows.outcome import GOOD, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
@@ -32,6 +34,7 @@ from flows.parameters import (
     settle,
 )
 from flows.runner import Limits, run_stages
+from flows.server import check_server
 from flows.stage import run_stage
 from gtl_lightning.config import Params, RatioMethod
 from gtl_lightning.errors import UserError
@@ -144,6 +147,7 @@ def stage(stage: str, time_limit_minutes: Minutes | None = None) -> State[Any]:
         stage: address, as in `dvc stage list`.
         time_limit_minutes: stop it after this time.
     """
+    note_process()
     ended = run_stage(stage, stage, str(Path.cwd()), time_limit_minutes, return_state=True)
     if ended.is_completed():
         return Completed(message=ended.result())
@@ -154,7 +158,10 @@ def stage(stage: str, time_limit_minutes: Minutes | None = None) -> State[Any]:
 def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Grid], list[str]]) -> State[Any]:
     log = get_run_logger()
     root = Path.cwd()
+    note_process()
     try:
+        if limits.deployment and (warning := check_pool(limits.deployment)):
+            log.warning("%s", warning)
         params = settle(wanted, root)
         grid = read_grid(params, root)
         stages = grid.with_upstream(targets(params, grid))
@@ -173,5 +180,15 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
 
 
+def main() -> int:
+    """The scarcity sweep without a deployment."""
+    try:
+        check_server()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0 if scarcity_sweep(return_state=True).is_completed() else 1
+
+
 if __name__ == "__main__":
-    sys.exit(0 if scarcity_sweep(return_state=True).is_completed() else 1)
+    sys.exit(main())

@@ -68,6 +68,7 @@ class Grid:
         known = {stage.address: stage for stage in stages}
         order = TopologicalSorter({address: stage.needs for address, stage in known.items()}).static_order()
         self.stages: dict[str, Stage] = {address: known[address] for address in order}
+        self.stale: frozenset[str] = frozenset(stale)
         dirty: set[str] = set()
         for address, stage in self.stages.items():
             if address in stale or dirty.intersection(stage.needs):

@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from flows.dispatch import run_on_pool
 from flows.grid import DATA_SUFFIX
 from flows.group import run_group
+from flows.liveness import RUN_VARIABLE
 from flows.outcome import Result, StageError
 
 RETRIES = 2
@@ -147,8 +148,10 @@ def dvc_command(stage: str) -> list[str]:
 def stage_environment() -> dict[str, str]:
     """This process's environment, with the interpreter's commands (`gtl`, `dvc`) found first."""
     commands = str(Path(sys.executable).parent)
+    # A stage is no process of the run: one that is still being stopped must not make a killed flow look alive.
+    own = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
     return {
-        **os.environ,
+        **own,
         "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),

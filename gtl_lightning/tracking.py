@@ -127,7 +127,9 @@ class Study:
                     else self._create(f"study {tags.get('profile', '')}", {"kind": "study"})
                 )
             except MlflowException as error:
-                raise UserError(f"tracking at {self.uri} failed: {str(error).splitlines()[0]}") from error
+                raise UserError(
+                    f"tracking at {without_credentials(self.uri)} failed: {str(error).splitlines()[0]}"
+                ) from error
 
     @contextmanager
     def child(self, kind: str, name: str, key: str, tags: Mapping[str, Any]) -> Iterator[Run]:
@@ -182,17 +184,34 @@ def check_reachable(uri: str) -> None:
     Raises:
         UserError: naming the address.
     """
-    address = urlsplit(uri)
-    if address.scheme not in ("http", "https"):
-        return
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_SECONDS).close()
-    except OSError as error:
+    if reason := unreachable(uri):
         raise UserError(
-            f"tracking server {address.hostname}:{port} does not answer ({error.strerror or error}); "
+            f"tracking server {without_credentials(uri)} does not answer ({reason}); "
             "start it, or unset MLFLOW_TRACKING_URI to log into the local database"
-        ) from error
+        )
+
+
+def unreachable(uri: str) -> str | None:
+    """Why no connection to a server's address can be made; None when one can, or the address is no server's."""
+    address = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432}
+    scheme = address.scheme.partition("+")[0]
+    if scheme not in ports or not address.hostname:
+        return None
+    try:
+        socket.create_connection((address.hostname, address.port or ports[scheme]), CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def without_credentials(uri: str) -> str:
+    """An address as it may be shown: no user, no password, no query."""
+    address = urlsplit(uri)
+    if not address.hostname:
+        return uri
+    host = f"{address.hostname}:{address.port}" if address.port else address.hostname
+    return f"{address.scheme}://{host}{address.path}"
 
 
 def _lock_path(uri: str) -> str:

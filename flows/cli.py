@@ -1,0 +1,65 @@
+"""The whole command line: the stages' commands, and those that need Prefect.
+
+`gtl` starts here, in the topmost layer: the package below must not know the flows, and the flows use its commands.
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gtl_lightning.cli import app, main
+
+__all__ = ["app", "main"]
+
+
+@app.command()
+def status() -> None:
+    """What exists, what is stale, what runs where."""
+    from rich.console import Console
+
+    from flows.grid import read_grid
+    from flows.server import connect, server_url
+    from flows.status import process_table, running_stages, server_tables, stage_table
+    from gtl_lightning.config import load_params
+
+    root = Path.cwd()
+    console = Console(highlight=False)
+    running = running_stages(root)
+    console.print(stage_table(read_grid(load_params(), root), root, running))
+    console.print(process_table(running))
+    if server_url() is None:
+        console.print("No Prefect server is configured (PREFECT_API_URL).", soft_wrap=True)
+        return
+    with connect() as client:
+        console.print(server_tables(client))
+
+
+@app.command()
+def reconcile(
+    lost_host: Annotated[
+        list[str], typer.Option(help="host that will not come back, with all that ran there; repeatable")
+    ] = [],  # noqa: B006 - typer reads it
+    crashed: Annotated[
+        bool, typer.Option("--crashed", help="also retry what ended Crashed within the last day")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="change nothing, only tell")] = False,
+) -> None:
+    """After a killed worker or server: end the runs without a live process, release their slots, retry them."""
+    from flows.reconcile import reconcile as bring_back
+    from flows.server import connect
+
+    with connect() as client:
+        verdicts = bring_back(client, lost_hosts=lost_host, crashed=crashed, dry_run=dry_run)
+    for verdict in verdicts:
+        typer.echo(f"{verdict.run.name}: {verdict.action} ({verdict.reason})")
+    acted = sum(verdict.action != "left alone" for verdict in verdicts)
+    would = "would be " if dry_run else ""
+    typer.echo(f"{len(verdicts)} run(s) looked at, {acted} {would}brought back to what is true")
+
+
+if __name__ == "__main__":
+    main()
