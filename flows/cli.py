@@ -44,8 +44,8 @@ def reconcile(
         list[str], typer.Option(help="host that will not come back, with all that ran there; repeatable")
     ] = [],  # noqa: B006 - typer reads it
     crashed: Annotated[
-        bool, typer.Option("--crashed", help="also retry what ended Crashed within the last day")
-    ] = False,
+        bool, typer.Option(help="also retry what ended Crashed within a day and was not run again")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="change nothing, only tell")] = False,
 ) -> None:
     """After a killed worker or server: end the runs without a live process, release their slots, retry them."""

@@ -57,7 +57,7 @@ def pipeline(
 
     Args:
         profile: default, or a file in profiles/; none keeps params.yaml's.
-        overrides: key=value, as for `gtl configure --set`; on top of the profile's values.
+        overrides: key=value, as for `gtl configure --set`; on top of the profile if one is given, else of params.yaml.
         write_params: allow this run to write params.yaml when profile or overrides differ from it.
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
@@ -87,7 +87,7 @@ def scarcity_sweep(
         seeds: repetitions; none takes the grid's. Others are added to params.yaml.
         methods: none takes the grid's. Others are added to params.yaml.
         profile: default, or a file in profiles/; none keeps params.yaml's.
-        overrides: key=value, as for `gtl configure --set`; on top of the profile's values.
+        overrides: key=value, as for `gtl configure --set`; on top of the profile if one is given, else of params.yaml.
         write_params: allow this run to write params.yaml when what is asked for differs from it.
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.

@@ -18,6 +18,7 @@ from gtl_lightning.config import (
     RatioMethod,
     configure,
     load_params,
+    override,
     write_params,
 )
 from gtl_lightning.errors import UserError
@@ -40,7 +41,7 @@ class Wanted:
 
     Attributes:
         profile: name of a profile.
-        overrides: `key=value`, as for `gtl configure --set`.
+        overrides: `key=value`, as for `gtl configure --set`; on top of the profile, else of the file.
         fractions, seeds, methods: the part of the grid; values outside of the grid are added to it.
         write_params: whether params.yaml may be written.
     """
@@ -75,11 +76,10 @@ def settle(wanted: Wanted, root: Path) -> Params:
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
     current = load_params(root / PARAMS)
-    asked = current
-    if wanted.profile is not None or wanted.overrides:
-        asked = configure(wanted.profile or current.profile, wanted.overrides, root / PROFILES)
-    if grid := tuple(_grid_overrides(wanted, asked)):
-        asked = configure(wanted.profile or current.profile, (*wanted.overrides, *grid), root / PROFILES)
+    # A profile starts anew, as `gtl configure` does; anything else is laid over the file, whose other values stay.
+    base = current if wanted.profile is None else configure(wanted.profile, profiles=root / PROFILES)
+    asked = override(base, wanted.overrides)
+    asked = override(asked, tuple(_grid_overrides(wanted, asked)))
     changes = list(_changes(current.model_dump(mode="json"), asked.model_dump(mode="json")))
     if not changes:
         return current

@@ -14,6 +14,8 @@ from typing import Literal
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterEndTime,
     FlowRunFilterId,
@@ -24,6 +26,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.dispatch import OWNER_TAG
@@ -58,7 +61,7 @@ def reconcile(
     client: SyncPrefectClient,
     *,
     lost_hosts: Collection[str] = (),
-    crashed: bool = False,
+    crashed: bool = True,
     dry_run: bool = False,
 ) -> list[Verdict]:
     """End the runs that have no live process, with their tasks, and queue again those that a worker can take.
@@ -66,7 +69,8 @@ def reconcile(
     Args:
         client: of the server.
         lost_hosts: hosts that will not come back; runs on other hosts than this one are left alone otherwise.
-        crashed: also queue again what ended Crashed within the last day.
+        crashed: also queue again what ended Crashed within the last day, unless its deployment was run again since:
+            a worker that sees a flow die, and a flow that sees its worker die, report that much themselves.
         dry_run: change nothing, only tell.
     """
     started_here = runs_here()
@@ -80,10 +84,11 @@ def reconcile(
     if crashed:
         ended_here = {verdict.run.id for verdict in verdicts}
         for run in _crashed_runs(client):
-            if run.id not in ended_here and _retry_obstacle(run) is None:
-                if not dry_run:
-                    _retry(client, run)
-                verdicts.append(Verdict(run, Whereabouts("dead"), "retried", "it ended Crashed"))
+            if run.id in ended_here or _retry_obstacle(run) or _was_replaced(client, run):
+                continue
+            if not dry_run:
+                _retry(client, run)
+            verdicts.append(Verdict(run, Whereabouts("dead"), "retried", "it ended Crashed"))
     return verdicts
 
 
@@ -140,6 +145,16 @@ def _crashed_runs(client: SyncPrefectClient) -> list[FlowRun]:
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED]))
     since = FlowRunFilterEndTime(after_=datetime.now(UTC) - RECENT)
     return _all_pages(client, FlowRunFilter(state=state, end_time=since))
+
+
+def _was_replaced(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether its deployment was run again after it: then nobody waits for it any more."""
+    assert run.deployment_id is not None
+    of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id]))
+    (latest,) = client.read_flow_runs(
+        deployment_filter=of_deployment, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
+    )
+    return latest.id != run.id
 
 
 def _all_pages(client: SyncPrefectClient, chosen: FlowRunFilter) -> list[FlowRun]:

@@ -254,13 +254,17 @@ def configure(profile: str = "default", overrides: tuple[str, ...] = (), profile
         UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
     """
     values: dict[str, Any] = {} if profile == "default" else _read_yaml(_profile_path(profile, profiles))
-    values["profile"] = profile
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write it as key=value, for example --set train.source.steps=100")
-        _assign(values, key.strip().split("."), yaml.safe_load(value), key)
-    return validate(_merge(Params().model_dump(mode="json"), values), f"profile {profile}")
+    base = _merge(Params().model_dump(mode="json"), {**values, "profile": profile})
+    return _changed(base, overrides, f"profile {profile}")
+
+
+def override(params: Params, overrides: tuple[str, ...]) -> Params:
+    """The same parameters with `key=value` overrides: every other value stays as it is, hand edits included.
+
+    Raises:
+        UserError: an override without `=`, an unknown key, a value out of range.
+    """
+    return _changed(params.model_dump(mode="json"), overrides, "overrides")
 
 
 def dump_params(params: Params) -> str:
@@ -319,6 +323,20 @@ def _profile_path(profile: str, profiles: Path) -> Path:
         known = ", ".join(["default", *sorted(file.stem for file in profiles.glob("*.yaml"))])
         raise UserError(f"unknown profile {profile!r}; choose one of: {known}")
     return path
+
+
+def _changed(base: dict[str, Any], overrides: tuple[str, ...], origin: str) -> Params:
+    changes: dict[str, Any] = {}
+    for change in overrides:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {change}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        _assign(changes, key.strip().split("."), parsed, key)
+    return validate(_merge(base, changes), origin)
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:

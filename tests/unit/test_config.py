@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gtl_lightning.config import Params, configure, dump_params, load_params, validate, write_params
+from gtl_lightning.config import Params, configure, dump_params, load_params, override, validate, write_params
 from gtl_lightning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,24 @@ def test_overrides_win_over_the_profile() -> None:
     assert params.train.source.steps == 7
     assert params.sweep.seeds == (4, 5)
     assert params.tokenizer.length == 512
+
+
+def test_an_override_changes_what_it_names_and_nothing_else() -> None:
+    edited = configure("paper", ("train.source.steps=7",), profiles=ROOT / "profiles")
+    changed = override(edited, ("ratio.members=3", "networks.ratio={depth: 5}"))
+    assert changed.ratio.members == 3
+    assert changed.networks.ratio.depth == 5
+    undone = (f"ratio.members={edited.ratio.members}", f"networks.ratio.depth={edited.networks.ratio.depth}")
+    assert override(changed, undone) == edited
+    assert override(edited, ()) == edited
+
+
+@pytest.mark.parametrize("change", ["ratio.members", "ratio.members=0", "ratio.nosuch=1", "ratio.members=[1"])
+def test_a_bad_override_is_one_clear_line(change: str) -> None:
+    with pytest.raises(UserError) as refused:
+        override(Params(), (change,))
+    assert "\n" not in str(refused.value)
+    assert "ratio" in str(refused.value)
 
 
 def test_every_parameter_is_described() -> None:

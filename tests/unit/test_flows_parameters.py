@@ -42,6 +42,15 @@ def test_a_hand_edit_that_would_be_lost_is_named(root: Path) -> None:
         settle(Wanted(profile="default"), root)
 
 
+def test_a_hand_edit_survives_an_override_and_a_wider_grid(root: Path) -> None:
+    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
+    params = settle(Wanted(overrides=("schedule=cosine",), fractions=(0.5,), write_params=True), root)
+    assert params.train.source.steps == 7
+    assert params.schedule == "cosine"
+    assert params.sweep.fractions == (*configure().sweep.fractions, 0.5)
+    assert load_params(root / "params.yaml") == params
+
+
 def test_write_params_writes_what_was_asked(root: Path) -> None:
     methods = ("gtl-sequence-bce", "lora")
     wanted = Wanted(overrides=("schedule=cosine",), fractions=(0.5, 1.0), methods=methods, write_params=True)
