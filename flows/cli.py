@@ -49,9 +49,12 @@ def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="change nothing, only tell")] = False,
 ) -> None:
     """After a killed worker or server: end the runs without a live process, release their slots, retry them."""
+    from flows.lockfile import DAMAGED, mend_lockfile
     from flows.reconcile import reconcile as bring_back
     from flows.server import connect
 
+    if not dry_run and mend_lockfile(Path.cwd()):
+        typer.echo(f"dvc.lock was half-written: moved to {DAMAGED}; the next run restores it from DVC's run-cache")
     with connect() as client:
         verdicts = bring_back(client, lost_hosts=lost_host, crashed=crashed, dry_run=dry_run)
     for verdict in verdicts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -29,17 +30,20 @@ STAGE_TAG = "stage:"
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
-def run_on_pool(deployment: str, *, stage: str, label: str, minutes: float | None, owner: str) -> Result:
+def run_on_pool(
+    deployment: str, *, stage: str, label: str, minutes: float | None, owner: str, told: dict[str, Any] | None = None
+) -> Result:
     """Start a run of the flow `stage` and wait for it; cancel it when the owner is stopped.
 
     A run of the same stage that another owner left behind (a sweep that was killed) is taken over instead.
 
     Args:
-        deployment: `stage/gpu`, for example; its workers share this repository's folder.
+        deployment: `stage/gpu`, for example; its workers share this repository's folder, or share its DVC remote.
         stage: address of the DVC stage.
         label: name of the run.
         minutes: time limit of the stage, which its worker enforces.
         owner: id of the flow run that asks.
+        told: further parameters of the flow `stage`.
 
     Raises:
         StageError: no such deployment, or the run ended otherwise than Completed.
@@ -51,7 +55,7 @@ def run_on_pool(deployment: str, *, stage: str, label: str, minutes: float | Non
             raise StageError(_no_deployment(deployment)) from error
         run = _left_behind(client, found.id, stage) or client.create_flow_run_from_deployment(
             found.id,
-            parameters={"stage": stage, "time_limit_minutes": minutes},
+            parameters={"stage": stage, "time_limit_minutes": minutes, **(told or {})},
             name=label,
             tags=[f"{OWNER_TAG}{owner}", f"{STAGE_TAG}{stage}"],
         )

@@ -5,6 +5,7 @@ With a server: `prefect deployment run scarcity-sweep/local --watch`. Without on
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -20,7 +22,7 @@ from flows.board import Board
 from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
 from flows.liveness import note_process
-from flows.outcome import GOOD, count_outcomes
+from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
     Fraction,
@@ -35,7 +37,9 @@ from flows.parameters import (
 )
 from flows.runner import Limits, run_stages
 from flows.server import check_server
-from flows.stage import run_stage
+from flows.share import check_remote
+from flows.share import version as checkout_version
+from flows.stage import push, run_stage
 from gtl_lightning.config import Params, RatioMethod
 from gtl_lightning.errors import UserError
 from gtl_lightning.tracking import resolve_uri
@@ -52,6 +56,7 @@ def pipeline(
     parallel: Parallel = 2,
     time_limit_minutes: Minutes | None = None,
     where: Where = "here",
+    share: bool = False,
 ) -> State[Any]:
     """Everything in dvc.yaml, like `dvc repro`, with independent stages in parallel.
 
@@ -62,9 +67,10 @@ def pipeline(
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
         where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+        share: several checkouts or machines: take from the DVC remote what others have made, push what is made here.
     """
     wanted = Wanted(profile, tuple(overrides or ()), write_params=write_params)
-    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where])
+    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
     return _run("pipeline", wanted, limits, lambda _, grid: list(grid.stages))
 
 
@@ -79,6 +85,7 @@ def scarcity_sweep(
     parallel: Parallel = 2,
     time_limit_minutes: Minutes | None = None,
     where: Where = "here",
+    share: bool = False,
 ) -> State[Any]:
     """Every method on every share of the target data; the report when the whole grid was asked for.
 
@@ -92,6 +99,7 @@ def scarcity_sweep(
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
         where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+        share: several checkouts or machines: take from the DVC remote what others have made, push what is made here.
     """
     wanted = Wanted(
         profile,
@@ -107,7 +115,7 @@ def scarcity_sweep(
         # The report covers the whole grid: after a part of it, it would show holes that nobody asked for.
         return cells if wanted.narrows(params) else [*cells, *grid.gatherers()]
 
-    return _run("scarcity-sweep", wanted, Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where]), targets)
+    return _run("scarcity-sweep", wanted, Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share), targets)
 
 
 @flow(name="ablation", task_runner=THREADS)
@@ -120,6 +128,7 @@ def ablation(
     parallel: Parallel = 2,
     time_limit_minutes: Minutes | None = None,
     where: Where = "here",
+    share: bool = False,
 ) -> State[Any]:
     """gamma and n_ratio, resampled from one trained ratio; trains that ratio first if it is missing.
 
@@ -132,23 +141,34 @@ def ablation(
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
         where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+        share: several checkouts or machines: take from the DVC remote what others have made, push what is made here.
     """
     asked = {"method": method, "fraction": fraction, "gammas": gammas, "n_ratios": n_ratios}
     overrides = tuple(f"ablation.{key}={value}" for key, value in asked.items() if value is not None)
-    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where])
+    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
     return _run("ablation", Wanted(overrides=overrides, write_params=write_params), limits, lambda *_: ["ablation"])
 
 
 @flow(name="stage")
-def stage(stage: str, time_limit_minutes: Minutes | None = None) -> State[Any]:
+def stage(
+    stage: str, time_limit_minutes: Minutes | None = None, share: bool = False, version: str | None = None
+) -> State[Any]:
     """One DVC stage: what a worker of the GPU pool runs for a sweep.
 
     Args:
         stage: address, as in `dvc stage list`.
         time_limit_minutes: stop it after this time.
+        share: this checkout is not the sweep's: take what the stage needs from the DVC remote, push what it makes.
+        version: of the sweep's checkout (commit, dvc.yaml, params.yaml); another one here is refused.
     """
     note_process()
-    ended = run_stage(stage, stage, str(Path.cwd()), time_limit_minutes, return_state=True)
+    root = Path.cwd()
+    if version is not None and version != checkout_version(root):
+        return Failed(
+            message=f"{root} on {socket.gethostname()} is another version than the sweep's; bring both to the same "
+            "commit and params.yaml"
+        )
+    ended = run_stage(stage, stage, str(root), time_limit_minutes, share=share, upstream=share, return_state=True)
     if ended.is_completed():
         return Completed(message=ended.result())
     failure = ended.result(raise_on_failure=False)
@@ -165,7 +185,11 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         params = settle(wanted, root)
         grid = read_grid(params, root)
         stages = grid.with_upstream(targets(params, grid))
-    except UserError as error:
+        if limits.share:
+            check_remote(root)
+            if made := [stage.address for stage in stages if stage.address not in grid.dirty]:
+                push(made, root, owner=str(flow_run.get_id()))
+    except (UserError, StageError) as error:
         log.error("%s", error)
         return Failed(message=str(error))
     board = Board(key, stages, root, resolve_uri(params.tracking.uri))

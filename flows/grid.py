@@ -124,7 +124,10 @@ def read_grid(params: Params, root: Path) -> Grid:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    from flows.lockfile import mend_lockfile
+
     try:
+        mend_lockfile(root)
         with Repo(str(root), _wait_for_lock=True) as repo:
             graph: Any = repo.index.graph
             points = _points(params)

@@ -29,11 +29,13 @@ class Limits:
         parallel: most stages at once.
         minutes: time limit of one stage; None: none.
         deployment: deployment that runs a stage on a worker pool; None: here.
+        share: results travel through the DVC remote.
     """
 
     parallel: int
     minutes: float | None
     deployment: str | None
+    share: bool = False
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Run:
             str(self.root),
             self.limits.minutes,
             self.limits.deployment,
+            self.limits.share,
             return_state=False,
             wait_for=[self.futures[near] for near in stage.needs if self._went_well(near)],
         )

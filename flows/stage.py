@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from flows.dispatch import run_on_pool
 from flows.grid import DATA_SUFFIX
 from flows.group import run_group
 from flows.liveness import RUN_VARIABLE
+from flows.lockfile import mend_lockfile
 from flows.outcome import Result, StageError
+from flows.share import push_command, version
 
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5.0
@@ -56,8 +59,15 @@ class Transcript:
         elif text and not text.startswith("> "):
             self._last = text
 
-    def failure(self) -> StageError:
-        """Why it failed, and whether another attempt makes sense."""
+    def failure(self, exit_code: int = 1) -> StageError:
+        """Why it failed, and whether another attempt makes sense.
+
+        Args:
+            exit_code: of DVC itself; below zero, or above 128, it was killed.
+        """
+        if killed := _signal_name(exit_code):
+            # By the machine (no memory) or by hand: what DVC said last is no reason.
+            return StageError(f"killed by {killed}; it goes on from its last checkpoint", retriable=True)
         if self.exit_code is None:
             reason = self._dvc_error or self._last or "DVC ended without a word"
             return StageError(reason, retriable="is being blocked by" in reason or "Unable to acquire lock" in reason)
@@ -65,6 +75,11 @@ class Transcript:
             return StageError(self._user_error)
         reason = f"{self._user_error or self._last or self._dvc_error} (exit code {self.exit_code})"
         return StageError(reason, retriable=self.exit_code not in HOPELESS)
+
+
+def _signal_name(exit_code: int) -> str | None:
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
 def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
@@ -80,7 +95,15 @@ def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=_worth_retrying,
 )
-def run_stage(stage: str, label: str, root: str, minutes: float | None = None, deployment: str | None = None) -> Result:
+def run_stage(
+    stage: str,
+    label: str,
+    root: str,
+    minutes: float | None = None,
+    deployment: str | None = None,
+    share: bool = False,
+    upstream: bool = False,
+) -> Result:
     """Run one DVC stage, here or as a run of `deployment` on a worker pool.
 
     Args:
@@ -89,17 +112,26 @@ def run_stage(stage: str, label: str, root: str, minutes: float | None = None, d
         root: the repository.
         minutes: time limit; None sets none. (Prefect's own limit cannot interrupt a task in a thread.)
         deployment: name of a deployment of the flow `stage`; None runs the stage in this process's machine.
+        share: take from the DVC remote what other machines have made, and push what is made here.
+        upstream: first bring about what the stage needs, in a checkout that has taken no part in the sweep so far.
 
     Raises:
         StageError: retried by Prefect unless another attempt is pointless.
     """
     owner = str(flow_run.get_id())
-    if deployment is not None:
-        return run_on_pool(deployment, stage=stage, label=label, minutes=minutes, owner=owner)
-    return reproduce(stage, Path(root), owner=owner, minutes=minutes)
+    if deployment is None:
+        return reproduce(stage, Path(root), owner=owner, minutes=minutes, share=share, upstream=upstream)
+    told = {"share": True, "version": version(Path(root))} if share else {}
+    result = run_on_pool(deployment, stage=stage, label=label, minutes=minutes, owner=owner, told=told)
+    if share:
+        # It was made in another checkout: fetch it into this one, whose dvc.lock is the sweep's.
+        reproduce(stage, Path(root), owner=owner, minutes=minutes, share=True)
+    return result
 
 
-def reproduce(stage: str, root: Path, *, owner: str, minutes: float | None = None) -> Result:
+def reproduce(
+    stage: str, root: Path, *, owner: str, minutes: float | None = None, share: bool = False, upstream: bool = False
+) -> Result:
     """`dvc repro` of one stage in a process group of its own, every line of output logged.
 
     Args:
@@ -107,10 +139,33 @@ def reproduce(stage: str, root: Path, *, owner: str, minutes: float | None = Non
         root: the repository.
         owner: id of the flow run; `stop_groups(owner)` stops the stage.
         minutes: time limit.
+        share: fetch from the DVC remote before, push to it afterwards.
+        upstream: first bring about what the stage needs: a checkout that has taken no part in the sweep so far.
 
     Raises:
         StageError: the stage failed, was stopped, or exceeded its time.
     """
+    log = get_run_logger()
+    started = time.monotonic()
+    limit = None if minutes is None else 60 * minutes
+    command = dvc_command(stage, pull=share, upstream=upstream)
+    result: Result = "ran" if _run_logged(command, stage, root, owner, limit).ran else "cached"
+    if share and not stage.endswith(DATA_SUFFIX):
+        push([stage], root, owner=owner)
+    log.info("%s: %s in %.1f s", stage, result, time.monotonic() - started)
+    return result
+
+
+def push(stages: list[str], root: Path, *, owner: str) -> None:
+    """Give finished stages, and DVC's record of how they were made, to the default remote.
+
+    Raises:
+        StageError: the remote cannot be reached, refuses, or the push was stopped.
+    """
+    _run_logged(push_command(stages), stages[0], root, owner)
+
+
+def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: float | None = None) -> Transcript:
     log = get_run_logger()
     secrets = secret_values(os.environ)
     transcript = Transcript(stage)
@@ -120,29 +175,31 @@ def reproduce(stage: str, root: Path, *, owner: str, minutes: float | None = Non
         transcript.read(line)
         log.info("%s", line)
 
-    started = time.monotonic()
-    limit = None if minutes is None else 60 * minutes
-    ended = run_group(
-        dvc_command(stage), owner=owner, cwd=root, env=stage_environment(), on_line=on_line, time_limit=limit
-    )
+    ended = run_group(command, owner=owner, cwd=root, env=stage_environment(), on_line=on_line, time_limit=limit)
     if ended.cause == "time limit":
+        assert limit is not None
         raise StageError(
-            f"stopped after {minutes:g} minutes; raise time_limit_minutes, it goes on from its last checkpoint"
+            f"stopped after {limit / 60:g} minutes; raise time_limit_minutes, it goes on from its last checkpoint"
         )
     if ended.cause == "stopped":
         raise StageError("stopped with its flow; the next run goes on from its last checkpoint")
+    if ended.exit_code and mend_lockfile(root):
+        raise StageError(
+            "dvc.lock was left half-written by a killed stage; DVC's run-cache restores it", retriable=True
+        )
     if ended.exit_code:
-        raise transcript.failure()
-    result: Result = "ran" if transcript.ran else "cached"
-    log.info("%s: %s in %.1f s", stage, result, time.monotonic() - started)
-    return result
+        raise transcript.failure(ended.exit_code)
+    return transcript
 
 
-def dvc_command(stage: str) -> list[str]:
+def dvc_command(stage: str, *, pull: bool = False, upstream: bool = False) -> list[str]:
     """The command that makes a stage, or stored data, exist."""
     # Without the flag, which belongs in front of the subcommand, parallel stages lose the repository's lock.
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock"]
-    return [*dvc, "pull", stage] if stage.endswith(DATA_SUFFIX) else [*dvc, "repro", "--single-item", stage]
+    if stage.endswith(DATA_SUFFIX):
+        return [*dvc, "pull", stage]
+    options = [*(["--pull"] if pull else []), *([] if upstream else ["--single-item"])]
+    return [*dvc, "repro", *options, stage]
 
 
 def stage_environment() -> dict[str, str]:

@@ -36,6 +36,7 @@ PIPELINE = """
 stages:
   source:
     cmd: sh train.sh source
+    deps: [train.sh]
     outs: [models/source]
   baseline:
     matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
@@ -162,6 +163,21 @@ def test_stopping_reaches_the_command_below_dvc_and_leaves_no_lock(project: Path
     assert (project / "tidy").exists()
     (project / "slow-source").unlink()
     assert reproduce("source", project, owner="three") == "ran"
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("size", [0, 25, 100])
+def test_a_lock_file_that_a_kill_left_half_written_costs_no_run(project: Path, size: int) -> None:
+    assert reproduce("source", project, owner="one") == "ran"
+    assert reproduce("ratio@gtl-1.0-0", project, owner="one") == "ran"
+    lock = project / "dvc.lock"
+    lock.write_bytes(lock.read_bytes()[:size])
+    with pytest.raises(StageError, match="half-written") as failure:
+        reproduce("source", project, owner="one")
+    assert failure.value.retriable
+    assert reproduce("source", project, owner="one") == "cached"
+    assert reproduce("ratio@gtl-1.0-0", project, owner="one") == "cached"
+    assert runs(project) == ["gtl-1.0-0", "source"]
 
 
 # --- flows

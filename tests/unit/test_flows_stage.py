@@ -51,6 +51,18 @@ def test_the_reason_of_a_failure_and_whether_to_retry(text: str, reason: str, re
     assert failure.retriable is retriable
 
 
+@pytest.mark.parametrize(("exit_code", "name"), [(-9, "SIGKILL"), (137, "SIGKILL"), (139, "SIGSEGV")])
+def test_a_killed_dvc_is_tried_again_whatever_it_said_last(exit_code: int, name: str) -> None:
+    failure = read("Use `dvc push` to send your updates to remote storage.").failure(exit_code)
+    assert failure.retriable
+    assert name in failure.reason
+
+
+@pytest.mark.parametrize("exit_code", [1, 251, 255])
+def test_dvcs_own_exit_codes_are_no_signals(exit_code: int) -> None:
+    assert not read("ERROR: Stage 'a' not found inside 'dvc.yaml' file").failure(exit_code).retriable
+
+
 def test_a_stage_that_prints_like_dvc_does_not_hide_its_exit_code() -> None:
     assert read(FAILED.format(said="ERROR: my own message", code=1)).failure().retriable
 
