@@ -12,6 +12,7 @@ import pytest
 from gtl_lightning import config, stages
 from gtl_lightning.config import Params
 from gtl_lightning.data.sample import write_sample
+from tests.pipeline.flow_kit import make_project
 
 QUICK = "{steps: 6, batch: 16, lr: 0.002, warmup: 2, check_every: 3, patience: 2}"
 TINY = (
@@ -118,3 +119,34 @@ def gtl(tmp_path: Path) -> Gtl:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server for all tests of flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        patch.setenv("DO_NOT_TRACK", "1")
+        with prefect_test_harness(server_startup_timeout=60):
+            yield
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny DVC project of shell commands, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_project(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def silent() -> Iterator[None]:
+    """Tasks called without a flow, whose log has nowhere to go."""
+    from prefect.logging import disable_run_logger
+
+    with disable_run_logger():
+        yield

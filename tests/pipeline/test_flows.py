@@ -9,115 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
-from prefect.logging import disable_run_logger
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.flows import ablation, pipeline, scarcity_sweep, stage
 from flows.group import stop_groups
 from flows.outcome import StageError
 from flows.stage import reproduce
+from tests.pipeline.flow_kit import PARAMS, runs
 
 REPOSITORY = Path(__file__).parents[2]
-
-PARAMS = """
-sweep: {fractions: [1.0, 0.05], seeds: [0], baselines: [vanilla], ratios: [gtl]}
-ablation: {fraction: 0.05, method: gtl}
-"""
-
-# A cell fails while fail-NAME exists, as `gtl` does: one line on standard error, exit code 2.
-PIPELINE = """
-stages:
-  source:
-    cmd: sh train.sh source
-    deps: [train.sh]
-    outs: [models/source]
-  baseline:
-    matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
-    cmd: sh train.sh ${item.method}-${item.fraction}-${item.seed}
-    deps: [models/source]
-    outs: ["models/${item.method}-${item.fraction}-${item.seed}"]
-  ratio:
-    matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
-    cmd: sh train.sh ${item.method}-${item.fraction}-${item.seed}
-    deps: [models/source]
-    outs: ["models/${item.method}-${item.fraction}-${item.seed}"]
-  evaluate-source:
-    matrix: {seed: "${sweep.seeds}"}
-    cmd: sh evaluate.sh source-${item.seed}
-    deps: [models/source]
-    outs: ["cells/source-${item.seed}"]
-  evaluate-baseline:
-    matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
-    cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
-    deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
-    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
-  evaluate-ratio:
-    matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
-    cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
-    deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
-    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
-  ablation:
-    cmd: mkdir -p ablation && echo "[]" > ablation/rows.json
-    deps: ["models/${ablation.method}-${ablation.fraction}-${sweep.seeds[0]}"]
-    params: [ablation]
-    outs: [ablation]
-  report:
-    cmd: mkdir -p reports && ls cells > reports/report.md
-    deps: [cells, ablation]
-    outs: [reports/report.md]
-"""
-
-TRAIN = """
-echo $1 >> attempts.log
-if [ -e fail-$1 ]; then echo "error: $1 has too few examples" >&2; exit 2; fi
-if [ -e crash-$1 ]; then rm crash-$1; exit 9; fi
-if [ -e slow-$1 ]; then echo $$ > pid; trap 'echo stopped > tidy; exit 130' INT; while :; do sleep 0.05; done; fi
-echo $1 >> runs.log
-mkdir -p models && echo $1 > models/$1
-"""
-EVALUATE = """
-mkdir -p cells/$1
-echo '{"nelbo": 3.25, "mauve": 0.5, "mlflow_run": "run-'$1'"}' > cells/$1/row.json
-"""
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        patch.setenv("DO_NOT_TRACK", "1")
-        with prefect_test_harness(server_startup_timeout=60):
-            yield
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "dvc.yaml").write_text(PIPELINE)
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    (tmp_path / "train.sh").write_text(TRAIN)
-    (tmp_path / "evaluate.sh").write_text(EVALUATE)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-@pytest.fixture
-def silent() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-
-
-def runs(project: Path) -> list[str]:
-    return sorted((project / "runs.log").read_text().split())
 
 
 def artifact(key: str) -> Any:
