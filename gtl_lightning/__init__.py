@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
     from gtl_lightning.sampling import sample
+    from gtl_lightning.stages.register import load_model
 
-__all__ = ["Guidance", "SequenceRatio", "TokenRatio", "sample"]
+__all__ = ["Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
 
-_HOMES = {"Guidance": "gtl", "SequenceRatio": "gtl", "TokenRatio": "gtl", "sample": "sampling"}
+_HOMES = {
+    "Guidance": "gtl",
+    "SequenceRatio": "gtl",
+    "TokenRatio": "gtl",
+    "load_model": "stages.register",
+    "sample": "sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -202,8 +202,18 @@ def markov_report() -> None:
 
 
 @app.command()
+def register() -> None:
+    """Register the best ratio network and denoiser of every fraction in MLflow."""
+    from gtl_lightning import stages
+
+    stages.register(_params())
+
+
+@app.command()
 def sample(
-    method: Annotated[str, typer.Option(help="which trained cell: source, finetune, gtl, ...")] = "gtl",
+    method: Annotated[
+        str | None, typer.Option(help="which trained cell: source, finetune, gtl, ... [default: gtl]")
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(help="its share of the target (default: the largest of the sweep)")
     ] = None,
@@ -213,25 +223,32 @@ def sample(
     gamma: Annotated[float | None, typer.Option(help="guidance strength (default: as validation chose)")] = None,
     n_ratio: Annotated[int | None, typer.Option(help="tokens the ratio scores (default: params.yaml)")] = None,
     prompt: Annotated[str | None, typer.Option(help="text to begin with; [MASK] marks a gap to fill")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a model of the registry in place of a cell: NAME@ALIAS, gtl-transfer-ratio@best")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
-    """Sample from a trained cell; writes text and JSON lines."""
+    """Sample from a trained cell or a registered model; writes text and JSON lines."""
     from gtl_lightning import stages
 
-    texts = stages.sample_cell(
-        _params(),
-        method,
-        fraction,
-        model_seed,
-        count=count,
-        length=length,
-        gamma=gamma,
-        n_ratio=n_ratio,
-        prompt=prompt,
-        seed=seed,
-        out=out,
-    )
+    asked: dict[str, Any] = {
+        "count": count,
+        "length": length,
+        "gamma": gamma,
+        "n_ratio": n_ratio,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    asked["out"] = out
+    if model is None:
+        texts = stages.sample_cell(_params(), method or "gtl", fraction, model_seed, **asked)
+    elif (method, fraction, model_seed) == (None, None, None):
+        texts = stages.sample_model(model, **asked)
+    else:
+        raise UserError(
+            "--model names a registered model, --method, --fraction and --model-seed a cell: give one of them"
+        )
     for text in texts:
         typer.echo(text)
 

@@ -72,6 +72,10 @@ class Run:
         """Log a file as an artifact."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Log a folder and all in it as the artifact folder `name`."""
+        self._client.log_artifacts(self.run_id, str(folder), name)
+
     def log_data(self, name: str, digest: str, source: str) -> None:
         """Log which data set the run read."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -154,6 +158,39 @@ class Study:
         yield Run(self._client, self.run_id, self.uri, self._experiment)
         self._client.set_terminated(self.run_id, "FINISHED")
 
+    def register(
+        self, name: str, run_id: str, folder: str, key: str, tags: Mapping[str, Any], aliases: Iterable[str]
+    ) -> str:
+        """A version of the registered model `name` from a run's artifact folder; the aliases move to it.
+
+        Args:
+            name: made if it does not exist.
+            run_id: whose artifact it is.
+            folder: artifact folder.
+            key: of the content; a version that has it already is taken in place of a new one.
+            tags: of the version.
+            aliases: to set.
+
+        Raises:
+            UserError: the registry refuses.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if not self._client.search_registered_models(f"name = '{name}'"):
+                self._client.create_registered_model(name)
+            known = {
+                version.tags.get("key"): version for version in self._client.search_model_versions(f"name = '{name}'")
+            }
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
+            texts = {"key": key, **{tag: str(value) for tag, value in tags.items()}}
+            version = known.get(key) or self._client.create_model_version(name, source, run_id, tags=texts)
+            for alias in aliases:
+                self._client.set_registered_model_alias(name, alias, version.version)
+        except MlflowException as error:
+            raise UserError(f"{name} cannot be registered: {str(error).splitlines()[0]}") from error
+        return str(version.version)
+
     def _create(self, name: str, tags: Mapping[str, Any]) -> str:
         texts = {key: str(value) for key, value in {**self._tags, **tags, "mlflow.runName": name}.items()}
         run = self._client.create_run(self._experiment_id, tags=texts, run_name=name)
@@ -169,6 +206,29 @@ class Study:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs: Iterable[MlflowRun] = self._client.search_runs([self._experiment_id], query, max_results=1)
         return next(iter(runs), None)
+
+
+def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
+    """Download a registered model's artifact folder; nothing in it is loaded or executed.
+
+    Raises:
+        UserError: no such model or alias, or the tracker cannot be reached.
+    """
+    uri = resolve_uri(uri)
+    check_reachable(uri)
+    from mlflow import MlflowClient, artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        version = client.get_model_version_by_alias(name, alias)
+        source = client.get_model_version_download_uri(name, version.version)
+        return Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
+    except (MlflowException, OSError) as error:
+        reason, where = str(error).splitlines()[0], without_credentials(uri)
+        raise UserError(
+            f"model {name}@{alias} cannot be fetched from {where} ({reason}); `gtl register` makes it"
+        ) from error
 
 
 def resolve_uri(uri: str) -> str:

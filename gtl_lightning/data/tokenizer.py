@@ -63,7 +63,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
 
     tokenizer: Any
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True, trust_remote_code=False)
     except Exception as local:  # transformers raises whatever its parts raise
         if Path(name).is_dir():
             raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
@@ -73,7 +73,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
                 "tokenizer.name to null to train one"
             ) from local
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name))
+            tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         except Exception as error:
             raise UserError(f"tokenizer {name!r} cannot be loaded ({_line(error)}); give another name") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:

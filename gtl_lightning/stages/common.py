@@ -68,13 +68,13 @@ class Corpus:
     length: int
 
     @classmethod
-    def open(cls, params: Params) -> Corpus:
-        """Read tokens/meta.json and check the parameters that depend on the vocabulary.
+    def open(cls, params: Params, root: Path = Path()) -> Corpus:
+        """Read tokens/meta.json below `root` and check the parameters that depend on the vocabulary.
 
         Raises:
             UserError: not tokenised yet, or an n_ratio above the vocabulary.
         """
-        meta = read_json(TOKENS / "meta.json")
+        meta = read_json(root / TOKENS / "meta.json")
         corpus = cls(**{key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")})
         asked = {
             "sampling.n_ratio": params.sampling.n_ratio or 1,
@@ -128,15 +128,15 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_denoiser(name: str) -> MaskedDenoiser:
-    """The trained denoiser of models/NAME.
+def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
+    """The trained denoiser of models/NAME below `root`.
 
     Raises:
         UserError: missing, truncated, foreign, or no denoiser.
     """
     from gtl_lightning.networks import MaskedDenoiser, load_network
 
-    network = load_network(MODELS / name / NETWORK, expect=MaskedDenoiser)
+    network = load_network(root / MODELS / name / NETWORK, expect=MaskedDenoiser)
     assert isinstance(network, MaskedDenoiser)
     return network
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gtl_lightning.config import Params
@@ -32,6 +33,7 @@ class Sampler:
         device: where the networks are.
         versions: file -> short hash of the weights that are used.
         training: what the cell's training came to; empty for the source.
+        root: folder that holds models/ and tokens/.
     """
 
     denoiser: MaskedDenoiser
@@ -40,10 +42,11 @@ class Sampler:
     device: torch.device
     versions: dict[str, str]
     training: dict[str, Any]
+    root: Path = Path()
 
     @classmethod
-    def open(cls, params: Params, cell: Cell) -> Sampler:
-        """Load a cell's networks.
+    def open(cls, params: Params, cell: Cell, root: Path = Path()) -> Sampler:
+        """Load a cell's networks from the repository, or from a folder laid out like it.
 
         Raises:
             UserError: the cell is not in the grid's terms, or its networks are missing, truncated or foreign.
@@ -51,14 +54,14 @@ class Sampler:
         from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
         from gtl_lightning.networks import SequenceRatioNetwork, load_network
 
-        corpus, device = Corpus.open(params), device_of(params)
+        corpus, device = Corpus.open(params, root), device_of(params)
         own = MODELS / (cell.name if cell.fraction is not None else "source")
         is_ratio = cell.method.startswith("gtl")
         weights = [MODELS / "source" / NETWORK, own / NETWORK] if is_ratio else [own / NETWORK]
-        denoiser = load_denoiser("source" if is_ratio else own.name).to(device)
+        denoiser = load_denoiser("source" if is_ratio else own.name, root).to(device)
         guidance = None
         if is_ratio:
-            network = load_network(own / NETWORK, denoiser=denoiser).to(device)
+            network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
             by_sequence = isinstance(network, SequenceRatioNetwork)
             guidance = Guidance(
                 SequenceRatio(network) if by_sequence else TokenRatio(network),
@@ -69,8 +72,9 @@ class Sampler:
             guidance=guidance,
             corpus=corpus,
             device=device,
-            versions={str(path): sha256_file(path)[:12] for path in weights},
-            training=read_json(own / RESULT) if cell.fraction is not None else {},
+            versions={str(path): sha256_file(root / path)[:12] for path in weights},
+            training=read_json(root / own / RESULT) if cell.fraction is not None else {},
+            root=root,
         )
 
     def draw(
@@ -103,7 +107,7 @@ class Sampler:
 
         self._check(lengths, prompt)
         generator = torch.Generator(self.device).manual_seed(seed)
-        planner = _planner(params, self.device)
+        planner = _planner(params, self.device, self.root)
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         counts = Counter(lengths)
         drawn: list[Tensor] = []
@@ -169,9 +173,9 @@ def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:
     return [int(length) for length in np.random.default_rng(seed).choice(np.asarray(lengths), size=count)]
 
 
-def _planner(params: Params, device: torch.device) -> str | Callable[[Tensor], Tensor]:
+def _planner(params: Params, device: torch.device, root: Path) -> str | Callable[[Tensor], Tensor]:
     if params.sampling.planner != "learned":
         return params.sampling.planner
     from gtl_lightning.networks import PositionNetwork, load_network
 
-    return load_network(MODELS / "planner" / NETWORK, expect=PositionNetwork).to(device)
+    return load_network(root / MODELS / "planner" / NETWORK, expect=PositionNetwork).to(device)

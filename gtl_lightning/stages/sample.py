@@ -1,18 +1,37 @@
-"""`gtl sample`: text from a trained cell."""
+"""`gtl sample`: text from a trained cell, or from a model of the registry."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_text
+from gtl_lightning.stages.bundle import LENGTHS, open_bundle
 from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, Cell
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.text import decode_all, encode_prompt
+
+
+def sample_model(name: str, **asked: Any) -> list[str]:
+    """Draw texts from NAME@ALIAS of the registry, with the sampler settings that it was registered with.
+
+    Args:
+        name: of the registered model and its alias.
+        **asked: as for `sample_cell`, `count` to `out`.
+
+    Raises:
+        UserError: as `sample_cell`; no such model or alias, an unreachable tracker, a damaged artifact.
+    """
+    from gtl_lightning.stages.register import fetched
+
+    with fetched(name) as folder:
+        params, cell = open_bundle(folder)
+        return sample_cell(params, cell.method, cell.fraction, cell.seed, root=folder, **asked)
 
 
 def sample_cell(
@@ -28,8 +47,11 @@ def sample_cell(
     prompt: str | None,
     seed: int,
     out: Path,
+    root: Path = Path(),
 ) -> list[str]:
     """Draw texts and write out/samples.txt and out/samples.jsonl, with the seed and the versions of the models.
+
+    The cell is the repository's, or that of the bundle at `root`.
 
     Raises:
         UserError: no such cell, a length above the model's, an n_ratio above the vocabulary, an unwritable folder.
@@ -37,23 +59,22 @@ def sample_cell(
     source = method == "source"
     fraction = None if source else (fraction if fraction is not None else max(params.sweep.fractions))
     cell = Cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed)
-    sampler = Sampler.open(params, cell)
+    sampler = Sampler.open(params, cell, root)
     if gamma is not None and sampler.guidance is None:
         raise UserError(f"--gamma guides a ratio, and {method} has none; leave it out or choose a gtl method")
     if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
         raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
     guidance = sampler.guidance
     if guidance is not None:
-        gamma = gamma if gamma is not None else _selected_gamma(cell)
+        gamma = gamma if gamma is not None else selected_gamma(cell, root)
         guidance = replace(at_gamma(params, guidance, gamma), n_ratio=n_ratio or guidance.n_ratio)
-    train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
-    start = encode_prompt(prompt, sampler.corpus) if prompt is not None else None
-    lengths = [length] * count if length else draw_lengths(train.lengths, count, seed)
+    start = encode_prompt(prompt, sampler.corpus, root) if prompt is not None else None
+    lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, fraction), count, seed)
     if start is not None and not length:
         lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
     with progress_bar("sampling") as progress:
         drawn = sampler.draw(params, lengths, guidance=guidance, seed=seed, prompt=start, progress=progress)
-    texts = decode_all(drawn)
+    texts = decode_all(drawn, root)
     rows = [
         {
             "text": text,
@@ -71,7 +92,16 @@ def sample_cell(
     return texts
 
 
-def _selected_gamma(cell: Cell) -> float:
+def selected_gamma(cell: Cell, root: Path = Path()) -> float:
     """The gamma that validation chose, where the cell has been evaluated; else 1, which eq. 6 makes exact."""
-    path = CELLS / cell.name / ROW
+    path = root / CELLS / cell.name / ROW
     return float(read_json(path)["gamma"]) if path.exists() else 1.0
+
+
+def _real_lengths(params: Params, sampler: Sampler, fraction: float | None) -> Any:
+    """Lengths of real target texts; a bundle has a list of them in place of the texts."""
+    kept = sampler.root / LENGTHS
+    if kept.exists():
+        return read_json(kept)
+    train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
+    return train.lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtl_lightning.errors import UserError
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of tokens/."""
+def tokenizer(root: Path = Path()) -> PreTrainedTokenizerFast:
+    """The tokenizer of tokens/ below `root`."""
     from gtl_lightning.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(TOKENS / "tokenizer")
+    return load_tokenizer(root / TOKENS / "tokenizer")
 
 
-def decode_all(sequences: Iterable[Tensor]) -> list[str]:
+def decode_all(sequences: Iterable[Tensor], root: Path = Path()) -> list[str]:
     """Token sequences -> texts."""
     from gtl_lightning.data.tokenizer import decode
 
-    return [decode(tokenizer(), sequence.tolist()) for sequence in sequences]
+    return [decode(tokenizer(root), sequence.tolist()) for sequence in sequences]
 
 
-def encode_prompt(text: str, corpus: Corpus) -> Tensor:
+def encode_prompt(text: str, corpus: Corpus, root: Path = Path()) -> Tensor:
     """A prompt -> Long[l]; every `[MASK]` in it is one position to fill.
 
     Raises:
@@ -40,7 +41,7 @@ def encode_prompt(text: str, corpus: Corpus) -> Tensor:
     ids: list[int] = []
     for index, part in enumerate(text.split("[MASK]")):
         ids += [corpus.mask_index] if index else []
-        ids += tokenizer().encode(part, add_special_tokens=False)
+        ids += tokenizer(root).encode(part, add_special_tokens=False)
     if not ids:
         raise UserError(f"--prompt {text!r} holds no token; leave it out for free text")
     return torch.tensor(ids)

@@ -97,6 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stages.evaluate(params, "source", None, 0)
         stages.ablation(params)
         stages.report(params)
+        stages.register(params)
     return folder
 
 

@@ -52,9 +52,10 @@ def test_every_point_of_the_grid_is_evaluated_once(grid: Grid) -> None:
         assert stage.row == f"cells/{stage.cell.name}/row.json"
 
 
-def test_only_the_report_gathers_and_it_gathers_the_cells(grid: Grid) -> None:
-    assert grid.gatherers() == ["report"]
+def test_only_report_and_registry_gather_and_they_gather_the_cells(grid: Grid) -> None:
+    assert set(grid.gatherers()) == {"report", "register"}
     assert set(grid.stages["report"].gathers) == set(grid.evaluations())
+    assert set(grid.stages["register"].gathers) > set(grid.evaluations())
 
 
 def test_a_cell_brings_its_upstream_and_nothing_else(grid: Grid) -> None:

@@ -1,0 +1,154 @@
+"""The registry: the best ratio network and the best fine-tuned denoiser, loadable by name from any machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.config import PARAMS, Params, load_params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import digest, read_json, write_json
+from gtl_lightning.stages.bundle import open_bundle, write_bundle
+from gtl_lightning.stages.common import CELLS, REPORTS, ROW, Cell, log, study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from gtl_lightning.gtl import Guidance
+    from gtl_lightning.networks import MaskedDenoiser
+
+BEST = "best"
+ARTIFACT = "bundle"
+
+
+def register(params: Params) -> None:
+    """Register EXPERIMENT-ratio and EXPERIMENT-denoiser, one version for each share of the target data.
+
+    The cell with the lowest validation NELBO of a share gets the alias `best-SHARE` (in percent, `best-5`), that of the
+    largest share `best` too. Test data have no part in it.
+
+    Raises:
+        UserError: no cell is evaluated, or the tracker cannot be reached.
+    """
+    kinds = {"ratio": params.sweep.ratios, "denoiser": params.sweep.baselines}
+    rows = []
+    for kind, methods in kinds.items():
+        name = f"{params.tracking.experiment}-{kind}"
+        for fraction in sorted(params.sweep.fractions):
+            best = _best(params, methods, fraction)
+            if best is None:
+                continue
+            cell, score = best
+            aliases = [alias_of(fraction), *([BEST] if fraction == max(params.sweep.fractions) else [])]
+            version = _register(params, name, cell, score, aliases)
+            log.info("registered %s version %s: %s (%s)", name, version, cell.name, ", ".join(aliases))
+            rows.append({"name": name, "version": version, "aliases": aliases, "cell": cell.name, "nelbo_val": score})
+    if not rows:
+        raise UserError("no cell of the sweep is evaluated yet; `dvc repro` evaluates them")
+    write_json(REPORTS / "registry.json", rows)
+
+
+def alias_of(fraction: float) -> str:
+    """`best-5` for 5 %; an alias may hold letters, digits, - and _."""
+    return f"{BEST}-{100 * fraction:g}".replace(".", "_")
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model of the registry, ready for `gtl_lightning.sample`.
+
+    Attributes:
+        denoiser: (x_t, t) -> log-probabilities of the clean token.
+        guidance: of the strength that validation chose; None for a denoiser without a ratio.
+        mask_index: id of the mask.
+        length: most tokens.
+        cell: what it is: method, fraction, seed.
+        tokenizer: from tokens to text and back.
+    """
+
+    denoiser: MaskedDenoiser
+    guidance: Guidance | None
+    mask_index: int
+    length: int
+    cell: Cell
+    tokenizer: Any
+
+    def decode(self, x: Iterable[Tensor]) -> list[str]:
+        """Long[b,l] -> texts."""
+        from gtl_lightning.data.tokenizer import decode
+
+        return [decode(self.tokenizer, sequence.tolist()) for sequence in x]
+
+
+def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
+    """Load NAME@ALIAS from the registry (`gtl-transfer-ratio@best`); NAME alone means NAME@best.
+
+    Weights come as safetensors and are checked against their hashes; nothing of the artifact is executed.
+
+    Args:
+        name: of the registered model, and its alias.
+        tracking_uri: of the tracker; None takes MLFLOW_TRACKING_URI, else params.yaml's, else the default.
+
+    Raises:
+        UserError: no such model or alias, an unreachable tracker, a damaged artifact.
+    """
+    from gtl_lightning.stages.models import Sampler, at_gamma
+    from gtl_lightning.stages.sample import selected_gamma
+    from gtl_lightning.stages.text import tokenizer
+
+    with fetched(name, tracking_uri) as folder:
+        params, cell = open_bundle(folder)
+        sampler = Sampler.open(params, cell, folder)
+        guidance = sampler.guidance
+        if guidance is not None:
+            guidance = at_gamma(params, guidance, selected_gamma(cell, folder))
+        return RegisteredModel(
+            denoiser=sampler.denoiser,
+            guidance=guidance,
+            mask_index=sampler.corpus.mask_index,
+            length=sampler.corpus.length,
+            cell=cell,
+            tokenizer=tokenizer(folder),
+        )
+
+
+@contextmanager
+def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """A registered model's bundle in a temporary folder.
+
+    Raises:
+        UserError: no such model or alias, or the tracker cannot be reached.
+    """
+    from gtl_lightning.tracking import fetch_model
+
+    model, _, alias = name.partition("@")
+    with tempfile.TemporaryDirectory(prefix="gtl-") as folder:
+        yield fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, Path(folder))
+
+
+def _tracking_uri() -> str:
+    return (load_params() if PARAMS.exists() else Params()).tracking.uri
+
+
+def _best(params: Params, methods: Iterable[str], fraction: float) -> tuple[Cell, float] | None:
+    cells = [Cell(method, fraction, seed) for method in methods for seed in params.sweep.seeds]
+    paths = {cell: CELLS / cell.name / ROW for cell in cells}
+    scores = {cell: float(read_json(path)["nelbo_val"]) for cell, path in paths.items() if path.exists()}
+    return min(scores.items(), key=lambda item: item[1]) if scores else None
+
+
+def _register(params: Params, name: str, cell: Cell, score: float, aliases: list[str]) -> str:
+    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "nelbo_val": score}
+    with tempfile.TemporaryDirectory(prefix="gtl-") as temporary:
+        folder = Path(temporary)
+        key = f"bundle-{cell.name}-{digest(write_bundle(params, cell, folder))}"
+        opened = study(params)
+        with opened.child("model", f"model {cell.name}", key, tags) as run:
+            run.log_folder(folder, ARTIFACT)
+        return opened.register(name, run.run_id, ARTIFACT, key, {**tags, "profile": params.profile}, aliases)

@@ -1,0 +1,139 @@
+"""The registry: the best network of every fraction, found by name, sampled without its repository, never executed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from gtl_lightning import load_model, sample, stages
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import read_json, sha256_file
+from tests.pipeline.conftest import Gtl, inside, tiny
+
+RATIO = "gtl-transfer-ratio"
+DENOISER = "gtl-transfer-denoiser"
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "workspace"))
+
+
+def tracker(workspace: Path) -> str:
+    return f"sqlite:///{workspace}/mlflow.db"
+
+
+def artifact(workspace: Path, name: str, alias: str) -> Path:
+    """Folder of a version's artifact on this disk."""
+    version = MlflowClient(tracker(workspace)).get_model_version_by_alias(name, alias)
+    return Path(version.source.removeprefix("file://"))
+
+
+def test_the_lowest_validation_score_of_a_fraction_has_its_alias(trained: Path) -> None:
+    client = MlflowClient(tracker(trained))
+    rows = [row for row in read_json(trained / "reports" / "transfer.json") if row["fraction"] is not None]
+    for name, of_kind in (
+        (RATIO, lambda method: method.startswith("gtl")),
+        (DENOISER, lambda method: "gtl" not in method),
+    ):
+        for alias, fraction in (("best", 1.0), ("best-100", 1.0), ("best-30", 0.3)):
+            version = client.get_model_version_by_alias(name, alias)
+            rivals = [row for row in rows if of_kind(row["method"]) and row["fraction"] == fraction]
+            winner = min(rivals, key=lambda row: row["nelbo_val"])
+            assert (version.tags["method"], version.tags["fraction"]) == (winner["method"], str(fraction))
+
+
+def test_registering_again_makes_no_second_version(workspace: Path) -> None:
+    client = MlflowClient(tracker(workspace))
+    before = len(client.search_model_versions(f"name = '{RATIO}'"))
+    with inside(workspace):
+        stages.register(tiny())
+    assert len(client.search_model_versions(f"name = '{RATIO}'")) == before == 2
+
+
+def test_an_artifact_holds_weights_and_text_alone(trained: Path) -> None:
+    files = [path for path in artifact(trained, RATIO, "best-30").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".yaml"}
+    assert {path.name for path in files} >= {"bundle.json", "network.safetensors", "tokenizer.json", "params.yaml"}
+
+
+def test_a_registered_ratio_samples_like_its_cell_without_the_repository(
+    gtl: Gtl, trained: Path, tmp_path: Path
+) -> None:
+    method = read_json(artifact(trained, RATIO, "best-30") / "bundle.json")["method"]
+    asked = ("--count", "3", "--seed", "5")
+    cell = gtl("sample", "--method", method, "--fraction", "0.3", *asked, "--out", str(tmp_path / "a"), cwd=trained)
+    assert cell.returncode == 0, cell.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model = gtl("sample", "--model", f"{RATIO}@best-30", *asked, cwd=empty, MLFLOW_TRACKING_URI=tracker(trained))
+    assert model.returncode == 0, model.stderr
+    assert model.stdout == cell.stdout != ""
+    rows = [json.loads(line) for line in (empty / "samples" / "samples.jsonl").read_text().splitlines()]
+    assert all(row["method"] == method and row["gamma"] is not None for row in rows)
+    assert sorted(path.name for path in empty.iterdir()) == ["samples"]
+
+
+def test_a_model_is_loaded_by_name_through_the_public_interface(trained: Path) -> None:
+    model = load_model(f"{RATIO}@best", tracker(trained))
+    x = sample(
+        model.denoiser,
+        batch=2,
+        length=8,
+        mask_index=model.mask_index,
+        guidance=model.guidance,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert x.shape == (2, 8)
+    assert not (x == model.mask_index).any()
+    assert model.guidance is not None
+    assert len(model.decode(x)) == 2
+    assert load_model(DENOISER, tracker(trained)).guidance is None
+
+
+@pytest.mark.parametrize("name", ["no-such-model@best", f"{RATIO}@no-such-alias"])
+def test_an_unknown_name_or_alias_is_one_clear_line(name: str, gtl: Gtl, trained: Path) -> None:
+    done = gtl("sample", "--model", name, cwd=trained)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert name in done.stderr
+
+
+def test_a_model_and_a_cell_at_once_are_refused(gtl: Gtl, trained: Path) -> None:
+    done = gtl("sample", "--model", RATIO, "--method", "gtl", cwd=trained)
+    assert done.returncode == 2
+    assert "one of them" in done.stderr
+
+
+def test_a_changed_artifact_is_refused(workspace: Path) -> None:
+    folder = artifact(workspace, RATIO, "best")
+    assert workspace not in folder.parents, "the copy's database points to the folder of the original"
+    copied = workspace / "artifact"
+    shutil.copytree(folder, copied)
+    (weights,) = (copied / "models").glob("gtl*/network.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="is damaged"):
+        stages.bundle.open_bundle(copied)
+    weights.write_bytes(content)
+    (copied / "tokens" / "tokenizer" / "code.py").write_text("raise SystemExit")
+    with pytest.raises(UserError, match=r"code\.py is not part of it"):
+        stages.bundle.open_bundle(copied)
+
+
+def test_registering_before_anything_is_evaluated_is_one_clear_line(gtl: Gtl, tokenised: Path) -> None:
+    done = gtl("register", cwd=tokenised)
+    assert done.returncode == 2
+    assert "no cell of the sweep is evaluated" in done.stderr
+
+
+def test_the_artifact_of_a_cell_holds_the_cells_own_weights(trained: Path) -> None:
+    folder = artifact(trained, DENOISER, "best")
+    manifest = read_json(folder / "bundle.json")
+    own = f"models/{manifest['method']}-1.0-0/network.safetensors"
+    assert manifest["files"][own] == sha256_file(trained / own)
