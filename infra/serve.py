@@ -2,7 +2,8 @@
 
     python infra/serve.py [--prefect-port 4200] [--mlflow-port 5000] [--runs 1]
 
-On a machine with NVIDIA GPUs there is also one worker of the pool `gpu` per device.
+On a machine with NVIDIA GPUs there is also one worker of the pool `gpu` per device. The databases are SQLite files;
+MLFLOW_BACKEND_STORE_URI and PREFECT_API_DATABASE_CONNECTION_URL name others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +22,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -30,9 +33,11 @@ HOST = "127.0.0.1"
 START_SECONDS = 90.0
 FLOW_GRACE_SECONDS = 7.0  # a flow interrupts its stages, which save a checkpoint
 SERVICE_GRACE_SECONDS = 1.0
-RESTARTS = 5  # of one service, before serve gives up
+RESTARTS = 5  # of one service in quick succession, before serve gives up
+STABLE_SECONDS = 60.0  # a service that was up for so long starts with a clean slate
 WORKER = "worker-"  # how the names of workers begin
 LOGS = Path(".prefect/logs")
+PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 
 log = logging.getLogger("serve")
 
@@ -50,7 +55,8 @@ class Service:
         command: what it runs.
         environment: the whole of it.
         process: head of its own process group.
-        restarts: how often it was started again.
+        restarts: how often it was started again in quick succession.
+        since: when it was started last, time.monotonic().
     """
 
     name: str
@@ -58,6 +64,7 @@ class Service:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
     restarts: int = 0
+    since: float = field(default_factory=time.monotonic)
 
 
 class Lab:
@@ -68,7 +75,7 @@ class Lab:
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
+        self.environment = environment
         self._services: list[Service] = []
         self._flows: set[psutil.Process] = set()  # they outlive a worker that is killed
 
@@ -78,14 +85,14 @@ class Lab:
         Raises:
             ServeError: it failed.
         """
-        done = subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise ServeError(f"{' '.join(command)} failed: {last}")
+            raise ServeError(without_passwords(f"{' '.join(command)} failed: {last}"))
 
     def start(self, name: str, *command: str, **extra: str) -> None:
         """Start a service; its output goes to .prefect/logs/NAME.log."""
-        own = {**self._environment, **extra}
+        own = {**self.environment, **extra}
         self._services.append(Service(name, command, own, _spawn(name, command, own)))
 
     def wait_for(self, name: str, url: str) -> None:
@@ -118,13 +125,16 @@ class Lab:
                 with suppress(psutil.NoSuchProcess):
                     self._flows.update(psutil.Process(service.process.pid).children())
         self._flows = {flow for flow in self._flows if flow.is_running()}
-        if any(service.restarts >= RESTARTS for service in self._services):
-            self.check()
         for service in self._services:
             if (code := service.process.poll()) is not None:
+                if time.monotonic() - service.since > STABLE_SECONDS:
+                    service.restarts = 0
+                if service.restarts >= RESTARTS:
+                    self.check()
                 log.info("%s ended with exit code %s and is started again", service.name, code)
                 service.process = _spawn(service.name, service.command, service.environment)
                 service.restarts += 1
+                service.since = time.monotonic()
 
     def stop(self) -> None:
         """Stop everything, workers before the server that they report to."""
@@ -184,6 +194,24 @@ def answers(url: str) -> bool:
         return False
 
 
+def without_passwords(text: str) -> str:
+    """The text with the credentials in its addresses masked."""
+    return re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", text)
+
+
+def check_database(url: str, variable: str) -> None:
+    """Raise ServeError when a database server does not listen."""
+    address = urlsplit(url)
+    if not address.hostname:
+        return
+    port = address.port or 5432
+    try:
+        socket.create_connection((address.hostname, port), timeout=3).close()
+    except OSError as error:
+        where = f"{address.hostname}:{port}"
+        raise ServeError(f"the database at {where} does not answer ({error}); start it, or unset {variable}") from error
+
+
 def check_port(port: int, option: str) -> None:
     """Raise ServeError when something listens on the port already."""
     with socket.socket() as probe:
@@ -214,6 +242,7 @@ def environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
         **os.environ,
         "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -228,13 +257,15 @@ def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     check_port(options.prefect_port, "--prefect-port")
     check_port(options.mlflow_port, "--mlflow-port")
     lab = Lab(environment(options.prefect_port, options.mlflow_port))
-    database = f"sqlite:///{ROOT / 'mlflow.db'}"
+    database = lab.environment["MLFLOW_BACKEND_STORE_URI"]
+    check_database(database, "MLFLOW_BACKEND_STORE_URI")
+    check_database(lab.environment.get(PREFECT_DATABASE, ""), PREFECT_DATABASE)
     try:
         # First, and alone: processes that create one database at the same time break each other.
         lab.run("mlflow", "db", "upgrade", database)
         lab.start(
             *("mlflow", "mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(options.mlflow_port)),
-            *("--backend-store-uri", database, "--artifacts-destination", str(ROOT / "mlartifacts")),
+            *("--artifacts-destination", str(ROOT / "mlartifacts")),
         )
         lab.start("prefect", "prefect", "server", "start", "--host", HOST, "--port", str(options.prefect_port))
         lab.wait_for("prefect", f"http://{HOST}:{options.prefect_port}/api/health")

@@ -101,7 +101,7 @@ note(kind)
 class Lab:
     """Prefect, MLflow and a worker as `make serve` starts them, on a tiny project of their own."""
 
-    def __init__(self, folder: Path, seconds: float = 0.15) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.15, **environment: str) -> None:
         self.folder = folder
         self._ports = free_ports(2)
         self.url = f"http://127.0.0.1:{self._ports[0]}/api"
@@ -125,6 +125,7 @@ class Lab:
             "MLFLOW_TRACKING_URI": self.tracking,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
 
     def begin(self, experiment: str) -> None:
