@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from tests.pipeline.lab import CELLS, Lab
 from tests.pipeline.postgres import create_database, postgres
 
 AT_ONCE = 8
-STEPS = 20
-BATCHES = 4  # of metrics at every step, as callbacks log them
+STEPS = 10
+BATCHES = 3  # of metrics at every step, as callbacks log them
 
 # Each waits for the starting file, so that all of them create the experiment and their runs at the same moment.
 CELL = f"""
@@ -28,7 +29,7 @@ import mlflow
 uri, name = sys.argv[1:]
 Path(f"ready-{{name}}").touch()
 while not Path("go").exists():
-    time.sleep(0.01)
+    time.sleep(0.1)
 with Study(uri, "crowd", {{"profile": "p"}}).child("cell", f"cell {{name}}", name, {{"method": name}}) as run:
     run.log_params({{"a": 1, "b": {{"c": name}}}})
     for step in range({STEPS}):
@@ -63,14 +64,19 @@ def test_eight_cells_at_once_lose_no_metric(database: str, tmp_path: Path) -> No
         )
         for index in range(AT_ONCE)
     ]
-    while len(list(tmp_path.glob("ready-*"))) < AT_ONCE:
-        assert all(process.poll() is None for process in processes)
-    (tmp_path / "go").touch()
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors
-        assert "locked" not in errors
+    try:
+        while len(list(tmp_path.glob("ready-*"))) < AT_ONCE:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.2)
+        (tmp_path / "go").touch()
+        for process in processes:
+            _, errors = process.communicate(timeout=500)
+            assert process.returncode == 0, errors
+            assert "Traceback" not in errors
+            assert "locked" not in errors
+    finally:
+        for process in processes:
+            process.kill()
 
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("crowd")

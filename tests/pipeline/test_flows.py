@@ -136,6 +136,23 @@ def test_a_sweep_in_parts_with_a_failure_mended_and_with_nothing_to_do(project: 
 
 
 @pytest.mark.usefixtures("server")
+def test_a_finished_sweep_costs_less_than_a_second_a_cell(project: Path) -> None:
+    """In seconds of this process: a machine that does other things beside changes nothing."""
+    fractions = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01]
+    params = PARAMS.replace("[1.0, 0.05]", str(fractions)).replace("seeds: [0]", "seeds: [0, 1]")
+    (project / "params.yaml").write_text(params)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=project, check=True)
+    before, begun = time.process_time(), time.monotonic()
+    done = scarcity_sweep(return_state=True)
+    spent, waited = time.process_time() - before, time.monotonic() - begun
+    cells = 2 * 8 * 2 + 2
+    assert done.message == f"{1 + 32 + cells + 2} cached: everything was up to date, nothing was run"
+    assert spent < 0.2 * cells, f"{spent:.1f} s for {cells} cells"
+    assert waited < 10 + cells, f"{waited:.1f} s for {cells} cells"
+    print(f"MEASURED {spent:.2f} s cpu {waited:.2f} s wall {cells} cells")
+
+
+@pytest.mark.usefixtures("server")
 def test_values_outside_of_params_yaml_are_refused_and_nothing_is_touched(project: Path) -> None:
     params = (project / "params.yaml").read_text()
     state = scarcity_sweep(fractions=[0.5], return_state=True)
