@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ RETRIES = 2
 RETRY_DELAY_SECONDS = 5.0
 USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
 HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
+NO_SPACE = os.strerror(errno.ENOSPC)
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 ADDRESS_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
@@ -44,10 +46,12 @@ class Transcript:
     _user_error: str = field(default="", repr=False)
     _dvc_error: str = field(default="", repr=False)
     _last: str = field(default="", repr=False)
+    _disk_is_full: bool = field(default=False, repr=False)
 
     def read(self, line: str) -> None:
         """Take in one line of output."""
         text = line.strip()
+        self._disk_is_full |= NO_SPACE in text
         if text.startswith(f"Running stage '{self.stage}'"):
             self.ran = True
         elif text.startswith("ERROR: "):
@@ -68,6 +72,8 @@ class Transcript:
         if killed := _signal_name(exit_code):
             # By the machine (no memory) or by hand: what DVC said last is no reason.
             return StageError(f"killed by {killed}; it goes on from its last checkpoint", retriable=True)
+        if self._disk_is_full:
+            return StageError("the disk is full; make room and run again: finished stages and checkpoints are kept")
         if self.exit_code is None:
             reason = self._dvc_error or self._last or "DVC ended without a word"
             return StageError(reason, retriable="is being blocked by" in reason or "Unable to acquire lock" in reason)

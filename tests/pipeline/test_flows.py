@@ -72,6 +72,16 @@ def test_stopping_reaches_the_command_below_dvc_and_leaves_no_lock(project: Path
 
 
 @pytest.mark.usefixtures("silent")
+def test_a_full_disk_is_one_clear_line_and_not_tried_again(project: Path) -> None:
+    (project / "full-source").touch()
+    with pytest.raises(StageError, match="the disk is full") as failure:
+        reproduce("source", project, owner="one")
+    assert not failure.value.retriable
+    (project / "full-source").unlink()
+    assert reproduce("source", project, owner="one") == "ran"
+
+
+@pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize("size", [0, 25, 100])
 def test_a_lock_file_that_a_kill_left_half_written_costs_no_run(project: Path, size: int) -> None:
     assert reproduce("source", project, owner="one") == "ran"
@@ -149,7 +159,6 @@ def test_a_finished_sweep_costs_less_than_a_second_a_cell(project: Path) -> None
     assert done.message == f"{1 + 32 + cells + 2} cached: everything was up to date, nothing was run"
     assert spent < 0.2 * cells, f"{spent:.1f} s for {cells} cells"
     assert waited < 10 + cells, f"{waited:.1f} s for {cells} cells"
-    print(f"MEASURED {spent:.2f} s cpu {waited:.2f} s wall {cells} cells")
 
 
 @pytest.mark.usefixtures("server")
@@ -161,6 +170,29 @@ def test_values_outside_of_params_yaml_are_refused_and_nothing_is_touched(projec
     assert "sweep.fractions: [1.0, 0.05] -> [1.0, 0.05, 0.5]" in state.message
     assert (project / "params.yaml").read_text() == params
     assert not (project / "runs.log").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_pool_that_the_server_does_not_know_is_one_clear_line(project: Path) -> None:
+    state = scarcity_sweep(where="gpu", return_state=True)
+    assert state.is_failed()
+    assert state.message == (
+        "deployment stage/gpu does not exist on this server; `sh infra/deploy.sh` makes pools and deployments"
+    )
+    assert runs(project) == []
+
+
+@pytest.mark.parametrize("arguments", [("flows.flows",), ("flows.cli", "reconcile"), ("flows.cli", "status")])
+def test_an_unreachable_server_is_one_clear_line(project: Path, arguments: tuple[str, ...]) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": "http://me:hunter2hunter2@127.0.0.1:1/api"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "http://127.0.0.1:1/api does not answer" in line
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("server")
