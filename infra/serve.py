@@ -131,7 +131,8 @@ class Lab:
                     service.restarts = 0
                 if service.restarts >= RESTARTS:
                     self.check()
-                log.info("%s ended with exit code %s and is started again", service.name, code)
+                hint = "; `gtl reconcile` retries its flow run" if service.name.startswith(WORKER) else ""
+                log.info("%s ended with exit code %s and is started again%s", service.name, code, hint)
                 service.process = _spawn(service.name, service.command, service.environment)
                 service.restarts += 1
                 service.since = time.monotonic()
