@@ -134,6 +134,11 @@ class Study:
                 raise UserError(
                     f"tracking at {without_credentials(self.uri)} failed: {str(error).splitlines()[0]}"
                 ) from error
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"tracking at {without_credentials(self.uri)} needs the package {error.name}, which is not "
+                    "installed; for PostgreSQL: pip install 'psycopg[binary]'"
+                ) from error
 
     @contextmanager
     def child(self, kind: str, name: str, key: str, tags: Mapping[str, Any]) -> Iterator[Run]:
