@@ -149,6 +149,30 @@ def ablation(
     return _run("ablation", Wanted(overrides=overrides, write_params=write_params), limits, lambda *_: ["ablation"])
 
 
+@flow(name="markov-study", task_runner=THREADS)
+def markov_study(
+    overrides: list[str] | None = None,
+    write_params: bool = False,
+    parallel: Parallel = 2,
+    time_limit_minutes: Minutes | None = None,
+    where: Where = "here",
+    share: bool = False,
+) -> State[Any]:
+    """The study on Markov chains: every method at every size and repetition, overlap, report.
+
+    Args:
+        overrides: key=value, as for `gtl configure --set`, for example markov.seeds=[0, 1]; laid over params.yaml.
+        write_params: allow this run to write params.yaml when overrides differ from it.
+        parallel: most stages at once.
+        time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
+        where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
+        share: several checkouts or machines: take from the DVC remote what others have made, push what is made here.
+    """
+    wanted = Wanted(overrides=tuple(overrides or ()), write_params=write_params)
+    limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
+    return _run("markov-study", wanted, limits, lambda *_: ["markov-report"])
+
+
 @flow(name="stage")
 def stage(
     stage: str, time_limit_minutes: Minutes | None = None, share: bool = False, version: str | None = None

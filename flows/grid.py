@@ -13,6 +13,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.stages.common import CELLS, ROW, Cell
 
+MARKOV = "markov-"  # how the addresses of the Markov study begin; its matrix is a grid of its own
 DATA_SUFFIX = ".dvc"  # of the addresses of data that DVC stores and no stage makes
 
 
@@ -111,8 +112,9 @@ class Grid:
         return [stage.address for stage in evaluated if stage.cell is not None and chosen(stage.cell)]
 
     def gatherers(self) -> list[str]:
-        """Addresses of the stages that collect cells: the report."""
-        return [address for address, stage in self.stages.items() if stage.gathers]
+        """Addresses of the stages that collect evaluated cells: report and registry."""
+        cells = set(self.evaluations())
+        return [address for address, stage in self.stages.items() if cells.intersection(stage.gathers)]
 
 
 def read_grid(params: Params, root: Path) -> Grid:
@@ -153,7 +155,7 @@ def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:
     gathers = [near.addressing for near in needs if not any(_reads(read, out) for out in paths(near.outs))]
     return Stage(
         address=stage.addressing,
-        cell=points.get(stage.addressing.partition("@")[2]),
+        cell=None if stage.addressing.startswith(MARKOV) else points.get(stage.addressing.partition("@")[2]),
         needs=tuple(near.addressing for near in needs),
         gathers=tuple(gathers),
         outs=tuple(str(path) for path in paths(stage.outs)),

@@ -19,6 +19,7 @@ from prefect.utilities.templating import find_placeholders
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 
+FLOWS = ("pipeline", "scarcity-sweep", "ablation", "markov-study")
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 TEMPLATE = json.loads((INFRA / "kubernetes" / "job-template.json").read_text())
@@ -46,7 +47,7 @@ def test_prefect_reads_the_file() -> None:
 def test_there_is_a_deployment_of_every_flow_for_this_machine_and_for_gpus() -> None:
     names = [named(deployment) for deployment in DEPLOYMENTS]
     assert len(names) == len(set(names))
-    expected = {f"{flow}/{place}" for flow in ("pipeline", "scarcity-sweep", "ablation") for place in ("local", "gpu")}
+    expected = {f"{flow}/{place}" for flow in FLOWS for place in ("local", "gpu")}
     assert set(names) == expected | {"stage/gpu"}
 
 
