@@ -159,10 +159,10 @@ class Lab:
         raise AssertionError("serve did not start: " + line.decode())
 
     def stop(self) -> None:
-        """Ctrl-C on `make serve`."""
+        """End `make serve`, which takes SIGTERM as Ctrl-C; a suite that runs in the background has SIGINT ignored."""
         if self._serve is not None and self._serve.poll() is None:
-            self._serve.send_signal(signal.SIGINT)
-            self._serve.wait(30)
+            self._serve.send_signal(signal.SIGTERM)
+            self._serve.wait(60)
 
     def kill_all(self) -> None:
         """SIGKILL to `make serve` and all that it started: what a reset of the machine does."""

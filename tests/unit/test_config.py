@@ -33,15 +33,15 @@ def test_overrides_win_over_the_profile() -> None:
 
 def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     edited = configure("paper", ("train.source.steps=7",), profiles=ROOT / "profiles")
-    changed = override(edited, ("ratio.members=3", "networks.ratio={depth: 5}"))
-    assert changed.ratio.members == 3
+    changed = override(edited, ("ratio.warm.members=3", "networks.ratio={depth: 5}"))
+    assert changed.ratio.warm.members == 3
     assert changed.networks.ratio.depth == 5
-    undone = (f"ratio.members={edited.ratio.members}", f"networks.ratio.depth={edited.networks.ratio.depth}")
+    undone = (f"ratio.warm.members={edited.ratio.warm.members}", f"networks.ratio.depth={edited.networks.ratio.depth}")
     assert override(changed, undone) == edited
     assert override(edited, ()) == edited
 
 
-@pytest.mark.parametrize("change", ["ratio.members", "ratio.members=0", "ratio.nosuch=1", "ratio.members=[1"])
+@pytest.mark.parametrize("change", ["ratio.warm.members", "ratio.warm.members=0", "ratio.nosuch=1", "ratio.warm.members=[1"])
 def test_a_bad_override_is_one_clear_line(change: str) -> None:
     with pytest.raises(UserError) as refused:
         override(Params(), (change,))
