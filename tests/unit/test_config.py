@@ -41,7 +41,9 @@ def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     assert override(edited, ()) == edited
 
 
-@pytest.mark.parametrize("change", ["ratio.warm.members", "ratio.warm.members=0", "ratio.nosuch=1", "ratio.warm.members=[1"])
+@pytest.mark.parametrize(
+    "change", ["ratio.warm.members", "ratio.warm.members=0", "ratio.nosuch=1", "ratio.warm.members=[1"]
+)
 def test_a_bad_override_is_one_clear_line(change: str) -> None:
     with pytest.raises(UserError) as refused:
         override(Params(), (change,))
