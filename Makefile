@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro markov test lint ui serve env clean-env
+.PHONY: repro markov test bench lint ui serve env clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
@@ -22,6 +22,9 @@ markov: $(READY)  ## the study on Markov chains: reports/markov.md
 
 test: $(READY)  ## the whole test suite
 	@pytest
+
+bench: $(READY)  ## time sampling and training on this machine; PROFILE=paper takes the published sizes
+	@gtl bench $(if $(PROFILE),--profile $(PROFILE))
 
 lint: $(READY)  ## style, types, layers
 	@ruff check .

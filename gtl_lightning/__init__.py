@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
+    from gtl_lightning.reuse import Blocks
     from gtl_lightning.sampling import sample
     from gtl_lightning.stages.register import load_model
 
-__all__ = ["Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
+__all__ = ["Blocks", "Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
 
 _HOMES = {
+    "Blocks": "reuse",
     "Guidance": "gtl",
     "SequenceRatio": "gtl",
     "TokenRatio": "gtl",

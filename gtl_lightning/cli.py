@@ -210,6 +210,28 @@ def register() -> None:
 
 
 @app.command()
+def bench(
+    profile: Annotated[str | None, typer.Option(help="sizes of that profile (default: params.yaml)")] = None,
+    only: Annotated[
+        list[str], typer.Option(help="group to measure, repeatable (default: all)", show_default=False)
+    ] = [],  # noqa: B006 - typer reads it
+) -> None:
+    """Time sampling and training here; writes reports/bench.json and docs/benchmarks.md."""
+    from gtl_lightning import config, stages
+
+    params = config.configure(profile) if profile else _params()
+    stages.bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
+
+
+@app.command()
+def tradeoff() -> None:
+    """Speed against quality of one trained cell, over positions per step and blocks; adds to the benchmarks."""
+    from gtl_lightning import stages
+
+    stages.tradeoff(_params())
+
+
+@app.command()
 def sample(
     method: Annotated[
         str | None, typer.Option(help="which trained cell: source, finetune, gtl, ... [default: gtl]")

@@ -117,6 +117,10 @@ class Sampling(Section):
     )
     planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
     positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
+    block: Positive | None = Field(
+        None, description="reveal in blocks of so many positions, the rest kept as it was; null: no reuse"
+    )
+    block_margin: int = Field(0, ge=0, description="positions around the block that are computed anew with it")
     temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
@@ -181,11 +185,35 @@ class Sweep(Section):
         return self
 
 
+class Bench(Section):
+    """Benchmarks, `gtl bench`: networks of the sizes above with random weights; nothing is read or trained."""
+
+    vocab_size: Positive | None = Field(None, description="ids; null: tokenizer.vocab_size")
+    batches: tuple[Positive, ...] = Field((1, 4, 32), min_length=1, description="sequences sampled together")
+    lengths: tuple[Positive, ...] = Field(
+        (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
+    )
+    n_ratios: tuple[Positive, ...] = Field(
+        (8, 64, 512), min_length=1, description="tokens the ratio scores; the last stands in all other rows"
+    )
+    positions_per_step: tuple[Positive, ...] = Field((1, 2, 8), min_length=1, description="k; 1 in all other rows")
+    blocks: tuple[Positive, ...] = Field((8, 16), description="block sizes of block-wise decoding")
+    candidates: Positive = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
+    steps: Positive = Field(4, description="steps in a timed call")
+    rounds: Positive = Field(7, description="timed calls of each case")
+    seconds: PositiveFloat = Field(10.0, description="time for a group of cases after which its rounds end early")
+    train_batch: Positive = Field(64, description="sequences in a training step")
+    matrix: Positive = Field(1024, description="rows of the matrix product that shares are taken of")
+
+
 class Machine(Section):
     """Where it runs; nothing here changes what is computed beyond rounding."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
+    devices: Positive = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
+    strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field("auto", description="Lightning's; auto: one that fits")
+    accumulate: Positive = Field(1, description="parts of its share that each process computes one after another")
 
 
 class Tracking(Section):
@@ -211,6 +239,7 @@ class Params(Section):
     ablation: Ablation = Ablation()
     sweep: Sweep = Sweep()
     markov: Markov = Markov()
+    bench: Bench = Bench()
     machine: Machine = Machine()
     tracking: Tracking = Tracking()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import Known, RatioNetwork, TokenLogRatio, at_slots
+from gtl_lightning.protocols import Hidden, RatioNetwork, TokenLogRatio
 
 # From classifier logits to log-ratios (docs/method.md section 2.1)
 
@@ -229,13 +229,13 @@ class SequenceRatio:
         position: Tensor,
         candidates: Tensor,
         chunk: int = 1024,
-        known: Known | None = None,
+        known: Hidden | None = None,
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}), one sequence a candidate, `chunk` of them in a forward pass.
 
         Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
         try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What is
-        `known` of a denoiser at (x, t) serves token-level ratios alone.
+        `known` at (x, t) serves token-level ratios alone.
         """
         m, n = candidates.shape
         tokens, scores = candidates.reshape(-1), []
@@ -261,10 +261,10 @@ class TokenRatio:
         position: Tensor,
         candidates: Tensor,
         chunk: int = 1024,
-        known: Known | None = None,
+        known: Hidden | None = None,
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.score`."""
-        return at_slots(self.f, x, t, row, position, known).gather(-1, candidates)
+        return (known or Hidden(x, t)).at(self.f, row, position).gather(-1, candidates)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -46,39 +48,76 @@ class Factored(Protocol):
         """Float[...,d] -> Float[...,v]; log-probabilities with -inf at the mask, or log r for a token ratio."""
 
 
-Known = tuple[Denoiser, Tensor | None]
-"""A denoiser and its hidden states Float[b,l,d] at the x_t and t in hand; None if it is not Factored."""
+@runtime_checkable
+class Padded(Protocol):
+    """A network that looks for padding in its input; on a GPU that makes the host wait."""
+
+    def padding_of(self, x_t: Tensor, /) -> AbstractContextManager[None]:
+        """Within it, inputs have padding only if Long[b,l] x_t has, and no pass looks for itself."""
 
 
-def hidden_states(
-    network: Denoiser | TokenLogRatio, x_t: Tensor, t: Tensor, known: Known | None = None
-) -> Tensor | None:
-    """Float[b,l,d] from one pass of a Factored network, None for any other.
+Cache = list[Tensor]
+"""What a pass leaves behind for later ones; every tensor has the batch in front."""
 
-    A ratio that reads a frozen denoiser (it has the attribute `denoiser`, and its `encode` takes `features`) gets that
-    denoiser's hidden states where they are `known`, so that the denoiser runs once.
+
+@runtime_checkable
+class Windowed(Factored, Protocol):
+    """A factored network that can recompute a window of positions and take the rest as an earlier pass left it."""
+
+    def remember(self, x_t: Tensor, t: Tensor, /) -> tuple[Tensor, Cache]:
+        """`encode` of all positions, Float[b,l,d], and what `recompute` needs of it."""
+
+    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache, /) -> Tensor:
+        """Float[b,stop-start,d] at the positions of the window, with which the cache is brought up to date."""
+
+
+class Hidden:
+    """What the networks make of one (x_t, t), each asked once, when it is first needed.
+
+    A ratio that reads a frozen denoiser (it has the attribute `denoiser`, and `encode` takes `features`) gets that
+    denoiser's hidden states where they are at hand, so that the denoiser runs once.
+
+    Attributes:
+        start: the position that the first hidden state belongs to.
     """
-    if not isinstance(network, Factored):
-        return None
-    if known is not None and known[1] is not None and getattr(network, "denoiser", None) is known[0]:
-        return network.encode(x_t, t, features=known[1])  # type: ignore[call-arg]  # the attribute promises it
-    return network.encode(x_t, t)
 
+    start = 0
 
-def at_slots(
-    network: Denoiser | TokenLogRatio,
-    x_t: Tensor,
-    t: Tensor,
-    row: Tensor,
-    position: Tensor,
-    known: Known | None = None,
-) -> Tensor:
-    """Float[m,v]: the output at m (row, position) pairs; only they meet the vocabulary if the network is Factored.
+    def __init__(self, x_t: Tensor, t: Tensor) -> None:
+        self.x_t, self.t = x_t, t
+        self._states: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
 
-    `known` as in `hidden_states`; a network that is itself the known one is not run again.
-    """
-    hidden = known[1] if known is not None and network is known[0] else hidden_states(network, x_t, t, known)
-    if hidden is None:
-        return network(x_t, t)[row, position]
-    assert isinstance(network, Factored)
-    return network.decode(hidden[row, position])
+    def of(self, network: Denoiser | TokenLogRatio) -> Tensor | None:
+        """Hidden states of a Factored network, Float[b,l,d] from position `start` on; None for any other."""
+        if not isinstance(network, Factored):
+            return None
+        key = id(network)
+        if key not in self._states:
+            features = self._states.get(id(getattr(network, "denoiser", None)))
+            self._states[key] = self._encode(network, {} if features is None else {"features": features})
+        return self._states[key]
+
+    def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor) -> Tensor:
+        """Float[m,v]: the output at m (row, position) pairs; only they meet the vocabulary if the network is Factored.
+
+        The positions must lie within the hidden states.
+        """
+        return self.reader(network, row, position)(slice(None))
+
+    def reader(
+        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor
+    ) -> Callable[[slice | Tensor], Tensor]:
+        """`at`, as a function from a part of the m pairs to their rows."""
+        hidden = self.of(network)
+        if hidden is not None and isinstance(network, Factored):
+            decode, needed = network.decode, hidden[row, position - self.start]
+            return lambda part: decode(needed[part])
+        key = id(network)
+        if key not in self._outputs:
+            self._outputs[key] = network(self.x_t, self.t)
+        output = self._outputs[key][row, position]
+        return lambda part: output[part]
+
+    def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
+        return network.encode(self.x_t, self.t, **features)

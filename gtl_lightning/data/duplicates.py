@@ -29,15 +29,14 @@ def signatures(texts: Sequence[bytes]) -> NDArray[np.uint32]:
     filled = np.flatnonzero(first[1:] > first[:-1])
     if not len(filled):
         return result
-    starts = first[filled]
-    low = (hashes >> np.uint64(32)).astype(np.uint32)
-    crossing = np.ones(len(low), bool)
-    crossing[_inside(first)] = False
+    inside = _inside(first)
+    # A worded text has a shingle of its own, so that leaving out those that cross into the next empties none.
+    starts = np.concatenate([[0], np.cumsum(inside)])[first[filled]]
+    low = (hashes[inside] >> np.uint64(32)).astype(np.uint32)
     buffer = np.empty_like(low)
     for column, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):
         np.multiply(low, multiplier, out=buffer)
         buffer += offset
-        buffer[crossing] = _LAST
         result[filled, column] = np.minimum.reduceat(buffer, starts)
     return result
 

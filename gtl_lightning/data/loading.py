@@ -55,13 +55,23 @@ class _EpochDataModule(pl.LightningDataModule):
 
     Use it with `Trainer(reload_dataloaders_every_n_epochs=1)`: the trainer's epoch then names the batches, and a run
     resumed at an epoch's end sees what the unbroken run would have seen.
+
+    A training batch may come in `parts`, for processes that share it and for accumulated gradients: part i has every
+    `parts`-th example from i on, and process r of w gets parts r, r + w, ... of every batch. So the examples of a step
+    do not depend on the machine. Validation comes whole to every process.
     """
 
-    def __init__(self, *, batch: int, steps_per_epoch: int, seed: int, pad_index: int) -> None:
+    def __init__(self, *, batch: int, steps_per_epoch: int, seed: int, pad_index: int, parts: int = 1) -> None:
         super().__init__()
+        if batch % parts:
+            raise UserError(
+                f"batch = {batch} does not divide into {parts} parts (machine.devices times machine.accumulate); "
+                "change one of them"
+            )
         self.batch, self.steps_per_epoch, self.seed, self.pad_index = batch, steps_per_epoch, seed, pad_index
+        self.parts = parts
 
-    def epoch_batches(self, epoch: int) -> Dataset[Batch]:
+    def epoch_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch, made as they are asked for."""
         raise NotImplementedError
 
@@ -71,8 +81,12 @@ class _EpochDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the trainer's current epoch (of epoch 0 without a trainer)."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return DataLoader(self.epoch_batches(epoch), batch_size=None, shuffle=False)
+        trainer = self.trainer
+        batches = self.epoch_batches(trainer.current_epoch if trainer is not None else 0)
+        if self.parts > 1:
+            rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+            batches = batches.in_parts(self.parts, rank, world)
+        return DataLoader(batches, batch_size=None, shuffle=False)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation batches."""
@@ -93,19 +107,28 @@ class TextDataModule(_EpochDataModule):
         steps_per_epoch: batches per epoch.
         seed: of the run.
         pad_index: what fills a batch.
+        parts: that a training batch comes in.
 
     Raises:
         UserError: no examples.
     """
 
     def __init__(
-        self, train: TokenDataset, val: TokenDataset, *, batch: int, steps_per_epoch: int, seed: int, pad_index: int
+        self,
+        train: TokenDataset,
+        val: TokenDataset,
+        *,
+        batch: int,
+        steps_per_epoch: int,
+        seed: int,
+        pad_index: int,
+        parts: int = 1,
     ) -> None:
-        super().__init__(batch=batch, steps_per_epoch=steps_per_epoch, seed=seed, pad_index=pad_index)
+        super().__init__(batch=batch, steps_per_epoch=steps_per_epoch, seed=seed, pad_index=pad_index, parts=parts)
         _check_not_empty(train=train, val=val)
         self.train, self.val = train, val
 
-    def epoch_batches(self, epoch: int) -> Dataset[Batch]:
+    def epoch_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch."""
         plan = epoch_indices(self.train.lengths, self.batch, self.steps_per_epoch, self.seed, epoch)
         return _Batches((self.train,), self._shuffled([(rows,) for rows in plan], epoch), self.pad_index)
@@ -129,6 +152,7 @@ class DomainDataModule(_EpochDataModule):
         steps_per_epoch: batches per epoch.
         seed: of the run.
         pad_index: what fills a batch.
+        parts: that a training batch comes in.
 
     Raises:
         UserError: no examples of a domain, or a batch without room for both.
@@ -145,14 +169,15 @@ class DomainDataModule(_EpochDataModule):
         steps_per_epoch: int,
         seed: int,
         pad_index: int,
+        parts: int = 1,
     ) -> None:
-        super().__init__(batch=batch, steps_per_epoch=steps_per_epoch, seed=seed, pad_index=pad_index)
-        if batch < 2:
-            raise UserError(f"batch = {batch} has no room for both domains; use at least 2")
+        super().__init__(batch=batch, steps_per_epoch=steps_per_epoch, seed=seed, pad_index=pad_index, parts=parts)
+        if batch < 2 * parts:
+            raise UserError(f"batch = {batch} has no room for both domains; use at least {2 * parts}")
         _check_not_empty(source=source, target=target, val_source=val_source, val_target=val_target)
         self.source, self.target, self.val_source, self.val_target = source, target, val_source, val_target
 
-    def epoch_batches(self, epoch: int) -> Dataset[Batch]:
+    def epoch_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch."""
         sizes = (self.batch - self.batch // 2, self.batch // 2)
         halves = (
@@ -174,6 +199,11 @@ class _Batches(Dataset[Batch]):
 
     def __init__(self, data: Sequence[TokenDataset], plan: Sequence[Rows], pad_index: int) -> None:
         self.data, self.plan, self.pad_index = data, plan, pad_index
+
+    def in_parts(self, parts: int, rank: int, world: int) -> _Batches:
+        """What one of `world` processes gets of the batches, each cut into `parts`."""
+        plan = [tuple(rows[i::parts] for rows in batch) for batch in self.plan for i in range(rank, parts, world)]
+        return _Batches(self.data, plan, self.pad_index)
 
     def __len__(self) -> int:
         return len(self.plan)

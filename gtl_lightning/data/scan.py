@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import struct
 import zlib
 from array import array
 from collections import Counter
@@ -22,6 +21,7 @@ from gtl_lightning.data.snapshot import Problem, read_records
 
 DUPLICATE_ID = "duplicate-id"
 
+_DIGEST_BYTES = 24  # three numbers of 64 bits: order, place, mix
 _BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 
@@ -73,7 +73,7 @@ def scan(
     key = f"gtl split {seed}".encode()
     problems: list[Problem] = []
     seen: Counter[str] = Counter()
-    order, place, mix, content = array("Q"), array("Q"), array("Q"), array("Q")
+    digests, content = bytearray(), array("Q")
     line, used = array("q"), array("q")
     ids: list[str] = []
     names: list[str] = []
@@ -89,9 +89,7 @@ def scan(
         name = record.archive
         seen[name] += 1
         text = record.abstract.encode()
-        digest = hashlib.blake2b(record.id.encode(), digest_size=24, key=key).digest()
-        for column, number in zip((order, place, mix), struct.unpack("<3Q", digest), strict=True):
-            column.append(number)
+        digests += hashlib.blake2b(record.id.encode(), digest_size=_DIGEST_BYTES, key=key).digest()
         content.append(zlib.crc32(text, zlib.crc32(record.categories.encode())))
         line.append(record.line)
         used.append(len(ids) if name in archives else -1)
@@ -108,7 +106,7 @@ def scan(
     parts.append(_spool(batch, spool))
     spool.flush()
     lines, wanted = np.asarray(line, np.int64), np.asarray(used, np.int64)
-    hashes = np.asarray(order, np.uint64)
+    hashes, place, mix = np.frombuffer(digests, "<u8").reshape(-1, 3).T.astype(np.uint64)
     by_hash = np.lexsort((lines, np.asarray(content), hashes))
     repeated = np.zeros(len(by_hash), bool)
     repeated[1:] = hashes[by_hash[1:]] == hashes[by_hash[:-1]]
@@ -123,8 +121,8 @@ def scan(
         id=ids,
         archive=np.array(names, dtype=np.str_),
         line=lines[is_wanted],
-        place=np.asarray(place, np.uint64)[is_wanted] / 2.0**64,
-        mix=np.asarray(mix, np.uint64)[is_wanted] / 2.0**64,
+        place=place[is_wanted] / 2.0**64,
+        mix=mix[is_wanted] / 2.0**64,
         signature=np.concatenate(parts),
         ranked=ranked[ranked >= 0],
         offset=np.asarray(offset, np.int64),

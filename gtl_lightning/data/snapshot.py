@@ -25,6 +25,7 @@ FIELDS: Mapping[str, str] = {"id": "id", "title": "title", "categories": "catego
 MALFORMED, MISSING_FIELD, EMPTY_ABSTRACT = DAMAGE = ("malformed", "missing-field", "empty-abstract")
 
 _BUFFER = 1 << 20
+_decode = json.JSONDecoder().decode
 _LONGEST_LINE = 1 << 24
 _HOPELESS_LINES = 1000
 _PEEK = 100
@@ -191,7 +192,9 @@ def write_provenance(
 
 def _parse(number: int, line: bytes, names: Mapping[str, str]) -> Record | Problem:
     try:
-        value = json.loads(line)
+        # A brace before anything but a zero byte can only be UTF-8; `json.loads` would look for other encodings.
+        plain = line[:1] == b"{" and line[1:2] != b"\0"
+        value = _decode(line.decode("utf-8", "surrogatepass")) if plain else json.loads(line)
     except (ValueError, RecursionError):
         return Problem(number, MALFORMED, None)
     if not isinstance(value, dict):

@@ -22,7 +22,7 @@ from torch import Tensor
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, top_candidates
-from gtl_lightning.protocols import Denoiser, Factored, Known, TokenLogRatio, hidden_states
+from gtl_lightning.protocols import Denoiser, Hidden
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
@@ -121,7 +121,8 @@ def _log_prob_sums(
     """Float[1 + strengths, b] (double): sum over masked positions of log p at the true token, then of log p r^gamma."""
     row, position = (step.rank < step.masked[:, None]).nonzero(as_tuple=True)
     true_ids = step.x_0[row, position]
-    known, log_p_at = _slots(denoiser, step, row, position)
+    known = Hidden(step.x_t, step.t)
+    log_p_at = known.reader(denoiser, row, position)
     sums = torch.zeros(1 + len(strengths), len(step.x_0), dtype=torch.float64, device=row.device)
     # The positions with the lowest ranks are a uniform choice among the masked ones.
     token_level = guidance is None or not isinstance(guidance.ratio, SequenceRatio)
@@ -154,25 +155,13 @@ def _log_prob_sums(
     return sums
 
 
-def _slots(
-    network: Denoiser | TokenLogRatio, step: _Step, row: Tensor, position: Tensor, known: Known | None = None
-) -> tuple[Known, Callable[[slice | Tensor], Tensor]]:
-    """(what is then known, a function from a part of the slots to their Float[m,v]); one pass of the network."""
-    hidden = hidden_states(network, step.x_t, step.t, known)
-    if isinstance(network, Factored) and hidden is not None:
-        needed = hidden[row, position]
-        return (network, hidden), lambda part: network.decode(needed[part])
-    output = network(step.x_t, step.t)[row, position]
-    return (network, None), lambda part: output[part]
-
-
 def _scorer(
-    guidance: Guidance, step: _Step, row: Tensor, position: Tensor, known: Known
+    guidance: Guidance, step: _Step, row: Tensor, position: Tensor, known: Hidden
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]]:
     """(log_p Float[m,v], slots Long[m]) -> log_r, candidates and fill as `guided_log_prob_true` takes them."""
     ratio = guidance.ratio
     if not isinstance(ratio, SequenceRatio):
-        log_r_at = _slots(ratio.f, step, row, position, known)[1]
+        log_r_at = known.reader(ratio.f, row, position)
         return lambda log_p, at: (log_r_at(at).float(), None, None)
     own = ratio.f(step.x_t, step.t).float()
 

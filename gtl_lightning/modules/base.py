@@ -123,8 +123,12 @@ class TrainedModule(pl.LightningModule):
             UserError: it is NaN or infinite.
         """
         step = self.global_step
-        torch.manual_seed(mixed_seed(self.seed, step, 1))  # dropout
-        loss = self.loss(batch, self.generator(self.seed, step, 0))
+        # Parts of one step, here and in other processes, have noise of their own.
+        trainer = self.trainer
+        part = (batch_idx % trainer.accumulate_grad_batches) * trainer.world_size + trainer.global_rank
+        more = [part] if part else []
+        torch.manual_seed(mixed_seed(self.seed, step, 1, *more))  # dropout
+        loss = self.loss(batch, self.generator(self.seed, step, 0, *more))
         if not torch.isfinite(loss):
             raise UserError(
                 f"{type(self).__name__}: the loss became {loss.item()} at step {step}; the last good checkpoint is "
@@ -150,7 +154,8 @@ class TrainedModule(pl.LightningModule):
         Raises:
             UserError: it is NaN or infinite, or nothing was scored.
         """
-        total, count = self._total.tolist()
+        # One process's word: rounding apart, all have the same, and they must stop at the same check.
+        total, count = self.trainer.strategy.broadcast(self._total).tolist()
         score = total / count if count else math.nan
         if not math.isfinite(score):
             raise UserError(

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
 
 
+def _average(decay: float, means: list[Tensor], news: list[Tensor], updates: Tensor | int) -> None:
+    warm = (1 + float(updates)) / (10 + float(updates))
+    torch._foreach_lerp_(means, news, 1 - min(decay, warm))
+
+
 class Averaging(WeightAveraging):
     """Lightning's moving average of the weights (EMA) from step 0; validation sees the averaged weights.
 
@@ -34,11 +40,7 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def update(means: list[Tensor], news: list[Tensor], updates: Tensor | int) -> None:
-            warm = (1 + float(updates)) / (10 + float(updates))
-            torch._foreach_lerp_(means, news, 1 - min(decay, warm))
-
-        super().__init__(use_buffers=False, multi_avg_fn=update)
+        super().__init__(use_buffers=False, multi_avg_fn=partial(_average, decay))
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The averaged module's state, under the module's own names."""
@@ -106,7 +108,8 @@ class Keeper(Checkpoint):
         self.history.append({**row, "seconds": self.seconds})
         if score < self.best_score:
             self.best_score, self.best_step = score, step
-            self._keep_best(pl_module)
+            if trainer.is_global_zero:
+                self._keep_best(pl_module)
         self._keep_last(trainer)
         trainer.should_stop = trainer.should_stop or self.out_of_patience
 
@@ -118,7 +121,9 @@ class Keeper(Checkpoint):
     def _keep_last(self, trainer: pl.Trainer) -> None:
         temporary = self.state_dir / f".{LAST}.{os.getpid()}.tmp"
         try:
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary)  # all processes wait for the first, which writes
+            if not trainer.is_global_zero:
+                return
             last = self.state_dir / LAST
             if last.exists():
                 os.replace(last, self.state_dir / PREVIOUS)

@@ -37,7 +37,7 @@ def spread(values: Tensor, masked: Tensor) -> Tensor:
 class DenoiserModule(TrainedModule):
     """Minimises the NELBO of a `MaskedDenoiser` (MDLM; docs/method.md eq. 1); score: NELBO in nats per token.
 
-    Only the masked positions are projected to the vocabulary.
+    Only the masked positions are projected to the vocabulary, some at a time.
     """
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -50,7 +50,6 @@ class DenoiserModule(TrainedModule):
         network = cast(MaskedDenoiser, self.network)
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, network.config, self.schedule, generator)
-        log_p = network.decode(network.encode(x_t, t)[masked])
-        log_p_true = log_p.gather(-1, x_0[masked][:, None]).squeeze(-1)
+        log_p_true = network.log_prob(network.encode(x_t, t)[masked], x_0[masked])
         nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
         return nelbo.sum(), (x_0 != network.config.pad_index).sum()

@@ -61,6 +61,9 @@ def fit(
     seed: int = 0,
     logger: Any = None,
     accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
     progress: bool = True,
 ) -> FitResult:
     """Train until `steps` or until `patience` checks in a row brought nothing better; best weights end in the module.
@@ -82,6 +85,9 @@ def fit(
         seed: of noise and dropout.
         logger: a Lightning logger, or None.
         accelerator: Lightning's.
+        devices: processes that share each batch (DDP), one a GPU; the data module must come in parts for them.
+        strategy: Lightning's way to start them: "ddp_spawn", "ddp_fork", or "auto".
+        accumulate: batches of the data module that make one step.
         progress: show a bar or lines.
 
     Raises:
@@ -89,8 +95,11 @@ def fit(
             written.
         KeyboardInterrupt: Ctrl-C; the fit can be resumed.
     """
-    if min(steps, check_every, patience) < 1:
-        raise UserError(f"steps = {steps}, check_every = {check_every}, patience = {patience}; each must be at least 1")
+    if min(steps, check_every, patience, devices, accumulate) < 1:
+        raise UserError(
+            f"steps = {steps}, check_every = {check_every}, patience = {patience}, devices = {devices}, "
+            f"accumulate = {accumulate}; each must be at least 1"
+        )
     if not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay = {ema_decay}; it must be at least 0 and below 1")
     folder = Path(state_dir)
@@ -119,10 +128,13 @@ def fit(
             with _quiet(), torch.random.fork_rng():
                 trainer = pl.Trainer(
                     accelerator=accelerator,
-                    devices=1,
+                    devices=devices,
+                    strategy=("ddp_spawn" if devices > 1 else "auto") if strategy == "auto" else strategy,
+                    accumulate_grad_batches=accumulate,
+                    use_distributed_sampler=False,  # the data module cuts batches itself
                     precision=resolved,  # type: ignore[arg-type]  # Lightning's type is a Literal
                     max_epochs=checks,
-                    limit_train_batches=check_every,
+                    limit_train_batches=check_every * accumulate,
                     reload_dataloaders_every_n_epochs=1,
                     num_sanity_val_steps=0,
                     gradient_clip_val=module.optimiser.grad_clip,
@@ -135,6 +147,8 @@ def fit(
                     default_root_dir=folder,
                 )
                 _run(trainer, module, datamodule, resume)
+            if devices > 1:  # the processes are gone, and with them what their keepers knew
+                _resumable(folder, settings, keeper)
         result = FitResult(
             best_score=keeper.best_score,
             best_step=keeper.best_step,

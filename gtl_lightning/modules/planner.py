@@ -45,6 +45,6 @@ class PlannerModule(TrainedModule):
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
         denoiser = cast(MaskedDenoiser, self.denoiser.network)
         with torch.no_grad():
-            right = denoiser.decode(denoiser.encode(x_t, t)[masked]).argmax(-1) == x_0[masked]
+            right = denoiser.likeliest(denoiser.encode(x_t, t)[masked]) == x_0[masked]
         rho = self.network(x_t)[masked]
         return binary_cross_entropy_with_logits(rho, right.to(rho.dtype), reduction="sum"), masked.sum()

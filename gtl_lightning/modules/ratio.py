@@ -19,7 +19,7 @@ from gtl_lightning.gtl import (
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.modules.denoiser import noised, spread
-from gtl_lightning.networks import Frozen, MaskedDenoiser, OnDenoiser, SequenceRatioNetwork, TokenLevel
+from gtl_lightning.networks import Frozen, MaskedDenoiser, OnDenoiser, SequenceRatioNetwork, TokenLevel, in_parts
 from gtl_lightning.schedule import NoiseSchedule
 
 LOSSES = ("gkl", "bce", "log_mse")
@@ -186,39 +186,52 @@ class TokenRatioModule(TrainedModule):
             return zero, zero
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
         features = self._features(x_t, t)
-        log_p, g = self._log_p(features, masked), self.network.decode(self._hidden(x_t, t, features)[masked])
-        return self._guided_nelbo(log_p, g, x_0, t, masked), (x_0 != self.network.config.pad_index).sum()
+        log_guided, _ = self._normalised(self._hidden(x_t, t, features)[masked], features[masked], x_0[masked])
+        return self._guided_nelbo(log_guided, t, masked), (x_0 != self.network.config.pad_index).sum()
 
     def _target_terms(self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
-        log_p, g = self._log_p(features, masked), self.network.decode(h[masked])
+        log_guided, log_r = self._normalised(h[masked], features[masked], x_0[masked])
         total = torch.zeros((), device=x_0.device)
         if self.nll_weight > 0:
             tokens = (x_0 != self.network.config.pad_index).sum()
-            total = total + self.nll_weight * self._guided_nelbo(log_p, g, x_0, t, masked) / tokens
+            total = total + self.nll_weight * self._guided_nelbo(log_guided, t, masked) / tokens
         if self.martingale_weight > 0:
-            total = total + self.martingale_weight * self._martingale(log_p, g, masked)
+            total = total + self.martingale_weight * self._martingale(log_r, masked)
         return total
 
-    def _guided_nelbo(self, log_p: Tensor, g: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
-        log_guided = guided_log_prob_true(log_p, g, x_0[masked])
+    def _normalised(self, h: Tensor, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of m positions: log of the guided probability of the true token, and logsumexp_v(log p + g), Float[m] each.
+
+        What takes the whole vocabulary is done for some positions at a time (`networks.in_parts`).
+        """
+
+        def both(h: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
+            with torch.no_grad():
+                log_p = self._denoiser.decode(features)
+            g = self.network.decode(h)
+            guided = guided_log_prob_true(log_p, g, tokens)
+            # Eq. 6 is paid for only where it is asked for.
+            log_r = torch.logsumexp(log_p + g, dim=-1) if self.martingale_weight > 0 else torch.zeros_like(guided)
+            return torch.stack([guided, log_r], dim=-1)
+
+        log_guided, log_r = in_parts(both, self.network.config.vocab_size, h, features, tokens).unbind(-1)
+        return log_guided, log_r
+
+    def _guided_nelbo(self, log_guided: Tensor, t: Tensor, masked: Tensor) -> Tensor:
         return nelbo_terms(spread(log_guided, masked), masked, t, self.schedule).sum()
 
-    def _martingale(self, log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
+    def _martingale(self, log_r: Tensor, masked: Tensor) -> Tensor:
         """Mean over examples of eq. 6's penalty, from the masked positions only.
 
         The penalty reads whole rows of vocabulary; one stand-in token with log p = 0 that carries the position's
         logsumexp gives the same number without Float[b,l,v].
         """
-        log_r = spread(torch.logsumexp(log_p + g, dim=-1), masked)[..., None]
-        return martingale_penalty(torch.zeros_like(log_r), log_r, masked).mean()
+        stand_in = spread(log_r, masked)[..., None]
+        return martingale_penalty(torch.zeros_like(stand_in), stand_in, masked).mean()
 
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
             return self._denoiser.encode(x_t, t)
-
-    def _log_p(self, features: Tensor, masked: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._denoiser.decode(features[masked])
 
     def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
         if isinstance(self.network, OnDenoiser):

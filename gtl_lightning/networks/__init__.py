@@ -10,6 +10,7 @@ from gtl_lightning.networks.heads import (
     UniformDenoiser,
     copy_of,
 )
+from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.ratios import (
     DifferenceTokenRatio,
     FeatureTokenRatio,
@@ -36,6 +37,7 @@ __all__ = [
     "TokenRatioNetwork",
     "UniformDenoiser",
     "copy_of",
+    "in_parts",
     "load_network",
     "read_meta",
     "save_network",

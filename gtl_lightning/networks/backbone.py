@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.protocols import Cache
 
+Kept = tuple[Tensor, Tensor]
+"""Keys, rotated, and values of one block: Float[b,h,l,head] each."""
 FREQUENCIES = 256
 """Sinusoids in the embedding of t."""
 NO_PAD = -1
@@ -117,6 +120,23 @@ class Modulation(nn.Module):
         return self.project(cond)[:, None].chunk(self.parts, dim=-1)
 
 
+@dataclass(frozen=True)
+class View:
+    """What attention is told of the positions it is given.
+
+    Attributes:
+        rotary: Float[2,w,head/2], cosines and sines of their angles.
+        mask: Bool, broadcastable to [b,1,w,l], True = attend; None attends everywhere.
+        causal: a position attends to those up to itself.
+        start: the first of them.
+    """
+
+    rotary: Tensor
+    mask: Tensor | None
+    causal: bool
+    start: int
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with rotary positions."""
 
@@ -126,12 +146,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Float[b,l,d] -> Float[b,l,d]; `rotary` Float[2,l,head/2] holds cosines and sines, `mask` is True = attend."""
+    def forward(self, x: Tensor, view: View, kept: Kept | None = None) -> tuple[Tensor, Kept]:
+        """Float[b,w,d] -> Float[b,w,d] and the keys and values attended to.
+
+        Without `kept` these are x's own; with it x renews its part of them, in place, and attends to the whole.
+        """
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(_rotate(q, rotary), _rotate(k, rotary), v, attn_mask=mask, is_causal=causal)
-        return self.out(h.transpose(1, 2).reshape(batch, length, width))
+        q, k = _rotate(q, view.rotary), _rotate(k, view.rotary)
+        if kept is not None:
+            for whole, part in zip(kept, (k, v), strict=True):
+                whole[:, :, view.start : view.start + length] = part
+            k, v = kept
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
+        return self.out(h.transpose(1, 2).reshape(batch, length, width)), (k, v)
 
 
 class Block(nn.Module):
@@ -148,15 +176,16 @@ class Block(nn.Module):
         self.modulation = None if plain else Modulation(config, parts=6)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, cond: Tensor | None, rotary: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Float[b,l,d] -> Float[b,l,d]."""
+    def forward(self, x: Tensor, cond: Tensor | None, view: View, kept: Kept | None = None) -> tuple[Tensor, Kept]:
+        """Float[b,w,d] -> Float[b,w,d] and the attention's keys and values."""
         if self.modulation is None or cond is None:
-            x = x + self._drop(self.attention(self.attention_norm(x), rotary, mask, causal))
-            return x + self._drop(self._mlp(self.mlp_norm(x)))
+            h, kept = self.attention(self.attention_norm(x), view, kept)
+            x = x + self._drop(h)
+            return x + self._drop(self._mlp(self.mlp_norm(x))), kept
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(cond)
-        h = self.attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self._drop(self.attention(h, rotary, mask, causal))
-        return x + mlp_gate * self._drop(self._mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift))
+        h, kept = self.attention(self.attention_norm(x) * (1 + scale) + shift, view, kept)
+        x = x + gate * self._drop(h)
+        return x + mlp_gate * self._drop(self._mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)), kept
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -166,9 +195,14 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Token ids and noise level to hidden states."""
+    """Token ids and noise level to hidden states.
+
+    Attributes:
+        padded: whether inputs hold padding; None looks at each.
+    """
 
     rotary: Tensor
+    padded: bool | None = None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -197,25 +231,56 @@ class Backbone(nn.Module):
         Raises:
             UserError: the sequence is longer than the network's length.
         """
-        length = x_t.shape[1]
-        if length > self.config.length:
-            raise UserError(f"sequences of {length} tokens; this network was made for length = {self.config.length}")
+        return self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)[0]
+
+    def remember(self, x_t: Tensor, t: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """`forward`, and the keys and values of every block in turn, each Float[b,h,l,head]."""
+        hidden, cache = self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)
+        return hidden, [part.contiguous() for part in cache]
+
+    def recompute(self, x_t: Tensor, t: Tensor | None, start: int, stop: int, cache: Cache) -> Tensor:
+        """Float[b,stop-start,d] of the window alone; elsewhere keys and values stay as the cache has them.
+
+        Args:
+            x_t: Long[b,l], all positions.
+            t: Float[b].
+            start: first position of the window.
+            stop: the position after its last.
+            cache: what `remember` gave for these rows; renewed inside the window, in place.
+
+        Raises:
+            ValueError: a causal network, which nothing recomputes.
+        """
+        if self.config.causal:
+            raise ValueError("a causal network has no window to recompute")
+        return self._run(x_t, t, self._view(x_t, start, stop), cache)[0]
+
+    def _run(self, x_t: Tensor, t: Tensor | None, view: View, cache: Cache | None) -> tuple[Tensor, Cache]:
         cond = None
         if self.time is not None:
             if t is None:
                 raise ValueError("this network is conditioned on t: pass the noise level, Float[b]")
             cond = self.time(t)
-        mask, causal = self._attention_mask(x_t)
-        rotary = self.rotary[:, :length]
-        x = self.embedding(x_t)
-        x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
-        for block in self.blocks:
-            x = block(x, cond, rotary, mask, causal)
+        x = self.embedding(x_t[:, view.start : view.start + view.rotary.shape[1]])
+        if view.start == 0:
+            x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
+        used: Cache = []
+        for index, block in enumerate(self.blocks):
+            x, kept = block(x, cond, view, None if cache is None else (cache[2 * index], cache[2 * index + 1]))
+            used += kept
         x = self.norm(x)
         if self.modulation is not None and cond is not None:
             shift, scale = self.modulation(cond)
             x = x * (1 + scale) + shift
-        return x
+        return x, used
+
+    def _view(self, x_t: Tensor, start: int, stop: int) -> View:
+        if x_t.shape[1] > self.config.length:
+            raise UserError(
+                f"sequences of {x_t.shape[1]} tokens; this network was made for length = {self.config.length}"
+            )
+        mask, causal = self._attention_mask(x_t)
+        return View(self.rotary[:, start:stop], mask, causal, start)
 
     def warm_start(self, other: Backbone) -> None:
         """Copy the embedding, time embedding, first blocks and last norm of a backbone of the same width.
@@ -237,10 +302,10 @@ class Backbone(nn.Module):
 
     def _attention_mask(self, x_t: Tensor) -> tuple[Tensor | None, bool]:
         """Bool[b,1,1 or l,l] (True = attend) and whether SDPA's own causal mask does; None when nothing is padded."""
-        if self.config.pad_index == NO_PAD:
+        if self.config.pad_index == NO_PAD or self.padded is False or x_t.device.type == "meta":
             return None, self.config.causal
         valid = x_t != self.config.pad_index
-        if x_t.device.type == "meta" or bool(valid.all()):
+        if self.padded is None and bool(valid.all()):
             return None, self.config.causal
         mask = valid[:, None, None, :]
         if not self.config.causal:
@@ -249,6 +314,23 @@ class Backbone(nn.Module):
         length = x_t.shape[1]
         square = torch.ones(length, length, dtype=torch.bool, device=x_t.device)
         return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=x_t.device), False
+
+
+class PaddingOnce(nn.Module):
+    """A network whose backbones can be told once whether a run of inputs is padded."""
+
+    @contextmanager
+    def padding_of(self, x_t: Tensor) -> Iterator[None]:
+        """As `protocols.Padded` has it."""
+        backbones = [module for module in self.modules() if isinstance(module, Backbone)]
+        before = [backbone.padded for backbone in backbones]
+        try:
+            for backbone in backbones:
+                backbone.padded = bool((x_t == backbone.config.pad_index).any())
+            yield
+        finally:
+            for backbone, value in zip(backbones, before, strict=True):
+                backbone.padded = value
 
 
 def _rotary_table(length: int, head: int) -> Tensor:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtl_lightning.networks.backbone import Backbone, BackboneConfig
+from gtl_lightning.networks.backbone import Backbone, BackboneConfig, PaddingOnce
+from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.store import register
+from gtl_lightning.protocols import Cache
 
 
 class Frozen:
@@ -30,7 +32,7 @@ class Frozen:
 
 
 @register
-class MaskedDenoiser(nn.Module):
+class MaskedDenoiser(PaddingOnce):
     """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -47,11 +49,34 @@ class MaskedDenoiser(nn.Module):
         """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
         return self.backbone(x_t, t)
 
+    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
+        """`encode`, and every block's keys and values."""
+        return self.backbone.remember(x_t, t)
+
+    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
+        """Float[b,stop-start,d] of a window, as `Backbone.recompute`."""
+        return self.backbone.recompute(x_t, t, start, stop, cache)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids, mask and pad included."""
+        return self.config.vocab_size
+
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the clean token, Float[...,v] in fp32; -inf at mask and pad."""
         logits = self.output(h).float()
-        logits[..., self.config.specials] = float("-inf")
+        # One index at a time: a list of them would travel to the device at every call.
+        for index in self.config.specials:
+            logits[..., index] = float("-inf")
         return F.log_softmax(logits, dim=-1)
+
+    def log_prob(self, h: Tensor, tokens: Tensor) -> Tensor:
+        """Float[m,d], Long[m] -> Float[m]: `decode` at one token a position, the vocabulary in parts."""
+        return in_parts(lambda h, tokens: _at(self.decode(h), tokens), self.vocab_size, h, tokens)
+
+    def likeliest(self, h: Tensor) -> Tensor:
+        """Float[m,d] -> Long[m]: the most likely tokens, the vocabulary in parts."""
+        return in_parts(lambda h: self.decode(h).argmax(-1), self.vocab_size, h)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
@@ -70,7 +95,7 @@ class MaskedDenoiser(nn.Module):
 
 
 @register
-class SequenceRatioNetwork(nn.Module):
+class SequenceRatioNetwork(PaddingOnce):
     """f(x_t, t) = log r_t of a whole sequence, or the logit of P(target | x_t): both have the target positive.
 
     Hidden states are pooled by learned attention over the tokens that are no padding; it starts as their plain mean,
@@ -105,7 +130,7 @@ class UniformDenoiser(MaskedDenoiser):
 
 
 @register
-class PositionNetwork(nn.Module):
+class PositionNetwork(PaddingOnce):
     """rho(z_t) in R^L, the planner: how sure the denoiser's best token is at a masked position (docs/method.md 2.3)."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -141,15 +166,31 @@ class CausalLM(nn.Module):
 
     def forward(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
+        return self.decode(self.encode(x_0))
+
+    def encode(self, x_0: Tensor) -> Tensor:
+        """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it."""
         start = torch.full_like(x_0[:, :1], self.config.mask_index)
-        logits = self.output(self.backbone(torch.cat([start, x_0[:, :-1]], dim=1))).float()
-        logits[..., self.config.specials] = float("-inf")
+        return self.backbone(torch.cat([start, x_0[:, :-1]], dim=1))
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Float[...,d] -> Float[...,v]."""
+        logits = self.output(h).float()
+        for index in self.config.specials:
+            logits[..., index] = float("-inf")
         return F.log_softmax(logits, dim=-1)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads."""
         valid = x_0 != self.config.pad_index
-        return self(x_0).gather(-1, x_0[..., None]).squeeze(-1).where(valid, torch.zeros((), device=x_0.device))
+        h, size = self.encode(x_0)[valid], self.config.vocab_size
+        values = in_parts(lambda h, tokens: _at(self.decode(h), tokens), size, h, x_0[valid])
+        return torch.zeros(x_0.shape, dtype=values.dtype, device=x_0.device).masked_scatter(valid, values)
+
+
+def _at(values: Tensor, tokens: Tensor) -> Tensor:
+    """Float[m,v], Long[m] -> Float[m]."""
+    return values.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def copy_of(network: nn.Module) -> nn.Module:

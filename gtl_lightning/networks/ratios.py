@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.backbone import Backbone, BackboneConfig
+from gtl_lightning.networks.backbone import Backbone, BackboneConfig, PaddingOnce
 from gtl_lightning.networks.heads import Frozen, MaskedDenoiser, zeroed
 from gtl_lightning.networks.store import build, describe, register
+from gtl_lightning.protocols import Cache
 
 
-class TokenLevel(nn.Module, ABC):
+class TokenLevel(PaddingOnce, ABC):
     """A token-level log-ratio in two parts."""
 
     config: BackboneConfig
@@ -31,9 +32,22 @@ class TokenLevel(nn.Module, ABC):
     def hidden_size(self) -> int:
         """Size of what `encode` returns at a position."""
 
+    @property
+    @abstractmethod
+    def cache_size(self) -> int:
+        """Tensors that `remember` leaves behind."""
+
     @abstractmethod
     def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,l,hidden_size]."""
+
+    @abstractmethod
+    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
+        """`encode`, and every block's keys and values."""
+
+    @abstractmethod
+    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
+        """Float[b,stop-start,hidden_size] of a window, as `Backbone.recompute`."""
 
     @abstractmethod
     def decode(self, h: Tensor) -> Tensor:
@@ -79,9 +93,22 @@ class TokenRatioNetwork(TokenLevel):
         """The encoder's width."""
         return self.config.width
 
+    @property
+    def cache_size(self) -> int:
+        """Keys and values of every block."""
+        return 2 * self.config.depth
+
     def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
         return self.backbone(x_t, t)
+
+    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
+        """`encode`, and every block's keys and values."""
+        return self.backbone.remember(x_t, t)
+
+    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
+        """Float[b,stop-start,d] of a window, as `Backbone.recompute`."""
+        return self.backbone.recompute(x_t, t, start, stop, cache)
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> Float[...,v] in fp32."""
@@ -110,7 +137,16 @@ class OnDenoiser(TokenLevel):
         """The frozen denoiser that is read."""
         return cast(MaskedDenoiser, self._denoiser.network)
 
+    @property
     @abstractmethod
+    def second(self) -> Backbone | None:
+        """The encoder that runs beside the frozen one."""
+
+    @property
+    def cache_size(self) -> int:
+        """Tensors that `remember` leaves behind when the features are at hand."""
+        return 2 * self.second.config.depth if self.second is not None else 0
+
     def encode(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,hidden_size].
 
@@ -119,6 +155,28 @@ class OnDenoiser(TokenLevel):
             t: noise level.
             features: `denoiser.encode(x_t, t)`, when it is at hand.
         """
+        features = self._features(x_t, t, features)
+        return _beside(features, None if self.second is None else self.second(x_t, t))
+
+    def remember(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """`encode`, and the keys and values of what was run: the second encoder's, then the frozen one's."""
+        hidden, cache = (None, []) if self.second is None else self.second.remember(x_t, t)
+        if features is None:
+            with torch.no_grad():
+                features, frozen = self.denoiser.remember(x_t, t)
+            cache = cache + frozen
+        return _beside(features, hidden), cache
+
+    def recompute(
+        self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache, features: Tensor | None = None
+    ) -> Tensor:
+        """Float[b,stop-start,hidden_size] of a window, as `Backbone.recompute`; `features` are the window's."""
+        size = self.cache_size
+        if features is None:
+            with torch.no_grad():
+                features = self.denoiser.recompute(x_t, t, start, stop, cache[size:])
+        second = self.second
+        return _beside(features, None if second is None else second.recompute(x_t, t, start, stop, cache[:size]))
 
     def settings(self) -> dict[str, Any]:
         """Arguments beside the denoiser that make a network of this shape, JSON-able."""
@@ -186,10 +244,10 @@ class FeatureTokenRatio(OnDenoiser):
         """The denoiser's width, and the own encoder's."""
         return self.config.width + (self.own_config.width if self.own_config else 0)
 
-    def encode(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> Tensor:
-        """Long[b,l], Float[b] -> Float[b,l,d (+ own width)]; `features` as in `OnDenoiser.encode`."""
-        features = self._features(x_t, t, features)
-        return features if self.own is None else torch.cat([features, self.own(x_t, t).to(features.dtype)], dim=-1)
+    @property
+    def second(self) -> Backbone | None:
+        """The encoder of its own."""
+        return self.own
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., d (+ own width)] -> Float[...,v] in fp32."""
@@ -234,10 +292,10 @@ class DifferenceTokenRatio(OnDenoiser):
         """Twice the denoiser's width."""
         return 2 * self.config.width
 
-    def encode(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> Tensor:
-        """Long[b,l], Float[b] -> Float[b,l,2d]; `features` as in `OnDenoiser.encode`."""
-        features = self._features(x_t, t, features)
-        return torch.cat([features, self.shifted.encode(x_t, t).to(features.dtype)], dim=-1)
+    @property
+    def second(self) -> Backbone:
+        """The copy's encoder."""
+        return self.shifted.backbone
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,2d] -> Float[...,v] in fp32."""
@@ -259,7 +317,7 @@ class DifferenceTokenRatio(OnDenoiser):
 
 
 @register
-class RatioEnsemble(nn.Module):
+class RatioEnsemble(PaddingOnce):
     """The mean of several members' log-ratios: one ratio again, of lower variance.
 
     Token-level members keep the factored protocol; sequence-level members are called. Members that read the same
@@ -299,6 +357,38 @@ class RatioEnsemble(nn.Module):
         ]
         return torch.cat(hidden, dim=-1)
 
+    def remember(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """`encode`, and the caches of the members in turn, the denoiser's last if it had to run."""
+        frozen: Cache = []
+        if features is None and self.denoiser is not None:
+            with torch.no_grad():
+                features, frozen = self.denoiser.remember(x_t, t)
+        parts = [
+            member.remember(x_t, t, features) if isinstance(member, OnDenoiser) else member.remember(x_t, t)
+            for member in self._token_level()
+        ]
+        return torch.cat([hidden for hidden, _ in parts], dim=-1), [
+            kept for _, cache in parts for kept in cache
+        ] + frozen
+
+    def recompute(
+        self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache, features: Tensor | None = None
+    ) -> Tensor:
+        """Float[b,stop-start, sum of hidden sizes] of a window; `features` are the window's."""
+        members = self._token_level()
+        sizes = [member.cache_size for member in members]
+        if features is None and self.denoiser is not None:
+            with torch.no_grad():
+                features = self.denoiser.recompute(x_t, t, start, stop, cache[sum(sizes) :])
+        hidden, done = [], 0
+        for member, size in zip(members, sizes, strict=True):
+            own, done = cache[done : done + size], done + size
+            if isinstance(member, OnDenoiser):
+                hidden.append(member.recompute(x_t, t, start, stop, own, features))
+            else:
+                hidden.append(member.recompute(x_t, t, start, stop, own))
+        return torch.cat(hidden, dim=-1)
+
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., sum of hidden sizes] -> mean log r, Float[...,v] in fp32."""
         members = self._token_level()
@@ -316,6 +406,11 @@ class RatioEnsemble(nn.Module):
 
     def _token_level(self) -> list[TokenLevel]:
         return [cast(TokenLevel, member) for member in self.members]
+
+
+def _beside(features: Tensor, hidden: Tensor | None) -> Tensor:
+    """Float[...,d] with another encoder's states behind them."""
+    return features if hidden is None else torch.cat([features, hidden.to(features.dtype)], dim=-1)
 
 
 def _logit_at(output: nn.Linear, h: Tensor, tokens: Tensor) -> Tensor:

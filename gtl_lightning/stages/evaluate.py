@@ -150,6 +150,11 @@ def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[f
     )
 
 
+def selected_gamma(params: Params, sampler: Sampler, val: TokenDataset) -> float:
+    """The gamma that the validation NELBO chooses for a cell with a ratio."""
+    return _choice(params, sampler, val, params.sampling.gammas).gamma
+
+
 def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
     """Held-out texts and their noise; few texts are drawn more often, as in training."""
     tokens = list(val.subset(min(len(val), params.evaluation.val_examples)))

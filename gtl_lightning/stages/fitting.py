@@ -147,6 +147,9 @@ def _fit_tracked(
             seed=cell.seed if seed is None else seed,
             logger=run.lightning_logger(),
             accelerator=params.machine.accelerator,
+            devices=params.machine.devices,
+            strategy=params.machine.strategy,
+            accumulate=params.machine.accumulate,
         )
         run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
     log.info(
@@ -209,7 +212,13 @@ def texts_of(
 
     val = val.subset(min(len(val), params.train.val_examples))
     return TextDataModule(
-        train, val, batch=training.batch, steps_per_epoch=training.check_every, seed=seed, pad_index=corpus.pad_index
+        train,
+        val,
+        batch=training.batch,
+        steps_per_epoch=training.check_every,
+        seed=seed,
+        pad_index=corpus.pad_index,
+        parts=params.machine.devices * params.machine.accumulate,
     )
 
 
@@ -230,4 +239,5 @@ def domains_of(
         steps_per_epoch=training.check_every,
         seed=seed,
         pad_index=corpus.pad_index,
+        parts=params.machine.devices * params.machine.accumulate,
     )

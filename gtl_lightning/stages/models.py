@@ -102,12 +102,15 @@ class Sampler:
         """
         import torch
 
+        from gtl_lightning.reuse import Blocks
         from gtl_lightning.sampling import sample
         from gtl_lightning.schedule import schedule
 
         self._check(lengths, prompt)
         generator = torch.Generator(self.device).manual_seed(seed)
         planner = _planner(params, self.device, self.root)
+        block = params.sampling.block
+        blocks = Blocks(block, margin=params.sampling.block_margin) if block else None
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         counts = Counter(lengths)
         drawn: list[Tensor] = []
@@ -126,6 +129,7 @@ class Sampler:
                     guidance=guidance,
                     planner=planner,
                     positions_per_step=params.sampling.positions_per_step,
+                    blocks=blocks,
                     planner_temperature=params.sampling.planner_temperature,
                     temperature=params.sampling.temperature,
                     top_p=params.sampling.top_p,

@@ -223,3 +223,25 @@ def test_a_run_resumed_at_an_epoch_sees_the_same_batches(tmp_path: Path) -> None
     assert len(whole.seen) == 40
     assert first.seen + second.seen == whole.seen
     assert whole.seen[:10] != whole.seen[10:20]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_hold_its_examples_and_processes_share_them(parts: int) -> None:
+    """Every step's examples are those of the whole batch, both domains in each part, whatever the number of parts."""
+    whole = domain_module(50, 30).epoch_batches(0)
+    ranks = [whole.in_parts(parts, rank, 2) for rank in range(2)]
+    mine = parts // 2
+    for step, batch in enumerate(whole):
+        pieces = [rank[step * mine + i] for rank in ranks for i in range(mine)]
+        assert all(len(piece["x_0"]) == 8 // parts for piece in pieces)
+        assert all(piece["is_target"].any() and not piece["is_target"].all() for piece in pieces)
+        found = Counter(tuple(row) for piece in pieces for row in ragged(piece["x_0"]))
+        assert found == Counter(tuple(row) for row in ragged(batch["x_0"]))
+    module = TextDataModule(dataset(9), dataset(3), batch=8, steps_per_epoch=3, seed=0, pad_index=PAD, parts=parts)
+    assert len(module.train_dataloader()) == 3 * parts
+    assert len(module.val_dataloader()) == 1
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused() -> None:
+    with pytest.raises(UserError, match="batch = 8 does not divide into 3 parts"):
+        TextDataModule(dataset(9), dataset(3), batch=8, steps_per_epoch=3, seed=0, pad_index=PAD, parts=3)

@@ -328,3 +328,46 @@ def test_auto_precision_takes_bf16_where_it_pays(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert fitting.resolve_precision("auto", 8) == "bf16-mixed"
     assert fitting.resolve_precision("auto", 8, accelerator="cpu") == "32-true"
+
+
+class Parted(Counting):
+    """The same batches, each in two parts; a process gets its own."""
+
+    def train_dataloader(self):
+        whole = super().train_dataloader().dataset
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        parts = [
+            {key: value[i::2] for key, value in whole[index].items()} for index in range(len(whole)) for i in (0, 1)
+        ]
+        return torch.utils.data.DataLoader(parts[rank::world], batch_size=None)
+
+
+def test_accumulated_parts_make_the_steps_of_whole_batches(tmp_path):
+    """As many steps, checks and rates; the parts have noise of their own, so that scores agree as runs do."""
+    seen = []
+
+    class Watching(DenoiserModule):
+        def loss(self, batch, generator):
+            if self.training:
+                seen.append((self.global_step, len(batch["x_0"]), generator.initial_seed()))
+            return super().loss(batch, generator)
+
+    whole = run(module(), tmp_path / "whole")
+    parts = run(module(Watching), tmp_path / "parts", data=Parted(5), accumulate=2)
+    assert parts.steps == whole.steps
+    assert [step for step, _, _ in seen[:4]] == [0, 0, 1, 1]
+    assert {size for _, size, _ in seen} == {8}
+    assert len({seed for _, _, seed in seen}) == len(seen)
+    assert abs(parts.best_score - whole.best_score) < 0.25 * whole.history[0]["score"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_batch(tmp_path):
+    """DDP on two processes of the CPU: one run's files, the steps of whole batches, and the best weights come back."""
+    trained = module()
+    result = run(trained, tmp_path / "ddp", data=Parted(5), devices=2, steps=10, progress=False)
+    assert [row["step"] for row in result.history] == [5, 10]
+    assert result.best_score == min(row["score"] for row in result.history)
+    again = module()
+    assert run(again, tmp_path / "ddp", data=Parted(5), devices=2, steps=10, progress=False) == result
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))

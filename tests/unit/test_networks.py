@@ -459,3 +459,35 @@ def test_importing_networks_is_light():
     code = "import sys, gtl_lightning.networks; print([m for m in ('pytorch_lightning', 'peft') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_projections_in_parts_are_the_whole_ones(monkeypatch):
+    """Values and gradients; parts of two positions each, so that recomputation and joining are used."""
+    from gtl_lightning.networks import projection
+
+    denoiser, causal = make(MaskedDenoiser), make(CausalLM)
+    x, t = noisy()
+    x_0 = torch.where(x == MASK, 3, x)
+
+    def results():
+        values, gradients = [], []
+        h = denoiser.encode(x, t).reshape(-1, CONFIG.width)
+        for network, value in ((denoiser, denoiser.log_prob(h, x_0.flatten())), (causal, causal.log_prob(x_0))):
+            network.zero_grad()
+            value.sum().backward()
+            values.append(value.detach())
+            gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        with torch.no_grad():
+            values += [denoiser.log_prob(h, x_0.flatten()), denoiser.likeliest(h)]
+        return values, gradients
+
+    whole, whole_gradients = results()
+    assert torch.allclose(whole[0], denoiser.decode(denoiser.encode(x, t)).gather(-1, x_0[..., None]).flatten())
+    monkeypatch.setattr(projection, "ELEMENTS", 2 * V)
+    parts, gradients = results()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, parts, strict=True))
+    for mine, theirs in zip(gradients, whole_gradients, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, theirs, strict=True))
+    sizes = []
+    projection.in_parts(lambda rows: sizes.append(len(rows)) or rows.sum(-1), V, torch.zeros(5, 3))
+    assert sizes == [2, 2, 1]

@@ -1,0 +1,114 @@
+"""`gtl bench`: how fast sampling and training are on this machine, as rows, a table and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gtl_lightning.config import Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import read_json, write_json, write_text
+from gtl_lightning.stages.common import REPORTS, device_of, log
+
+ROWS = REPORTS / "bench.json"
+PAGE = Path("docs/benchmarks.md")
+GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "candidates", "counted", "training")
+"""What is measured together: what the sampler's cases vary, and training."""
+
+
+def bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
+    """Measure, then write reports/bench.json, docs/benchmarks.md and its figure.
+
+    Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles, and of groups that
+    were not asked for, stay: the page shows all that were measured.
+
+    Args:
+        params: sizes and cases; nothing is read from disk.
+        command: what was asked for, for the page.
+        only: groups to measure; all if empty.
+
+    Raises:
+        UserError: a case that does not fit the networks, an unknown group, an unwritable folder.
+    """
+    if unknown := sorted(set(only) - set(GROUPS)):
+        raise UserError(f"--only {unknown[0]} is no group of benchmarks; choose some of {', '.join(GROUPS)}")
+    _check(params)
+    for group, rows in _measure(params, command, only or GROUPS):
+        others = [row for row in measured() if (row["profile"], row["group"]) != (params.profile, group)]
+        write_json(ROWS, [*others, *({"profile": params.profile, **row} for row in rows)])
+        write_page()
+    log.info("benchmarks: %s and %s", PAGE, ROWS)
+
+
+def measured() -> list[dict[str, Any]]:
+    """The rows of reports/bench.json."""
+    return list(read_json(ROWS)) if ROWS.exists() else []
+
+
+def write_page() -> None:
+    """docs/benchmarks.md and its figures from the rows."""
+    from gtl_lightning.report.benchmarks import benchmark_page, benchmark_panels, quality_panels
+    from gtl_lightning.report.figures import save_figure
+
+    rows, figures = measured(), []
+    for name, panels in (("benchmarks", benchmark_panels(rows)), ("speed-quality", quality_panels(rows))):
+        if panels:
+            save_figure(PAGE.parent / "figures", name, panels)
+            figures.append(name)
+    write_text(PAGE, benchmark_page(rows, figures))
+
+
+def _measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(group, its rows): the machine, then in the order of `GROUPS`, then what is derived."""
+    import datetime
+
+    import torch
+
+    from gtl_lightning.evaluation.speed import hardware, matrix_rate
+    from gtl_lightning.stages.bench_sampling import Bench, growth_rows
+    from gtl_lightning.stages.bench_training import PRECISIONS, training_rows
+
+    device = device_of(params)
+    subject = Bench(params, device)
+    size, rounds = params.bench.matrix, 2 * params.bench.rounds
+    rates = {name: matrix_rate(device, dtype, size, rounds) for name, dtype in PRECISIONS.items()}
+    machine = {
+        "part": "machine",
+        "group": "machine",
+        "hardware": hardware(device),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "torch": torch.__version__,
+        "command": command,
+        "gflops_fp32": rates["32-true"] / 1e9,
+        "gflops_bf16": rates["bf16-mixed"] / 1e9,
+        "denoiser_parameters": sum(weight.numel() for weight in subject.denoiser.parameters()),
+        "ratio_parameters": sum(weight.numel() for weight in subject.ratios["token"].parameters()),
+        "vocab_size": subject.vocab_size,
+    }
+    yield "machine", [machine]
+    cases = list(subject.cases())
+    for group in (name for name in GROUPS if name in groups):
+        if group == "training":
+            yield group, training_rows(subject)
+        elif group == "counted":
+            yield group, [subject.counted()]
+        else:
+            rows = [row for name, together in cases if name == group for row in subject.rows(group, together)]
+            for row in rows:
+                log.info("%s: %s batch %d, %.4f s", group, row["guidance"], row["batch"], row["seconds_per_step"])
+            yield group, rows
+    yield "growth", growth_rows([row for row in measured() if row["profile"] == params.profile])
+
+
+def _check(params: Params) -> None:
+    """Raise UserError for cases that cannot be."""
+    settings, length = params.bench, params.tokenizer.length
+    shortest = min(*settings.lengths, length)
+    if max(settings.positions_per_step) > length:
+        raise UserError(
+            f"bench.positions_per_step = {max(settings.positions_per_step)} exceeds tokenizer.length = {length}; "
+            "lower it"
+        )
+    if settings.blocks and max(settings.blocks) > shortest:
+        raise UserError(f"bench.blocks = {max(settings.blocks)} exceeds the shortest text of {shortest}; lower it")

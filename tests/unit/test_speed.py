@@ -1,0 +1,210 @@
+"""What benchmarks are made of: timers, counters, fits; and that the stage leaves its rows and page."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gtl_lightning.config import Params, configure, validate
+from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.plain import plain_sample
+from gtl_lightning.evaluation.speed import (
+    Times,
+    flops,
+    growth,
+    matrix_rate,
+    paired,
+    peak_memory,
+    quartiles,
+    share_of_rate,
+)
+from gtl_lightning.report.benchmarks import benchmark_page, benchmark_panels, quality_panels
+from gtl_lightning.stages.bench import GROUPS, _check, bench
+from gtl_lightning.stages.bench_sampling import MASK, Bench, Case
+from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
+
+CPU = torch.device("cpu")
+
+
+def tiny(**changes: object) -> Params:
+    values = Params().model_dump(mode="json")
+    for network in values["networks"].values():
+        network |= {"width": 16, "depth": 1, "heads": 2}
+    values["tokenizer"] |= {"vocab_size": 40, "length": 12}
+    values["bench"] |= {
+        "batches": [1, 2],
+        "lengths": [6, 12],
+        "n_ratios": [2, 8],
+        "positions_per_step": [1, 4],
+        "blocks": [4],
+        "candidates": 3,
+        "steps": 2,
+        "rounds": 3,
+        "seconds": 0.01,
+        "train_batch": 4,
+        "matrix": 32,
+        **changes,
+    }
+    return validate(values, "test")
+
+
+def test_paired_calls_alternate_and_ratios_are_taken_within_a_round() -> None:
+    order: list[str] = []
+    times = paired({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    assert order == ["a", "b"] * 4
+    assert len(times["a"].seconds) == 3
+    fast, slow = Times((1.0, 2.0, 4.0)), Times((2.0, 4.0, 8.0))
+    assert slow.over(fast) == (2.0, 2.0, 2.0)
+    assert share_of_rate(4 * 2 * 10**3, slow, 10, fast) == pytest.approx(2.0)  # four products in the time of two
+    assert fast.median == 2.0
+    assert fast.spread == pytest.approx((3.0 - 1.5) / 2 / 2.0)
+    assert quartiles([3.0, 1.0, 2.0]) == (1.5, 2.5)
+
+
+def test_a_group_over_its_budget_ends_after_the_fewest_rounds() -> None:
+    assert len(paired({"a": lambda: None}, 9, CPU, budget=0.0)["a"].seconds) == 3
+
+
+def test_growth_is_the_exponent() -> None:
+    xs = [1.0, 2.0, 8.0]
+    assert growth(xs, [3 * x**1.7 for x in xs]) == pytest.approx(1.7)
+    assert math.isnan(growth([4.0], [1.0]))
+
+
+def test_flops_of_a_product_and_of_attention() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    q = torch.ones(1, 2, 6, 4)
+    attend = nn.functional.scaled_dot_product_attention
+    assert flops(lambda: attend(q, q, q)) == 2 * 2 * 2 * 6 * 6 * 4
+
+
+def test_rate_and_peak_memory_are_of_the_right_size() -> None:
+    assert 1e6 < matrix_rate(CPU, torch.float32, 64, 3) < 1e15
+    peak = peak_memory(lambda: torch.ones(40 << 20, dtype=torch.uint8), CPU)
+    assert peak is None or 30 << 20 < peak < 200 << 20
+
+
+def test_the_plain_reference_has_the_same_law() -> None:
+    laws = random_laws(vocab=3, length=2, seed=0)
+    n = 1500
+    x = plain_sample(
+        laws.denoiser,
+        laws.sequence_log_ratio,
+        prompt=torch.full((n, 2), laws.mask_index),
+        mask_index=laws.mask_index,
+        n_ratio=3,
+        gamma=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert total_variation(x, laws.q, laws) < total_variation_bound(laws.q, n)
+    assert total_variation(x, laws.p, laws) > total_variation_bound(laws.p, n)
+
+
+@pytest.mark.parametrize("case", [Case(k=4), Case(guidance="token", n_ratio=8), Case(guidance="token", block=4)])
+def test_a_timed_call_takes_the_stated_steps(case: Case) -> None:
+    subject = Bench(tiny(), CPU)
+    case = Case(**{**vars(case), "length": 12, "batch": 2})
+    steps = []
+    encode = subject.denoiser.backbone._run
+    subject.denoiser.backbone._run = lambda *a: (steps.append(1), encode(*a))[1]  # type: ignore[method-assign]
+    x = subject.call(case)()
+    assert len(steps) == subject.steps(case) == (4 if case.block else 2)
+    assert x.shape == (2, 12)
+    assert (x != MASK).all()
+
+
+def test_operations_do_not_grow_with_the_candidates_and_fall_with_k() -> None:
+    """Counted: pruning costs a token ratio nothing, k positions share a pass, a window is cheaper than a pass."""
+    subject = Bench(tiny(), CPU)
+
+    def per_step(**options: object) -> float:
+        case = Case(**{"length": 12, "guidance": "token", "n_ratio": 8, **options})  # type: ignore[arg-type]
+        return flops(subject.call(case)) / subject.steps(case)
+
+    assert per_step(n_ratio=2) == per_step(n_ratio=8)
+    assert per_step(k=4) < 1.5 * per_step()
+    assert per_step(block=4) < 0.7 * per_step()
+    assert per_step(guidance="plain") > 3 * per_step(guidance="none")
+
+
+def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench(tiny(), "gtl bench")
+    bench(tiny().model_copy(update={"profile": "other"}), "gtl bench --profile other")
+    rows = json.loads(Path("reports/bench.json").read_text())
+    assert {row["profile"] for row in rows} == {"default", "other"}
+    own = [row for row in rows if row["profile"] == "default"]
+    assert {row["group"] for row in own} == {*GROUPS, "growth", "machine"}
+    bench(tiny(), "gtl bench --only k", only=("k",))
+    again = [row for row in json.loads(Path("reports/bench.json").read_text()) if row["profile"] == "default"]
+    assert len(again) == len(own)
+    for group in GROUPS:
+        assert ([r for r in again if r["group"] == group] == [r for r in own if r["group"] == group]) == (group != "k")
+    sampling = [row for row in own if row["part"] == "sampling" and "spread" in row]
+    for row in sampling:
+        assert row["seconds_per_step"] > 0
+        assert row["gflop_per_step"] > 0
+        assert (row["guided_over_unguided"] is None) == (row["guidance"] == "none")
+    assert {row["module"] for row in own if row["part"] == "training"} >= {"source", "ratio", "head", "warm", "planner"}
+    page = Path("docs/benchmarks.md").read_text()
+    assert "## Profile default" in page
+    assert "## Profile other" in page
+    assert Path("docs/figures/benchmarks.svg").exists()
+
+
+def test_an_unknown_group_is_refused() -> None:
+    with pytest.raises(UserError, match="--only speed is no group of benchmarks; choose some of batch, length"):
+        bench(tiny(), "gtl bench", only=("speed",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"positions_per_step": [13]}, "positions_per_step = 13 exceeds"), ({"blocks": [7]}, "blocks = 7 exceeds")],
+)
+def test_cases_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _check(tiny(**changes))
+
+
+def test_the_paper_profile_fits() -> None:
+    params = configure("paper", profiles=Path(__file__).parents[2] / "profiles")
+    _check(params)
+    assert params.bench.vocab_size == 30_522
+
+
+def test_the_page_shows_speed_against_quality() -> None:
+    rows = [
+        {
+            "profile": "arxiv",
+            "part": "quality",
+            "group": "quality",
+            "method": "gtl",
+            "fraction": 0.01,
+            "gamma": 0.8,
+            "k": k,
+            "block": block,
+            "samples": 64,
+            "tokens_per_second": 100.0 * k * (1 + block),
+            "reference_nats": 5.0,
+            "reference_nats_real": 4.5,
+            "nelbo": 4.0 + 0.1 * k,
+            "mauve": 0.9 - 0.01 * k,
+            "mauve_low": 0.8,
+            "mauve_high": 0.95,
+            "mauve_real": 0.97,
+            "domain_score": 0.9,
+        }
+        for block in (0, 8)
+        for k in (1, 2)
+    ]
+    panels = quality_panels(rows)
+    assert [[point.y for point in line.points] for line in panels[0].series] == [[0.89, 0.88], [0.89, 0.88]]
+    assert [line.label for line in panels[1].series] == ["whole passes", "blocks of 8"]
+    assert benchmark_panels(rows) == []
+    page = benchmark_page(rows, ["speed-quality"])
+    assert "| 8 | 2 | 1,800 | 18.00 | 0.880 (0.800 to 0.950) | 5.000 | 4.200 | 0.900 |" in page
+    assert "figures/speed-quality.svg" in page
