@@ -162,7 +162,11 @@ class Lab:
         """End `make serve`, which takes SIGTERM as Ctrl-C; a suite that runs in the background has SIGINT ignored."""
         if self._serve is not None and self._serve.poll() is None:
             self._serve.send_signal(signal.SIGTERM)
-            self._serve.wait(60)
+            try:
+                self._serve.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill_all()
+                raise
 
     def kill_all(self) -> None:
         """SIGKILL to `make serve` and all that it started: what a reset of the machine does."""
