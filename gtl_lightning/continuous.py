@@ -240,10 +240,10 @@ def sample_continuous(
     x = noise.start(batch, length, generator, torch.device(device) if device is not None else home)
     if batch == 0:
         return x
-    options = {"guidance": guidance, "leap": leap, "schedule": schedule}
     grid = noise.grid(steps)
     for t, s in pairwise(grid):
-        x = _draw(transition(denoiser, noise, x, t, s, **options), generator)  # type: ignore[arg-type]
+        law = transition(denoiser, noise, x, t, s, guidance=guidance, leap=leap, schedule=schedule)
+        x = _draw(law, generator)
     left = noise.unfinished(x)
     if bool(left.any()):  # what the last step left over changes now: the rates' shares, over unbounded time
         rest = transition(

@@ -60,9 +60,9 @@ def mixed_seed(*parts: int) -> int:
 class TrainedModule(pl.LightningModule):
     """A network with its loss. `fit` trains it.
 
-    Subclasses give `loss` (one scalar a batch) and `score` (sum and count over a batch). Noise in step n is a function
-    of (seed, n) alone, and the noise of validation batch i of i alone: a resumed run repeats the unbroken one, and
-    scores of different checks, runs and methods are taken under the same masks.
+    Subclasses give `score` (sum and count over a batch), and `loss` where it is not its mean. Noise in step n is a
+    function of (seed, n) alone, and the noise of validation batch i of i alone: a resumed run repeats the unbroken one,
+    and scores of different checks, runs and methods are taken under the same masks.
 
     Attributes:
         network: what is trained and kept; everything else is frozen and out of the state.
@@ -91,8 +91,9 @@ class TrainedModule(pl.LightningModule):
         self._total = torch.zeros(2, dtype=torch.float64)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Scalar to minimise."""
-        raise NotImplementedError
+        """Scalar to minimise: the mean of `score` over the batch, where a subclass says nothing else."""
+        total, count = self.score(batch, generator)
+        return total / count
 
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(sum, count) of the validation score over one batch under one noise draw; lower is better."""

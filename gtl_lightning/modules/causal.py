@@ -17,11 +17,6 @@ class CausalLMModule(TrainedModule):
     def __init__(self, network: CausalLM, optimiser: OptimiserConfig | None = None) -> None:
         super().__init__(network, optimiser, draws=1)
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Nats per token."""
-        total, count = self.score(batch, generator)
-        return total / count
-
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over tokens, their number (pads apart)."""
         x_0 = batch["x_0"]

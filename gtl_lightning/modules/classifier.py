@@ -43,11 +43,6 @@ class ClassifierModule(TrainedModule):
         self.smoothing = smoothing
         self.share_target = share_target
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean cross-entropy, nats."""
-        total, count = self.score(batch, generator)
-        return total / count
-
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, number of examples."""
         x, t = batch["x_0"], torch.zeros(len(batch["x_0"]), device=batch["x_0"].device)

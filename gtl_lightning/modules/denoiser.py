@@ -40,11 +40,6 @@ class DenoiserModule(TrainedModule):
     Only the masked positions are projected to the vocabulary, some at a time.
     """
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """NELBO estimate of the batch, nats per token."""
-        total, count = self.score(batch, generator)
-        return total / count
-
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch of the NELBO in nats, and the number of tokens (pads apart)."""
         network = cast(MaskedDenoiser, self.network)

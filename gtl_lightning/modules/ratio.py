@@ -81,11 +81,6 @@ class SequenceRatioModule(TrainedModule):
         self.clip = clip
         self.eta_1 = eta_1
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean of the terms over the batch."""
-        total, count = self.score(batch, generator)
-        return total / count
-
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the terms of all examples, number of examples.
 

@@ -18,11 +18,6 @@ EDGE = 1e-3
 class UniformDenoiserModule(TrainedModule):
     """Minimises the NELBO under uniform noise of sequences without padding; score: nats per token."""
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """NELBO estimate of the batch, nats per token."""
-        total, count = self.score(batch, generator)
-        return total / count
-
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch of the NELBO in nats, and the number of tokens."""
         network = cast(UniformDenoiser, self.network)

@@ -1,6 +1,7 @@
 """The networks: one backbone, several heads. Log-ratios are log q/p, target positive, everywhere."""
 
 from gtl_lightning.networks.backbone import Backbone, BackboneConfig, seeded
+from gtl_lightning.networks.ensemble import RatioEnsemble
 from gtl_lightning.networks.heads import (
     CausalLM,
     Frozen,
@@ -10,15 +11,9 @@ from gtl_lightning.networks.heads import (
     UniformDenoiser,
     copy_of,
 )
+from gtl_lightning.networks.on_denoiser import DifferenceTokenRatio, FeatureTokenRatio, OnDenoiser
 from gtl_lightning.networks.projection import in_parts
-from gtl_lightning.networks.ratios import (
-    DifferenceTokenRatio,
-    FeatureTokenRatio,
-    OnDenoiser,
-    RatioEnsemble,
-    TokenLevel,
-    TokenRatioNetwork,
-)
+from gtl_lightning.networks.ratios import TokenLevel, TokenRatioNetwork
 from gtl_lightning.networks.store import load_network, read_meta, save_network
 
 __all__ = [
