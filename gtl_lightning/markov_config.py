@@ -55,7 +55,7 @@ class Markov(Section):
     clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
     bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
-    source: Training = Training(steps=800, batch=128, lr=5e-3, ema=0.98, check_every=100, patience=3)
+    source: Training = Training(steps=1000, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
     vanilla: Training = Training(
         steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
     )

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.files import digest, read_json, write_json
 from gtl_lightning.stages.common import NETWORK, REPORTS, RESULT, log, state_dir
+from gtl_lightning.stages.fitting import optimiser
 from gtl_lightning.stages.markov_cell import Row, evaluate, model_kl
-from gtl_lightning.stages.markov_models import (
-    METHODS,
+from gtl_lightning.stages.markov_chains import (
     SCORE_STREAM,
     SOURCE,
     SOURCE_HELD_OUT,
-    Problem,
     chains,
     generator,
-    held,
+    load_source,
     source_sequences,
 )
+from gtl_lightning.stages.markov_models import METHODS, SEQUENCE_LOSSES, Problem
+from gtl_lightning.stages.spread import spread
 
 if TYPE_CHECKING:
-    from gtl_lightning.networks import MaskedDenoiser
     from gtl_lightning.tracking import Study
 
 FOLDER = Path("markov")
 OVERLAP = FOLDER / "overlap.json"
+SIDE_BY_SIDE = (
+    ("classifier", *SEQUENCE_LOSSES),  # all of them read the classifiers
+    ("lora",),
+    ("finetune",),
+    ("vanilla", "source", "bigram"),
+    ("gtl-token", "vanilla-local"),
+)
+"""What runs in one process, the longest first."""
 
 
 def cells_file(seed: int) -> Path:
@@ -59,7 +68,7 @@ def markov_source(params: Params) -> None:
         **settings.denoiser.model_dump(),
     )
     with seeded(0):
-        module = StackedDenoiser([MaskedDenoiser(config)], None, held(training))
+        module = StackedDenoiser([MaskedDenoiser(config)], None, optimiser(training, training.lr))
     kept, held_out = torch.arange(len(rows)).split([settings.source_sequences, SOURCE_HELD_OUT])
     data = FoldData(
         rows,
@@ -100,18 +109,20 @@ def markov_cells(params: Params, seed: int) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    source, target = chains(settings)
-    denoiser = load_source()
-    rows: list[Row] = []
-    calibration: list[Row] = []
-    for n in settings.sizes:
-        problem = Problem(params, source, target, denoiser, n, seed)
-        for method in ("source", "bigram", *METHODS):
-            row, errors = evaluate(problem, method)
-            rows.append(row)
-            calibration += errors
+    chains(settings)
+    load_source()
+    jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
+    found = [pair for pairs in spread(f"chains, seed {seed}", _cells, jobs) for pair in pairs]
+    place = {(n, method): k for k, (n, method) in enumerate(product(settings.sizes, ("source", "bigram", *METHODS)))}
+    found.sort(key=lambda pair: place[pair[0]["n"], pair[0]["method"]])
+    rows = [row for row, _ in found]
     with_runs(params, rows, "markov-cell")
-    write_json(cells_file(seed), {"rows": rows, "calibration": calibration})
+    write_json(cells_file(seed), {"rows": rows, "calibration": [error for _, errors in found for error in errors]})
+
+
+def _cells(params: Params, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
+    problem = Problem(params, *chains(params.markov), load_source(), n, seed)
+    return [evaluate(problem, method) for method in methods]
 
 
 def markov_report(params: Params) -> None:
@@ -144,19 +155,6 @@ def markov_report(params: Params) -> None:
         for path in written:
             run.log_file(path, "report")
     log.info("markov report: %s", written[0])
-
-
-def load_source() -> MaskedDenoiser:
-    """The source denoiser of the study.
-
-    Raises:
-        UserError: it is not trained yet.
-    """
-    from gtl_lightning.networks import MaskedDenoiser, load_network
-
-    network = load_network(SOURCE / NETWORK, expect=MaskedDenoiser)
-    assert isinstance(network, MaskedDenoiser)
-    return network
 
 
 def with_runs(params: Params, rows: list[Row], kind: str) -> None:

@@ -6,15 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.stages.common import log
-from gtl_lightning.stages.markov_models import (
-    SAMPLE_STREAM,
-    SCORE_STREAM,
-    Model,
-    Problem,
-    generator,
-    mixed,
-    sample_model,
-)
+from gtl_lightning.stages.markov_chains import SAMPLE_STREAM, SCORE_STREAM, generator, mixed
+from gtl_lightning.stages.markov_models import Model, Problem, sample_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
@@ -13,9 +12,18 @@ from gtl_lightning.markov_config import Markov
 from gtl_lightning.sections import Lora, Training
 from gtl_lightning.stages.common import NETWORK, state_dir
 from gtl_lightning.stages.fitting import optimiser
+from gtl_lightning.stages.markov_chains import (
+    CHOICE_STREAM,
+    FOLD_STREAM,
+    NETWORK_STREAM,
+    SOURCE,
+    TARGET_STREAM,
+    generator,
+    mixed,
+    source_sequences,
+)
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from gtl_lightning.data.folds import FoldData
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.stacked import StackedModule
     from gtl_lightning.networks import MaskedDenoiser
 
-SOURCE = Path("markov/source")
 CHUNK = 512
 """Sequences sampled or evaluated together: their activations fit the cache."""
 DENOISERS = ("vanilla", "finetune", "lora")
@@ -33,7 +40,6 @@ SEQUENCE_LOSSES = {"gtl-sequence-gkl": "gkl", "gtl-sequence-bce": "bce", "gtl-se
 REWEIGHTED = "gtl-reweighted"
 """The generalised KL of reweighted source data alone, eq. 7b without eq. 8: the overlap study's patient."""
 METHODS = (*DENOISERS, "classifier", *SEQUENCE_LOSSES, "gtl-token", "vanilla-local")
-SOURCE_HELD_OUT = 1000
 READ_BY_ALL = (
     "states",
     "length",
@@ -44,8 +50,6 @@ READ_BY_ALL = (
     "held_out",
     "rows_scored",
 )
-# Streams of randomness, so that no two uses share a seed.
-TARGET_STREAM, SOURCE_STREAM, FOLD_STREAM, NETWORK_STREAM, CHOICE_STREAM, SAMPLE_STREAM, SCORE_STREAM = range(7)
 
 
 @dataclass(frozen=True)
@@ -303,62 +307,6 @@ def sample_model(model: Model, settings: Markov, seed: int) -> Tensor:
             if size
         ]
     )
-
-
-def chains(settings: Markov) -> tuple[MarkovChain, MarkovChain]:
-    """Source and target.
-
-    Raises:
-        UserError: a matrix that is not square or not stochastic, or chains of different support.
-    """
-    from gtl_lightning.data.exact import ExactRatio
-
-    source = chain("source", settings.source_diagonal, settings.source_transition, settings.states)
-    target = chain("target", settings.target_diagonal, settings.target_transition, settings.states)
-    ExactRatio(source, target)  # refuses a transition that only one of them has
-    return source, target
-
-
-def chain(name: str, diagonal: float, matrix: tuple[tuple[float, ...], ...] | None, states: int) -> MarkovChain:
-    """The chain of a transition matrix, or of a diagonal with all other entries equal; uniform start.
-
-    Raises:
-        UserError: naming the parameter.
-    """
-    import torch
-
-    from gtl_lightning.data.markov import MarkovChain, paper_chain
-
-    if matrix is None:
-        return paper_chain(diagonal, states)
-    widths = {len(row) for row in matrix}
-    if widths != {states} or len(matrix) != states:
-        shape = f"{len(matrix)} rows of {' or '.join(map(str, sorted(widths)))}"
-        raise UserError(f"markov.{name}_transition has {shape} entries; markov.states = {states} asks for a square")
-    try:
-        return MarkovChain(torch.full((states,), 1 / states), torch.tensor(matrix, dtype=torch.float64))
-    except UserError as error:
-        raise UserError(f"markov.{name}_transition: {error}") from error
-
-
-def source_sequences(settings: Markov, source: MarkovChain) -> tuple[Tensor, Tensor]:
-    """Long[N,l] to train on and Long[1000,l] others to score on; the same for every seed of the study."""
-    both = source.sample(settings.source_sequences + SOURCE_HELD_OUT, settings.length, generator(0, 0, SOURCE_STREAM))
-    return both[: settings.source_sequences], both[settings.source_sequences :]
-
-
-def mixed(*parts: int) -> int:
-    """A seed for torch out of several numbers."""
-    from gtl_lightning.modules.base import mixed_seed
-
-    return mixed_seed(*parts)
-
-
-def generator(*parts: int) -> torch.Generator:
-    """A generator for one use of randomness."""
-    import torch
-
-    return torch.Generator().manual_seed(mixed(*parts))
 
 
 def held(training: Training) -> Any:

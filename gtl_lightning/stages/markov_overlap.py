@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
 from gtl_lightning.stages.common import log
-from gtl_lightning.stages.markov import OVERLAP, load_source
-from gtl_lightning.stages.markov_cell import evaluate
-from gtl_lightning.stages.markov_models import REWEIGHTED, SCORE_STREAM, Problem, chain, chains, generator
+from gtl_lightning.stages.markov import OVERLAP
+from gtl_lightning.stages.markov_cell import Row, evaluate
+from gtl_lightning.stages.markov_chains import SCORE_STREAM, chain, chains, generator, load_source
+from gtl_lightning.stages.markov_models import REWEIGHTED, Problem
+from gtl_lightning.stages.spread import spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,36 +31,37 @@ def markov_overlap(params: Params) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
+    chains(settings)
+    load_source()
+    jobs = [(params, diagonal, seed) for diagonal in settings.overlap.diagonals for seed in settings.overlap.seeds]
+    write_json(OVERLAP, [row for rows in spread("overlap", _target, jobs) for row in rows])
+
+
+def _target(params: Params, diagonal: float, seed: int) -> list[Row]:
+    settings = params.markov
     source, _ = chains(settings)
-    denoiser = load_source()
-    rows = []
-    for diagonal in settings.overlap.diagonals:
-        target = chain("target", diagonal, None, settings.states)
-        for seed in settings.overlap.seeds:
-            problem = Problem(params, source, target, denoiser, settings.overlap.n, seed)
-            # First the advisor, from the folds' classifier and data it has not seen: nothing has been sampled yet.
-            advice, reweighting, exact = _advice(problem)
-            clean, half = (next(x for x in advice.levels if x.masked_share == share) for share in (0.0, 0.5))
-            shared = {
-                "diagonal_target": diagonal,
-                "seed": seed,
-                "n": problem.n,
-                "verdict": advice.verdict,
-                "verdict_reweighting": reweighting.verdict,
-                "sentence": reweighting.sentence,
-                "ess_share": half.ess_share,
-                "ess_share_clean": clean.ess_share,
-                "ess_share_exact": exact,
-                "mean_weight_clean": clean.mean_weight,
-                "ece": half.calibration_error,
-                "auc": half.auc,
-                "kl_source": target.kl(source, settings.length),
-            }
-            log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
-            for method in ("source", "bigram", *OVERLAP_METHODS):
-                row, _ = evaluate(problem, method)
-                rows.append(row | shared)
-    write_json(OVERLAP, rows)
+    target = chain("target", diagonal, None, settings.states)
+    problem = Problem(params, source, target, load_source(), settings.overlap.n, seed)
+    # First the advisor, from the folds' classifier and data it has not seen: nothing has been sampled yet.
+    advice, reweighting, exact = _advice(problem)
+    clean, half = (next(x for x in advice.levels if x.masked_share == share) for share in (0.0, 0.5))
+    shared = {
+        "diagonal_target": diagonal,
+        "seed": seed,
+        "n": problem.n,
+        "verdict": advice.verdict,
+        "verdict_reweighting": reweighting.verdict,
+        "sentence": reweighting.sentence,
+        "ess_share": half.ess_share,
+        "ess_share_clean": clean.ess_share,
+        "ess_share_exact": exact,
+        "mean_weight_clean": clean.mean_weight,
+        "ece": half.calibration_error,
+        "auc": half.auc,
+        "kl_source": target.kl(source, settings.length),
+    }
+    log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
+    return [evaluate(problem, method)[0] | shared for method in ("source", "bigram", *OVERLAP_METHODS)]
 
 
 def _advice(problem: Problem) -> tuple[Advice, Advice, float]:

@@ -9,7 +9,8 @@ import pytest
 from gtl_lightning.config import Params, configure, dump_params, load_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.stages.markov import load_source
-from gtl_lightning.stages.markov_models import Problem, chains
+from gtl_lightning.stages.markov_chains import chains
+from gtl_lightning.stages.markov_models import Problem
 
 MISTAKES = {
     "not square": (
