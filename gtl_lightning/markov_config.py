@@ -52,19 +52,19 @@ class Markov(Section):
     denoiser: Network = Network(width=32, depth=1, heads=2, dropout=0.1, tied=False)
     local: LocalNetwork = LocalNetwork()
     lora: Lora = Lora(rank=4, alpha=8.0)
+    probe: int = Field(60, ge=0, description="steps in which fine-tuning and LoRA train the output layer alone")
     clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
     bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
     source: Training = Training(steps=1000, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
     vanilla: Training = Training(
-        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
+        steps=800, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
     )
-    # Fine-tuning lingers for hundreds of steps before it unlearns the source, so it is never stopped for that.
     finetune: Training = Training(
-        steps=1000, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=20
+        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=5
     )
     low_rank: Training = Training(
-        steps=1000, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=20
+        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=5
     )
     token: Training = Training(
         steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from gtl_lightning.networks import MaskedDenoiser, copy_of, seeded
 
-LINEARS = ["qkv", "out", "up", "down"]
+LINEARS = ("qkv", "out", "up", "down")
 """The attention and MLP projections of every block."""
 
 
 def add_lora(
-    denoiser: MaskedDenoiser, *, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0
+    denoiser: MaskedDenoiser,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+    linears: Sequence[str] = LINEARS,
 ) -> MaskedDenoiser:
     """A copy of the denoiser in which only low-rank updates W + (alpha / rank) B A train (LoRA, arXiv 2106.09685).
 
@@ -20,7 +27,7 @@ def add_lora(
     from peft import LoraConfig, inject_adapter_in_model
 
     adapted = copy_of(denoiser)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(linears))  # type: ignore[arg-type]
     with seeded(seed):
         return cast(MaskedDenoiser, inject_adapter_in_model(config, adapted))
 

@@ -27,6 +27,9 @@ from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.networks import Frozen
 from gtl_lightning.networks.stack import Stack
 
+OUTPUT = "output"
+"""The last layer of a denoiser."""
+
 
 class StackedModule(TrainedModule):
     """What the stacks share. Score: nats per token of the guided model on held-out target rows, at gamma = 1.
@@ -101,7 +104,24 @@ class StackedModule(TrainedModule):
 
 
 class StackedDenoiser(StackedModule):
-    """Eq. 1 on target rows: vanilla, fine-tuned and LoRA denoisers. gamma has no meaning here."""
+    """Eq. 1 on target rows: vanilla, fine-tuned and LoRA denoisers. gamma has no meaning here.
+
+    Args:
+        probe: steps in which the output layer alone learns, before everything does (LP-FT, arXiv 2202.10054).
+        arguments: as `StackedModule`'s.
+    """
+
+    def __init__(self, *arguments: Any, probe: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.probe = probe
+
+    def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
+        """As for every stack; weights that wait for the output layer have no gradient, so AdamW leaves them alone."""
+        if self.global_step < self.probe:
+            for name, weight in self.network.weights.items():
+                if not name.startswith(OUTPUT):
+                    weight.grad = None
+        super().configure_gradient_clipping(*arguments, **options)
 
     def terms(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """NELBO in nats per token."""

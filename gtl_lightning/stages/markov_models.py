@@ -148,9 +148,10 @@ class Problem:
         from gtl_lightning.modules.stacked import StackedDenoiser
 
         training: Training = getattr(self.settings, "low_rank" if method == "lora" else method)
-        module = StackedDenoiser(self._copies(method), None, held(training))
+        probe = 0 if method == "vanilla" else self.settings.probe
+        module = StackedDenoiser(self._copies(method), None, held(training), probe=probe)
         parameters = sum(weight[0].numel() for weight in module.network.parameters())
-        result = self._run(method, module, training, "lora")
+        result = self._run(method, module, training, "lora", "probe")
         network: Any = module.network.member(len(self.folds))
         return Model(
             merge_lora(network) if method == "lora" else network,
@@ -162,7 +163,8 @@ class Problem:
         )
 
     def _copies(self, method: str) -> list[nn.Module]:
-        from gtl_lightning.modules.lora import add_lora
+        from gtl_lightning.modules.lora import LINEARS, add_lora
+        from gtl_lightning.modules.stacked import OUTPUT
         from gtl_lightning.networks import MaskedDenoiser, copy_of, seeded
 
         lora: Lora = self.settings.lora
@@ -170,7 +172,8 @@ class Problem:
         for member in range(len(self.folds) + 1):
             seed = mixed(self.seed, self.n, NETWORK_STREAM, member)
             if method == "lora":
-                copies.append(add_lora(self.denoiser, rank=lora.rank, alpha=lora.alpha, seed=seed))
+                linears = (*LINEARS, OUTPUT)
+                copies.append(add_lora(self.denoiser, rank=lora.rank, alpha=lora.alpha, seed=seed, linears=linears))
             elif method == "finetune":
                 copies.append(copy_of(self.denoiser))
             else:
