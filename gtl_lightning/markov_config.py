@@ -23,7 +23,7 @@ class Overlap(Section):
     """The target moved away from the source, one diagonal at a time."""
 
     diagonals: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.2, 0.35, 0.5, 0.65, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
+        (0.2, 0.35, 0.5, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
     )
     n: Positive = Field(100, description="target sequences")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="repetitions")
@@ -58,7 +58,7 @@ class Markov(Section):
     bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
     source: Training = Training(steps=1000, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
     vanilla: Training = Training(
-        steps=800, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
+        steps=600, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
     )
     finetune: Training = Training(
         steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=50, patience=5

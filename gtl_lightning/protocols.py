@@ -49,6 +49,14 @@ class Factored(Protocol):
 
 
 @runtime_checkable
+class Placed(Factored, Protocol):
+    """A factored network that can leave out what only the hidden states of other positions need."""
+
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor, /) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
+
+
+@runtime_checkable
 class Padded(Protocol):
     """A network that looks for padding in its input; on a GPU that makes the host wait."""
 
@@ -87,15 +95,26 @@ class Hidden:
         self.x_t, self.t = x_t, t
         self._states: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
+        self._places: Tensor | None = None
+        self._placed: dict[int, Tensor] = {}
 
-    def of(self, network: Denoiser | TokenLogRatio) -> Tensor | None:
-        """Hidden states of a Factored network, Float[b,l,d] from position `start` on; None for any other."""
-        if not isinstance(network, Factored):
-            return None
+    def only(self, places: Tensor) -> None:
+        """Networks that were not asked yet will be asked at `places` Long[b,k] alone, the same from now on."""
+        self._places = places
+
+    def of(self, network: Factored) -> Tensor:
+        """Hidden states, Float[b,l,d] from position `start` on, or Float[b,k,d] at the `only` places."""
         key = id(network)
-        if key not in self._states:
-            features = self._states.get(id(getattr(network, "denoiser", None)))
-            self._states[key] = self._encode(network, {} if features is None else {"features": features})
+        if key in self._states:
+            return self._states[key]
+        if key in self._placed:
+            return self._placed[key]
+        frozen = id(getattr(network, "denoiser", None))
+        # A ratio follows the denoiser that it reads: whole features go with a whole pass.
+        if self._places is not None and frozen not in self._states and isinstance(network, Placed):
+            self._placed[key] = network.encode_at(self.x_t, self.t, self._places, **_features(self._placed.get(frozen)))
+            return self._placed[key]
+        self._states[key] = self._encode(network, _features(self._states.get(frozen)))
         return self._states[key]
 
     def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor) -> Tensor:
@@ -109,11 +128,14 @@ class Hidden:
         self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor
     ) -> Callable[[slice | Tensor], Tensor]:
         """`at`, as a function from a part of the m pairs to their rows."""
-        hidden = self.of(network)
-        if hidden is not None and isinstance(network, Factored):
-            decode, needed = network.decode, hidden[row, position - self.start]
-            return lambda part: decode(needed[part])
         key = id(network)
+        if isinstance(network, Factored):
+            hidden, decode = self.of(network), network.decode
+            if key in self._placed:
+                assert self._places is not None
+                position = (self._places[row] == position[:, None]).int().argmax(-1)
+            needed = hidden[row, position - (0 if key in self._placed else self.start)]
+            return lambda part: decode(needed[part])
         if key not in self._outputs:
             self._outputs[key] = network(self.x_t, self.t)
         output = self._outputs[key][row, position]
@@ -121,3 +143,7 @@ class Hidden:
 
     def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
         return network.encode(self.x_t, self.t, **features)
+
+
+def _features(known: Tensor | None) -> dict[str, Tensor]:
+    return {} if known is None else {"features": known}

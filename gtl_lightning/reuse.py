@@ -69,11 +69,14 @@ class Reuse:
 
 
 class _Whole(Hidden):
-    """Passes over all positions that leave caches behind."""
+    """Passes over all positions that leave caches behind, whatever is asked."""
 
     def __init__(self, x_t: Tensor, t: Tensor, caches: dict[int, Cache]) -> None:
         super().__init__(x_t, t)
         self._caches = caches
+
+    def only(self, places: Tensor) -> None:
+        """Nothing: later steps read the caches."""
 
     def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
         if not isinstance(network, Windowed):
@@ -89,6 +92,9 @@ class _Window(Hidden):
         super().__init__(x_t, t)
         self.start, self.stop = window
         self._caches = caches
+
+    def only(self, places: Tensor) -> None:
+        """Nothing: later steps read the caches."""
 
     def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
         if not isinstance(network, Windowed):

@@ -160,6 +160,7 @@ def _reveal(
     score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~masked, -math.inf)
     width = min(order.k, left[0])
     position = score.topk(width, -1).indices + start
+    known.only(position)
     row = torch.arange(len(x), device=x.device)[:, None].expand_as(position)
     row, position = row.reshape(-1), position.reshape(-1)
     if left[-1] < width:  # some rows want fewer than the rest: their masks come first

@@ -146,17 +146,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, view: View, kept: Kept | None = None) -> tuple[Tensor, Kept]:
-        """Float[b,w,d] -> Float[b,w,d] and the keys and values attended to.
+    def forward(
+        self, x: Tensor, view: View, kept: Kept | None = None, places: Tensor | None = None
+    ) -> tuple[Tensor, Kept]:
+        """Float[b,w,d] -> Float[b,w,d], or Float[b,k,d] at `places` Long[b,k], and the keys and values attended to.
 
         Without `kept` these are x's own; with it x renews its part of them, in place, and attends to the whole.
         """
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, view.rotary), _rotate(k, view.rotary)
+        if places is None:
+            q = _rotate(q, view.rotary)
+        else:
+            q = _rotate(q.take_along_dim(places[:, None, :, None], 2), view.rotary[:, places][:, :, None])
+            length = places.shape[1]
+        k = _rotate(k, view.rotary)
         if kept is not None:
             for whole, part in zip(kept, (k, v), strict=True):
-                whole[:, :, view.start : view.start + length] = part
+                whole[:, :, view.start : view.start + part.shape[2]] = part
             k, v = kept
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
         return self.out(h.transpose(1, 2).reshape(batch, length, width)), (k, v)
@@ -176,15 +183,18 @@ class Block(nn.Module):
         self.modulation = None if plain else Modulation(config, parts=6)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, cond: Tensor | None, view: View, kept: Kept | None = None) -> tuple[Tensor, Kept]:
-        """Float[b,w,d] -> Float[b,w,d] and the attention's keys and values."""
+    def forward(
+        self, x: Tensor, cond: Tensor | None, view: View, kept: Kept | None = None, places: Tensor | None = None
+    ) -> tuple[Tensor, Kept]:
+        """Float[b,w,d] -> Float[b,w,d], or Float[b,k,d] at `places`, and the attention's keys and values."""
+        own = x if places is None else x.take_along_dim(places[..., None], 1)
         if self.modulation is None or cond is None:
-            h, kept = self.attention(self.attention_norm(x), view, kept)
-            x = x + self._drop(h)
+            h, kept = self.attention(self.attention_norm(x), view, kept, places)
+            x = own + self._drop(h)
             return x + self._drop(self._mlp(self.mlp_norm(x))), kept
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(cond)
-        h, kept = self.attention(self.attention_norm(x) * (1 + scale) + shift, view, kept)
-        x = x + gate * self._drop(h)
+        h, kept = self.attention(self.attention_norm(x) * (1 + scale) + shift, view, kept, places)
+        x = own + gate * self._drop(h)
         return x + mlp_gate * self._drop(self._mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)), kept
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -233,6 +243,16 @@ class Backbone(nn.Module):
         """
         return self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)[0]
 
+    def at(self, x_t: Tensor, t: Tensor | None, places: Tensor) -> Tensor:
+        """`forward` at `places` Long[b,k] alone, Float[b,k,d]: other positions pass the last block's keys and values.
+
+        Raises:
+            ValueError: a causal network, which nothing asks for single places.
+        """
+        if self.config.causal:
+            raise ValueError("a causal network is not asked for single places")
+        return self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None, places)[0]
+
     def remember(self, x_t: Tensor, t: Tensor | None = None) -> tuple[Tensor, Cache]:
         """`forward`, and the keys and values of every block in turn, each Float[b,h,l,head]."""
         hidden, cache = self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)
@@ -255,7 +275,9 @@ class Backbone(nn.Module):
             raise ValueError("a causal network has no window to recompute")
         return self._run(x_t, t, self._view(x_t, start, stop), cache)[0]
 
-    def _run(self, x_t: Tensor, t: Tensor | None, view: View, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def _run(
+        self, x_t: Tensor, t: Tensor | None, view: View, cache: Cache | None, places: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
         cond = None
         if self.time is not None:
             if t is None:
@@ -266,7 +288,9 @@ class Backbone(nn.Module):
             x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
         used: Cache = []
         for index, block in enumerate(self.blocks):
-            x, kept = block(x, cond, view, None if cache is None else (cache[2 * index], cache[2 * index + 1]))
+            kept = None if cache is None else (cache[2 * index], cache[2 * index + 1])
+            last = index == len(self.blocks) - 1
+            x, kept = block(x, cond, view, kept, places if last else None)
             used += kept
         x = self.norm(x)
         if self.modulation is not None and cond is not None:

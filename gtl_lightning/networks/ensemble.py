@@ -58,6 +58,20 @@ class RatioEnsemble(PaddingOnce):
         ]
         return torch.cat(hidden, dim=-1)
 
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor, features: Tensor | None = None) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k, sum of hidden sizes]; `features` are theirs."""
+        denoiser = self.denoiser
+        if features is None and denoiser is not None:
+            with torch.no_grad():
+                features = denoiser.encode_at(x_t, t, places)
+        hidden = [
+            member.encode_at(x_t, t, places, features)
+            if isinstance(member, OnDenoiser)
+            else member.encode_at(x_t, t, places)
+            for member in self._token_level()
+        ]
+        return torch.cat(hidden, dim=-1)
+
     def remember(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> tuple[Tensor, Cache]:
         """`encode`, and the caches of the members in turn, the denoiser's last if it had to run."""
         frozen: Cache = []

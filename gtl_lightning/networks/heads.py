@@ -49,6 +49,10 @@ class MaskedDenoiser(PaddingOnce):
         """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
         return self.backbone(x_t, t)
 
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
+        return self.backbone.at(x_t, t, places)
+
     def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
         """`encode`, and every block's keys and values."""
         return self.backbone.remember(x_t, t)

@@ -56,6 +56,13 @@ class OnDenoiser(TokenLevel):
         features = self._features(x_t, t, features)
         return _beside(features, None if self.second is None else self.second(x_t, t))
 
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor, features: Tensor | None = None) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k,hidden_size]; `features` are theirs."""
+        if features is None:
+            with torch.no_grad():
+                features = self.denoiser.encode_at(x_t, t, places)
+        return _beside(features, None if self.second is None else self.second.at(x_t, t, places))
+
     def remember(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> tuple[Tensor, Cache]:
         """`encode`, and the keys and values of what was run: the second encoder's, then the frozen one's."""
         hidden, cache = (None, []) if self.second is None else self.second.remember(x_t, t)

@@ -40,6 +40,10 @@ class TokenLevel(PaddingOnce, ABC):
         """Long[b,l], Float[b] -> hidden states Float[b,l,hidden_size]."""
 
     @abstractmethod
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k,hidden_size]."""
+
+    @abstractmethod
     def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
         """`encode`, and every block's keys and values."""
 
@@ -99,6 +103,10 @@ class TokenRatioNetwork(TokenLevel):
     def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
         return self.backbone(x_t, t)
+
+    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
+        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
+        return self.backbone.at(x_t, t, places)
 
     def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
         """`encode`, and every block's keys and values."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.stacked import StackedModule
     from gtl_lightning.networks import MaskedDenoiser
 
-CHUNK = 512
+CHUNK = 256
 """Sequences sampled or evaluated together: their activations fit the cache."""
 DENOISERS = ("vanilla", "finetune", "lora")
 SEQUENCE_LOSSES = {"gtl-sequence-gkl": "gkl", "gtl-sequence-bce": "bce", "gtl-sequence-log-mse": "log_mse"}

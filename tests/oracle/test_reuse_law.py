@@ -1,5 +1,6 @@
 """Fast paths leave the law alone: block order, kept keys and values, one look at the device per call."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,3 +234,41 @@ def test_blocks_that_cannot_be(bad: dict[str, int]) -> None:
 def test_blocks_have_no_place_in_ancestral_mode() -> None:
     with pytest.raises(UserError, match="exclude one another"):
         draw(networks()[0], steps=3, blocks=Blocks(4))
+
+
+class Unplaced:
+    """A network that can only pass whole."""
+
+    def __init__(self, network: Any) -> None:
+        self.encode, self.decode = network.encode, network.decode
+        if hasattr(network, "denoiser"):
+            self.denoiser = network.denoiser
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("a factored network is asked in its two parts")
+
+
+def test_single_places_are_entries_of_the_whole_pass() -> None:
+    denoiser, ratios = networks()
+    x, t = partly_masked()
+    places = torch.tensor([[1, 7], [0, 3], [5, 2], [6, 6]])
+    rows = torch.arange(4)[:, None]
+    features = denoiser.encode_at(x, t, places)
+    assert torch.allclose(features, denoiser.encode(x, t)[rows, places], atol=1e-5)
+    for ratio in ratios:
+        whole = ratio.encode(x, t)[rows, places]
+        assert torch.allclose(ratio.encode_at(x, t, places), whole, atol=1e-5)
+        if not isinstance(ratio, TokenRatioNetwork):
+            assert torch.allclose(ratio.encode_at(x, t, places, features), whole, atol=1e-5)
+    with pytest.raises(ValueError, match="causal"):
+        Backbone(replace(CONFIG, causal=True)).at(x, t, places)
+
+
+@pytest.mark.parametrize("options", [{}, {"positions_per_step": 3}, {"planner": "margin"}], ids=str)
+def test_passes_at_the_revealed_places_draw_what_whole_passes_draw(options: dict[str, Any]) -> None:
+    """With prompts of unequal length, so that rows want different numbers of positions."""
+    denoiser, ratios = networks()
+    prompt = partly_masked()[0]
+    for ratio in (None, *ratios):
+        whole = draw(Unplaced(denoiser), None if ratio is None else Unplaced(ratio), prompt=prompt, **options)
+        assert torch.equal(draw(denoiser, ratio, prompt=prompt, **options), whole)
