@@ -18,6 +18,8 @@ from gtl_lightning.schedule import LogLinear, NoiseSchedule
 Batch = dict[str, Tensor]
 SCORE = "val_score"
 """Name under which every module logs what early stopping minimises."""
+LOSS = "train_loss"
+"""And the mean loss of the steps before."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class TrainedModule(pl.LightningModule):
         self.seed = 0
         self.total_steps = 1
         self._total = torch.zeros(2, dtype=torch.float64)
+        self._losses: list[Tensor] = []
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Scalar to minimise: the mean of `score` over the batch, where a subclass says nothing else."""
@@ -135,8 +138,12 @@ class TrainedModule(pl.LightningModule):
                 f"{type(self).__name__}: the loss became {loss.item()} at step {step}; the last good checkpoint is "
                 "kept, lower the learning rate or look at the data"
             )
-        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self._losses.append(loss.detach())
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Start collecting."""
+        self._losses = []
 
     def on_validation_epoch_start(self) -> None:
         """Start summing."""
@@ -150,7 +157,7 @@ class TrainedModule(pl.LightningModule):
             self._total += torch.stack([total.double(), count.double()])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the score.
+        """Log the score, and the mean loss since the last one: logging every step would cost small networks dearly.
 
         Raises:
             UserError: it is NaN or infinite, or nothing was scored.
@@ -164,6 +171,8 @@ class TrainedModule(pl.LightningModule):
                 "checkpoint is kept, lower the learning rate or look at the held-out data"
             )
         self.log(SCORE, score)
+        if self._losses:
+            self.log(LOSS, torch.stack(self._losses).mean(), sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what requires gradients, and the learning-rate curve."""

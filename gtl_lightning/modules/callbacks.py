@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import save_tensors
-from gtl_lightning.modules.base import SCORE, TrainedModule
+from gtl_lightning.modules.base import LOSS, SCORE, TrainedModule
 from gtl_lightning.networks.store import unshared
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Keeper(Checkpoint):
         score = float(trainer.callback_metrics[SCORE])
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
-        row = {"step": step, "train_loss": float(trainer.callback_metrics["train_loss_epoch"]), "score": score}
+        row = {"step": step, "train_loss": float(trainer.callback_metrics[LOSS]), "score": score}
         self.history.append({**row, "seconds": self.seconds})
         if score < self.best_score:
             self.best_score, self.best_step = score, step
@@ -182,7 +182,7 @@ class Reporter(Callback):
         step = trainer.global_step
         rate = (step - self._first) / max(1e-9, self._said - self._began)
         left = (self.total - step) / max(1e-9, rate)
-        values = {name: trainer.callback_metrics.get(name) for name in ("train_loss_step", SCORE)}
+        values = {name: trainer.callback_metrics.get(name) for name in (LOSS, SCORE)}
         shown = ", ".join(f"{name} {float(value):.4f}" for name, value in values.items() if value is not None)
         logger.info("%s: step %d/%d, %s, %.1f steps/s, %.0f s left", self.name, step, self.total, shown, rate, left)
 

@@ -109,8 +109,6 @@ def markov_cells(params: Params, seed: int) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    chains(settings)
-    load_source()
     jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
     found = [pair for pairs in spread(f"chains, seed {seed}", _cells, jobs) for pair in pairs]
     place = {(n, method): k for k, (n, method) in enumerate(product(settings.sizes, ("source", "bigram", *METHODS)))}

@@ -31,8 +31,6 @@ def markov_overlap(params: Params) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    chains(settings)
-    load_source()
     jobs = [(params, diagonal, seed) for diagonal in settings.overlap.diagonals for seed in settings.overlap.seeds]
     write_json(OVERLAP, [row for rows in spread("overlap", _target, jobs) for row in rows])
 

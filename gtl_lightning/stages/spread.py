@@ -19,17 +19,14 @@ Result = TypeVar("Result")
 def spread(what: str, job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> list[Result]:
     """The job's result for every tuple of arguments, in their order; put the longest jobs first.
 
-    As many processes as torch would use threads, of one thread each, so that results do not depend on how many there
-    are. They end with the one that started them, even when that is killed. The job and what it takes and gives must
-    be picklable.
+    Processes have one thread each, so that results do not depend on the number of cores. They end with the one that
+    started them, even when that is killed. The job and what it takes and gives must be picklable.
 
     Raises:
         Exception: the first failure, as it was raised in its process; jobs that have not begun are given up.
         KeyboardInterrupt: Ctrl-C.
     """
-    import torch
-
-    workers = min(len(arguments), torch.get_num_threads())
+    workers = min(len(arguments), _cores())
     pool = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"), initializer=_begin)
     futures = [pool.submit(job, *some) for some in arguments]
     try:
@@ -46,6 +43,11 @@ def spread(what: str, job: Callable[..., Result], arguments: Sequence[tuple[Any,
         for process in processes:
             process.join()
     return [future.result() for future in futures]
+
+
+def _cores() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin() -> None:

@@ -305,7 +305,7 @@ def test_mixed_seeds_do_not_collide():
 def test_lines_show_step_loss_rate_and_time_left(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(module(), tmp_path, steps=5)
-    assert "DenoiserModule: step 5/5, train_loss_step" in caplog.text
+    assert "DenoiserModule: step 5/5, train_loss" in caplog.text
     assert "steps/s, 0 s left" in caplog.text
 
 

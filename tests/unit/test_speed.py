@@ -127,7 +127,7 @@ def test_operations_do_not_grow_with_the_candidates_and_fall_with_k() -> None:
 
     assert per_step(n_ratio=2) == per_step(n_ratio=8)
     assert per_step(k=4) / 4 < 0.5 * per_step()  # of a position
-    assert per_step(block=4) < 0.7 * per_step()
+    assert per_step(block=4) < 0.8 * per_step(planner="margin")  # which needs whole passes
     assert per_step(guidance="plain") > 3 * per_step(guidance="none")
 
 
