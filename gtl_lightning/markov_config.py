@@ -43,7 +43,7 @@ class Markov(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
     parts: Annotated[int, Field(ge=2)] = Field(5, description="equal parts that the target is cut into, one held out")
     held_out: Positive = Field(60, description="sequences held out in all: decides how many of the folds are trained")
-    rows_scored: Positive = Field(256, description="noised held-out sequences scored per fold and check")
+    rows_scored: Positive = Field(128, description="noised held-out sequences scored per fold and check")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
     )
@@ -61,10 +61,10 @@ class Markov(Section):
         steps=600, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
     )
     finetune: Training = Training(
-        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=5
+        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=10
     )
     low_rank: Training = Training(
-        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=5
+        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=10
     )
     token: Training = Training(
         steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4

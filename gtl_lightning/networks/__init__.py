@@ -1,6 +1,7 @@
 """The networks: one backbone, several heads. Log-ratios are log q/p, target positive, everywhere."""
 
-from gtl_lightning.networks.backbone import Backbone, BackboneConfig, seeded
+from gtl_lightning.networks.backbone import Backbone
+from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.networks.ensemble import RatioEnsemble
 from gtl_lightning.networks.heads import (
     CausalLM,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.backbone import BackboneConfig, PaddingOnce
+from gtl_lightning.networks.backbone import PaddingOnce
+from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import MaskedDenoiser
 from gtl_lightning.networks.on_denoiser import OnDenoiser
 from gtl_lightning.networks.ratios import TokenLevel

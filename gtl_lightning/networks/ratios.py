@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtl_lightning.networks.backbone import Backbone, BackboneConfig, PaddingOnce
+from gtl_lightning.networks.backbone import Backbone, PaddingOnce
+from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import MaskedDenoiser, zeroed
 from gtl_lightning.networks.store import register
 from gtl_lightning.protocols import Cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors
-from gtl_lightning.networks.backbone import BackboneConfig, seeded
+from gtl_lightning.networks.block import BackboneConfig, seeded
 
 T = TypeVar("T", bound=type[nn.Module])
 REGISTRY: dict[str, type[nn.Module]] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.networks import MaskedDenoiser
-    from gtl_lightning.networks.backbone import BackboneConfig
+    from gtl_lightning.networks.block import BackboneConfig
     from gtl_lightning.tracking import Study
 
 log = logging.getLogger("gtl")
@@ -107,7 +107,7 @@ class Corpus:
 
     def backbone(self, network: Network) -> BackboneConfig:
         """The configuration of a network over these tokens."""
-        from gtl_lightning.networks.backbone import BackboneConfig
+        from gtl_lightning.networks.block import BackboneConfig
 
         return BackboneConfig(
             vocab_size=self.vocab_size,

@@ -55,7 +55,7 @@ def markov_source(params: Params) -> None:
     from gtl_lightning.modules.fit import fit
     from gtl_lightning.modules.stacked import StackedDenoiser
     from gtl_lightning.networks import MaskedDenoiser, save_network
-    from gtl_lightning.networks.backbone import NO_PAD, BackboneConfig, seeded
+    from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 
     settings, training = params.markov, params.markov.source
     source, _ = chains(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from gtl_lightning.config import Params
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.stacked import StackedModule
 
 ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
-OVERLAP_METHODS = (REWEIGHTED, "gtl-sequence-gkl", "gtl-token")
+SIDE_BY_SIDE = ((REWEIGHTED,), ("gtl-token", "source", "bigram"))
+"""What runs in one process, the longest first. The advisor speaks before the first is sampled."""
 
 
 def markov_overlap(params: Params) -> None:
@@ -31,21 +33,35 @@ def markov_overlap(params: Params) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    jobs = [(params, diagonal, seed) for diagonal in settings.overlap.diagonals for seed in settings.overlap.seeds]
-    write_json(OVERLAP, [row for rows in spread("overlap", _target, jobs) for row in rows])
+    targets = list(product(settings.overlap.diagonals, settings.overlap.seeds))
+    jobs = [(params, *target, methods) for methods in SIDE_BY_SIDE for target in targets]
+    found = spread("overlap", _target, jobs)
+    facts = {key: facts for key, facts, _ in found if facts}
+    write_json(
+        OVERLAP, [row | facts[key] for target in targets for key, _, rows in found if key == target for row in rows]
+    )
 
 
-def _target(params: Params, diagonal: float, seed: int) -> list[Row]:
+def _target(
+    params: Params, diagonal: float, seed: int, methods: tuple[str, ...]
+) -> tuple[tuple[float, int], Row, list[Row]]:
+    """Which target, what the advisor says of it (where that is asked here), a row for each method."""
     settings = params.markov
     source, _ = chains(settings)
     target = chain("target", diagonal, None, settings.states)
     problem = Problem(params, source, target, load_source(), settings.overlap.n, seed)
-    # First the advisor, from the folds' classifier and data it has not seen: nothing has been sampled yet.
+    facts: Row = _facts(problem, diagonal) if REWEIGHTED in methods else {}
+    return (diagonal, seed), facts, [evaluate(problem, method)[0] for method in methods]
+
+
+def _facts(problem: Problem, diagonal: float) -> Row:
+    """From the folds' classifier and data it has not seen: nothing has been sampled yet."""
     advice, reweighting, exact = _advice(problem)
     clean, half = (next(x for x in advice.levels if x.masked_share == share) for share in (0.0, 0.5))
-    shared = {
+    log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
+    return {
         "diagonal_target": diagonal,
-        "seed": seed,
+        "seed": problem.seed,
         "n": problem.n,
         "verdict": advice.verdict,
         "verdict_reweighting": reweighting.verdict,
@@ -56,10 +72,8 @@ def _target(params: Params, diagonal: float, seed: int) -> list[Row]:
         "mean_weight_clean": clean.mean_weight,
         "ece": half.calibration_error,
         "auc": half.auc,
-        "kl_source": target.kl(source, settings.length),
+        "kl_source": problem.target.kl(problem.source, problem.settings.length),
     }
-    log.info("diagonal %.2f: %s", diagonal, reweighting.sentence)
-    return [evaluate(problem, method)[0] | shared for method in ("source", "bigram", *OVERLAP_METHODS)]
 
 
 def _advice(problem: Problem) -> tuple[Advice, Advice, float]:

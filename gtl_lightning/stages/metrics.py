@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
@@ -59,12 +60,13 @@ def measure_real(params: Params) -> None:
 
 def sample_metrics(params: Params, corpus: Corpus, texts: list[str], sampled: list[Tensor]) -> dict[str, Any]:
     """MAUVE and the text metrics of generated texts, each beside its value on real ones (`_real`)."""
-    from gtl_lightning.evaluation.features import load_featurizer
     from gtl_lightning.evaluation.mauve import mauve_score
 
-    features = load_featurizer(params.evaluation.featurizer)(texts)
     mauve = mauve_score(
-        features, _real_features("real"), buckets=params.evaluation.mauve_buckets, seeds=_mauve_seeds(params)
+        _features(params.evaluation.featurizer, tuple(texts)),
+        _real_features("real"),
+        buckets=params.evaluation.mauve_buckets,
+        seeds=_mauve_seeds(params),
     )
     real = read_json(JUDGE / "real.json")
     values: dict[str, Any] = {"mauve": mauve.mean, "mauve_low": mauve.low, "mauve_high": mauve.high}
@@ -112,7 +114,6 @@ def memorisation_metrics(
     names = ("longest_copy", "longest_copy_real", "nearest_train", "nearest_train_real")
     if train is None:
         return dict.fromkeys(names)
-    from gtl_lightning.evaluation.features import load_featurizer
     from gtl_lightning.evaluation.memorisation import memorisation
 
     corpus = Corpus.open(params)
@@ -122,12 +123,20 @@ def memorisation_metrics(
     own = memorisation(
         sampled,
         rows,
-        sample_features=load_featurizer(params.evaluation.featurizer)(texts),
+        sample_features=_features(params.evaluation.featurizer, tuple(texts)),
         training_features=seen,
     )
     real = memorisation(held_out, rows, sample_features=_real_features("real"), training_features=seen)
     values = (own.spans.mean(), real.spans.mean(), own.cosines.mean(), real.cosines.mean())
     return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+@lru_cache(maxsize=1)
+def _features(featurizer: str, texts: tuple[str, ...]) -> np.ndarray:
+    """Float[n,d] of generated texts; one pass serves MAUVE and the nearest neighbours."""
+    from gtl_lightning.evaluation.features import load_featurizer
+
+    return load_featurizer(featurizer)(texts)
 
 
 def _real_features(name: str) -> np.ndarray:

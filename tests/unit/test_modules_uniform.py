@@ -14,7 +14,7 @@ from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.modules.uniform import UniformDenoiserModule
 from gtl_lightning.networks import UniformDenoiser
-from gtl_lightning.networks.backbone import NO_PAD, BackboneConfig, seeded
+from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 from gtl_lightning.schedule import LogLinear
 
 V, LENGTH = 3, 4

@@ -31,7 +31,7 @@ from gtl_lightning.networks import (
     save_network,
     seeded,
 )
-from gtl_lightning.networks.backbone import _rotary_table, _rotate
+from gtl_lightning.networks.block import rotary_table, rotate
 from gtl_lightning.sampling import sample
 
 MASK, PAD, V, L = 10, 11, 12, 8
@@ -129,11 +129,11 @@ def test_every_token_counts():
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
 @settings(max_examples=25, deadline=None)
 def test_rotary_products_depend_on_the_distance_alone(i, j, shift):
-    table = _rotary_table(64, 8).double()
+    table = rotary_table(64, 8).double()
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def product(m, n):
-        return (_rotate(q, table[:, m : m + 1]) * _rotate(k, table[:, n : n + 1])).sum()
+        return (rotate(q, table[:, m : m + 1]) * rotate(k, table[:, n : n + 1])).sum()
 
     torch.testing.assert_close(product(i, j), product(i + shift, j + shift), atol=1e-5, rtol=0)
 

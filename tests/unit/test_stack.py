@@ -13,7 +13,7 @@ from gtl_lightning.modules.fit import fit
 from gtl_lightning.modules.lora import add_lora
 from gtl_lightning.modules.stacked import StackedDenoiser, StackedSequenceRatio, StackedTokenRatio
 from gtl_lightning.networks import MaskedDenoiser
-from gtl_lightning.networks.backbone import NO_PAD, BackboneConfig, seeded
+from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
 from gtl_lightning.networks.stack import Stack
 
