@@ -134,9 +134,9 @@ def test_operations_do_not_grow_with_the_candidates_and_fall_with_k() -> None:
 def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bench(tiny(), "gtl bench")
-    bench(tiny().model_copy(update={"profile": "other"}), "gtl bench --profile other")
+    bench(tiny().model_copy(update={"profile": "paper"}), "gtl bench --profile paper")
     rows = json.loads(Path("reports/bench.json").read_text())
-    assert {row["profile"] for row in rows} == {"default", "other"}
+    assert {row["profile"] for row in rows} == {"default", "paper"}
     own = [row for row in rows if row["profile"] == "default"]
     assert {row["group"] for row in own} == {*GROUPS, "growth", "machine"}
     bench(tiny(), "gtl bench --only k", only=("k",))
@@ -152,7 +152,8 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {row["module"] for row in own if row["part"] == "training"} >= {"source", "ratio", "head", "warm", "planner"}
     page = Path("docs/benchmarks.md").read_text()
     assert "## Profile default" in page
-    assert "## Profile other" in page
+    assert "## Profile paper" in page
+    assert page.count("guided over unguided, n\\_ratio") == len(tiny().bench.n_ratios)
     assert Path("docs/figures/benchmarks.svg").exists()
 
 
