@@ -101,7 +101,7 @@ class Train(Section):
     vanilla: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     finetune: Training = Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     lora: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=200, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    classifier: Training = Training(steps=150, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
     ratio: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
     head: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
     warm: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
@@ -158,7 +158,7 @@ class Ablation(Section):
 
     fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
     method: RatioMethod = Field("gtl", description="the ratio that is resampled")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), description="gamma axis")
+    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), description="gamma axis")
     n_ratios: tuple[Positive, ...] = Field((4, 16, 64, 256), description="n_ratio axis")
 
 
