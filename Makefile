@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 # Stages side by side must not spin for work: torch's threads would take the processors from one another. One alone should.
 export OMP_WAIT_POLICY := PASSIVE
-repro bench: export OMP_WAIT_POLICY := ACTIVE
+repro markov bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 

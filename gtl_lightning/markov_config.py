@@ -42,7 +42,7 @@ class Markov(Section):
     sizes: tuple[Positive, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
     parts: Annotated[int, Field(ge=2)] = Field(5, description="equal parts that the target is cut into, one held out")
-    held_out: Positive = Field(60, description="sequences held out in all: decides how many of the folds are trained")
+    held_out: Positive = Field(40, description="sequences held out in all: decides how many of the folds are trained")
     rows_scored: Positive = Field(128, description="noised held-out sequences scored per fold and check")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
@@ -56,7 +56,7 @@ class Markov(Section):
     clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
     bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
-    source: Training = Training(steps=1000, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
+    source: Training = Training(steps=700, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
     vanilla: Training = Training(
         steps=600, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
     )
