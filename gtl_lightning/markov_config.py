@@ -48,7 +48,7 @@ class Markov(Section):
         (0.7, 0.85, 1.0, 1.15, 1.3, 1.5), min_length=1, description="guidance strengths that validation chooses from"
     )
     samples: Positive = Field(4096, description="sequences generated per cell")
-    kl_draws: Positive = Field(1000, description="partly masked sequences in the KL of a model's conditionals")
+    kl_draws: Positive = Field(500, description="partly masked sequences in the KL of a model's conditionals")
     denoiser: Network = Network(width=32, depth=1, heads=2, dropout=0.1, tied=False)
     local: LocalNetwork = LocalNetwork()
     lora: Lora = Lora(rank=4, alpha=8.0)
