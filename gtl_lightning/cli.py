@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gtl_lightning.allocation import keep_freed_memory
 from gtl_lightning.errors import UserError
 
 app = typer.Typer(
@@ -296,6 +297,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "alembic", "mlflow", "lightning", "pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

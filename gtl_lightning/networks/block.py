@@ -164,8 +164,18 @@ class Attention(nn.Module):
             for whole, part in zip(kept, (k, v), strict=True):
                 whole[:, :, view.start : view.start + part.shape[2]] = part
             k, v = kept
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
+        h = attend(q, k, v, view)
         return self.out(h.transpose(1, 2).reshape(batch, length, width)), (k, v)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    """Float[b,h,w,head], twice Float[b,h,l,head] -> Float[b,h,w,head]: what each position reads."""
+    if not (q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.causal)
+    # On a CPU the gradient of attention in bf16 takes six times as long as in fp32.
+    with torch.autocast("cpu", enabled=False):
+        h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=view.mask, is_causal=view.causal)
+    return h.to(q.dtype)
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from gtl_lightning.allocation import keep_freed_memory
 from gtl_lightning.stages.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -54,6 +55,7 @@ def _begin() -> None:
     import torch
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parent = mp.parent_process()
     assert parent is not None

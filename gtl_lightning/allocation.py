@@ -1,0 +1,25 @@
+"""Memory of a process that allocates the same large tensors at every step."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's names for what `mallopt` sets."""
+_LARGEST = 1 << 30
+"""Bytes: what is larger goes back to the system at once."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next step; without it every large tensor costs page faults, up to a quarter
+    of a training step on a CPU. Peak memory stays as it is. Other C libraries are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _LARGEST)
