@@ -34,10 +34,11 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 class Run:
     """One open MLflow run; everything of ours is logged through an explicit client."""
 
-    def __init__(self, client: MlflowClient, run_id: str, uri: str, experiment: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, uri: str, experiment: str, tags: Iterable[str] = ()) -> None:
         self._client = client
         self._uri = uri
         self._experiment = experiment
+        self._tags = frozenset(tags)
         self.run_id = run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -50,14 +51,17 @@ class Run:
             self._client.log_batch(self.run_id, params=new[start : start + 100])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log the numbers among `metrics`; other values and non-finite numbers are left out."""
+        """Log the numbers among `metrics`; no other values, no infinite ones, none that is a tag of the run."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         batch = [
             Metric(key, float(value), now, step)
             for key, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) < float("inf")
+            and key not in self._tags
         ]
         if batch:
             self._client.log_batch(self.run_id, metrics=batch)
@@ -148,7 +152,7 @@ class Study:
         run_id = found.info.run_id if found else self._create(name, own)
         self._client.update_run(run_id, status="RUNNING")
         try:
-            yield Run(self._client, run_id, self.uri, self._experiment)
+            yield Run(self._client, run_id, self.uri, self._experiment, tags)
         except BaseException as error:
             self._client.set_tag(
                 run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__

@@ -91,15 +91,15 @@ def ablation(params: Params) -> None:
     points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
     points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
     rows = []
-    with study(params).child(
-        "ablation", f"ablation {cell.name}", f"ablation-{cell.name}", {"method": cell.method}
-    ) as run:
+    whose = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
+    with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", whose) as run:
         curve = _choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)
             sampled, texts, seconds = _samples(params, sampler, guidance, train, cell.seed)
-            row = {"axis": axis, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
-            row |= {
+            row = {
+                **whose,
+                "axis": axis,
                 "gamma": gamma,
                 "n_ratio": count,
                 "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
@@ -107,7 +107,7 @@ def ablation(params: Params) -> None:
             row |= sample_metrics(params, sampler.corpus, texts, sampled)
             row |= {"sample_seconds": round(seconds, 2)}
             rows.append(row)
-            run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key != "seed"}, step)
+            run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key not in whose}, step)
         run.log_table(rows, "ablation.json")
     write_json(ABLATION / "rows.json", rows)
 

@@ -110,12 +110,15 @@ def markov_cells(params: Params, seed: int) -> None:
     """
     settings = params.markov
     jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
-    found = [pair for pairs in spread(f"chains, seed {seed}", _cells, jobs) for pair in pairs]
+
+    def track(pairs: list[tuple[Row, list[Row]]]) -> None:
+        with_runs(params, [row for row, _ in pairs], "markov-cell")
+
+    found = [pair for pairs in spread(f"chains, seed {seed}", _cells, jobs, track) for pair in pairs]
     place = {(n, method): k for k, (n, method) in enumerate(product(settings.sizes, ("source", "bigram", *METHODS)))}
     found.sort(key=lambda pair: place[pair[0]["n"], pair[0]["method"]])
-    rows = [row for row, _ in found]
-    with_runs(params, rows, "markov-cell")
-    write_json(cells_file(seed), {"rows": rows, "calibration": [error for _, errors in found for error in errors]})
+    calibration = [error for _, errors in found for error in errors]
+    write_json(cells_file(seed), {"rows": [row for row, _ in found], "calibration": calibration})
 
 
 def _cells(params: Params, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:

@@ -17,8 +17,15 @@ from gtl_lightning.stages.progress import progress_bar
 Result = TypeVar("Result")
 
 
-def spread(what: str, job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> list[Result]:
+def spread(
+    what: str,
+    job: Callable[..., Result],
+    arguments: Sequence[tuple[Any, ...]],
+    done: Callable[[Result], None] | None = None,
+) -> list[Result]:
     """The job's result for every tuple of arguments, in their order; put the longest jobs first.
+
+    `done` is called here with each result as it comes, while other jobs go on.
 
     Processes have one thread each, so that results do not depend on the number of cores. They end with the one that
     started them, even when that is killed. The job and what it takes and gives must be picklable.
@@ -32,9 +39,11 @@ def spread(what: str, job: Callable[..., Result], arguments: Sequence[tuple[Any,
     futures = [pool.submit(job, *some) for some in arguments]
     try:
         with progress_bar(what) as progress:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                progress(done, len(futures))
+            for count, future in enumerate(as_completed(futures), start=1):
+                result = future.result()
+                if done is not None:
+                    done(result)
+                progress(count, len(futures))
     finally:
         # After a failure or Ctrl-C nobody waits for the jobs under way: their fits go on from their last check.
         processes = list((pool._processes or {}).values())

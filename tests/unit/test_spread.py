@@ -29,6 +29,11 @@ def later(place: int, seconds: float) -> tuple[int, int]:
     return place, os.getpid()
 
 
+def after(name: str, sign: str) -> str:
+    until(lambda: not sign or Path(sign).exists())
+    return name
+
+
 def refuse(name: str) -> None:
     raise UserError(f"{name} is refused")
 
@@ -42,6 +47,16 @@ def test_results_come_in_the_order_of_the_arguments_from_other_processes() -> No
     found = spread("jobs", later, [(0, 0.3), (1, 0.0), (2, 0.0)])
     assert [place for place, _ in found] == [0, 1, 2]
     assert os.getpid() not in {pid for _, pid in found}
+
+
+def test_each_result_is_handed_on_while_other_jobs_go_on(tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+
+    def hand_on(name: str) -> None:
+        if name == "quick":
+            sign.touch()
+
+    assert spread("jobs", after, [("quick", ""), ("patient", str(sign))], hand_on) == ["quick", "patient"]
 
 
 def test_a_failure_is_raised_as_it_was() -> None:
