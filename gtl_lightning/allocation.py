@@ -7,8 +7,10 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets."""
-_LARGEST = 1 << 30
-"""Bytes: what is larger goes back to the system at once."""
+_LARGEST = 32 << 20
+"""Bytes, the most that glibc says it takes: larger tensors still come from the system and go back to it."""
+_KEPT = 1 << 30
+"""Bytes of freed memory that a process keeps."""
 
 
 def keep_freed_memory() -> None:
@@ -22,4 +24,4 @@ def keep_freed_memory() -> None:
     except AttributeError:  # musl
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
-    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -329,6 +329,23 @@ def test_bf16_autocast_is_close_and_ends_in_fp32(cls):
         torch.testing.assert_close(low.exp().sum(-1), torch.ones(5, L))
 
 
+def test_gradients_under_bf16_point_where_those_in_fp32_do():
+    network = make(MaskedDenoiser)
+    x_t, t = noisy()
+    tokens = torch.randint(0, V - 2, x_t.shape, generator=torch.Generator().manual_seed(0))
+
+    def gradient(low: bool) -> torch.Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            loss = -network.log_prob(network.encode(x_t, t).flatten(0, 1), tokens.flatten()).mean()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    low, high = gradient(True), gradient(False)
+    assert low.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(low, high, dim=0) > 0.99
+
+
 # ---- on disk
 
 
