@@ -82,20 +82,20 @@ def level_sample(
     stratified over the batch and fall to its rows at random.
 
     Args:
-        x_0: Long[b,l] without padding.
+        x_0: Long[...,b,l] without padding; batches on leading axes are drawn apart.
         mask_index: id of the mask.
         generator: source of randomness.
         least: fewest masks; 0 includes clean rows.
 
     Returns:
-        x_t Long[b,l], masked Bool[b,l], k Long[b].
+        x_t Long[...,b,l], masked Bool[...,b,l], k Long[...,b].
     """
-    batch, length = x_0.shape
-    strata = (torch.arange(batch, device=x_0.device) + uniform_noise((1,), generator, x_0.device)) / batch
-    order = uniform_noise((batch,), generator, x_0.device).argsort()
-    count = least + (strata[order] * (length + 1 - least)).long().clamp(max=length - least)
-    rank = uniform_noise((batch, length), generator, x_0.device).argsort(1).argsort(1)
-    masked = rank < count[:, None]
+    *lead, batch, length = x_0.shape
+    strata = (torch.arange(batch, device=x_0.device) + uniform_noise((*lead, 1), generator, x_0.device)) / batch
+    order = uniform_noise((*lead, batch), generator, x_0.device).argsort(-1)
+    count = least + (strata.gather(-1, order) * (length + 1 - least)).long().clamp(max=length - least)
+    rank = uniform_noise((*lead, batch, length), generator, x_0.device).argsort(-1).argsort(-1)
+    masked = rank < count[..., None]
     return x_0.masked_fill(masked, mask_index), masked, count
 
 

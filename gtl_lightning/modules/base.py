@@ -182,9 +182,21 @@ class TrainedModule(pl.LightningModule):
             {"params": [p for p in trained if p.ndim > self.stacked + 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim <= self.stacked + 1], "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+        adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
         curve = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: config.factor(step, self.total_steps))
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm. Lightning's own clipping refuses fused optimisers in bf16 too, where no gradient is scaled."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

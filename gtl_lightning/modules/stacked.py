@@ -81,8 +81,7 @@ class StackedModule(TrainedModule):
 
     def noised(self, x_0: Tensor, generator: torch.Generator, least: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Long[m,b,l] -> x_t Long[m,b,l], masked Bool[m,b,l], t Float[m,b] (the masked share), k Long[m,b]."""
-        found = [level_sample(rows, self.mask_index, generator, least) for rows in x_0]
-        x_t, masked, count = (torch.stack(part) for part in zip(*found, strict=True))
+        x_t, masked, count = level_sample(x_0, self.mask_index, generator, least)
         return x_t, masked, count / x_0.shape[-1], count
 
     def source_log_p(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -217,7 +216,7 @@ class StackedClassifier(StackedSequence):
 
     def terms(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy, nats."""
-        return sum(_halves(self, batch, generator, self.clean, bce_loss), torch.zeros(()))
+        return _domain_loss(self, batch, generator, clean=self.clean)
 
     def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """As the guided model's (noised), or the held-out cross-entropy (clean)."""
@@ -249,15 +248,16 @@ class StackedSequenceRatio(StackedSequence):
     def terms(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss and the cycle loss."""
         x_t, _, t, _ = self.noised(batch["x_0"], generator, least=0)
-        f = self.network(x_t, t)
-        total = self.eta_1 * cycle_loss(f, self._frozen(self.timed, x_t, t)).mean(-1)
+        timed = self._frozen(self.timed, x_t, t)
         if self.kind == "bce":
-            return total + sum(_halves(self, batch, generator, False, bce_loss), torch.zeros(()))
+            cycle = self.eta_1 * cycle_loss(self.network(x_t, t), timed).mean(-1)
+            return cycle + _domain_loss(self, batch, generator, clean=False)
         source = batch["source"]
         log_r_star = self._frozen(self.clean, source, torch.zeros(source.shape[:2]))
-        x_t, _, t, _ = self.noised(source, generator, least=0)
+        source_t, _, source_times, _ = self.noised(source, generator, least=0)
+        f, f_source = _together(self.network, (x_t, source_t), (t, source_times))
         loss: Callable[[Tensor, Tensor], Tensor] = gkl_loss if self.kind == "gkl" else log_mse_loss
-        return total + loss(self.network(x_t, t), log_r_star).mean(-1)
+        return self.eta_1 * cycle_loss(f, timed).mean(-1) + loss(f_source, log_r_star).mean(-1)
 
     def _frozen(self, stack: Frozen, x: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
@@ -265,22 +265,24 @@ class StackedSequenceRatio(StackedSequence):
         return log_r.clamp(-self.clip, self.clip)
 
 
-def _halves(
-    module: StackedModule,
-    batch: Batch,
-    generator: torch.Generator,
-    clean: bool,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> list[Tensor]:
-    """Float[m] of each domain: half its mean cross-entropy."""
-    parts = []
-    for name in ("source", "x_0"):
-        x, t = batch[name], torch.zeros(batch[name].shape[:2])
-        if not clean:
-            x, _, t, _ = module.noised(x, generator, least=0)
-        f = module.network(x, t)
-        parts.append(loss(f, torch.full(f.shape, name == "x_0")).mean(-1) / 2)
-    return parts
+def _domain_loss(module: StackedModule, batch: Batch, generator: torch.Generator, *, clean: bool) -> Tensor:
+    """Float[m]: cross-entropy of the domain (eq. 7c), half of it from each."""
+    names = ("source", "x_0")
+    if clean:
+        rows = tuple(batch[name] for name in names)
+        times = tuple(torch.zeros(part.shape[:2]) for part in rows)
+    else:
+        noised = [module.noised(batch[name], generator, least=0) for name in names]
+        rows, times = tuple(x_t for x_t, _, _, _ in noised), tuple(t for _, _, t, _ in noised)
+    found = _together(module.network, rows, times)
+    parts = [bce_loss(f, torch.full(f.shape, name == "x_0")).mean(-1) for name, f in zip(names, found, strict=True)]
+    return torch.stack(parts).mean(0)
+
+
+def _together(network: nn.Module, rows: tuple[Tensor, ...], times: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The network at several batches Long[m,b,l] in one pass: small networks cost by the call."""
+    found: Tensor = network(torch.cat(rows, dim=1), torch.cat(times, dim=1))
+    return found.split([part.shape[1] for part in rows], dim=1)
 
 
 def _at(values: Tensor, ids: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class View:
     """What attention is told of the positions it is given.
 
     Attributes:
-        rotary: Float[2,w,head/2], cosines and sines of their angles.
+        rotary: Float[2,w,head], their rows of `rotary_table`.
         mask: Bool, broadcastable to [b,1,w,l], True = attend; None attends everywhere.
         causal: a position attends to those up to itself.
         start: the first of them.
@@ -153,13 +153,14 @@ class Attention(nn.Module):
         Without `kept` these are x's own; with it x renews its part of them, in place, and attends to the whole.
         """
         batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        v = qkv[2]
         if places is None:
-            q = rotate(q, view.rotary)
+            q, k = rotate(qkv[:2], view.rotary)
         else:
-            q = rotate(q.take_along_dim(places[:, None, :, None], 2), view.rotary[:, places][:, :, None])
+            q = rotate(qkv[0].take_along_dim(places[:, None, :, None], 2), view.rotary[:, places][:, :, None])
+            k = rotate(qkv[1], view.rotary)
             length = places.shape[1]
-        k = rotate(k, view.rotary)
         if kept is not None:
             for whole, part in zip(kept, (k, v), strict=True):
                 whole[:, :, view.start : view.start + part.shape[2]] = part
@@ -214,14 +215,14 @@ class Block(nn.Module):
 
 
 def rotary_table(length: int, head: int) -> Tensor:
-    """Cosines and sines of the rotary angles, Float[2, length, head / 2]."""
+    """What `rotate` multiplies by, Float[2, length, head]: cosines, and sines with the signs of a rotation."""
     rates = 10_000.0 ** (-torch.arange(0, head, 2).float() / head)
     angles = torch.arange(length).float()[:, None] * rates
-    return torch.stack([angles.cos(), angles.sin()])
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the pairs (i, i + head/2) of Float[b,h,l,head] by the position's angles; the dtype of x is kept."""
+    """Turn the pairs (i, i + head/2) of Float[...,l,head] by the position's angles; the dtype of x is kept."""
     cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)

@@ -4,7 +4,14 @@ import math
 
 import torch
 
-from gtl_lightning.forward import absorbing_sample, nelbo_terms, posterior, stratified_times, uniform_sample
+from gtl_lightning.forward import (
+    absorbing_sample,
+    level_sample,
+    nelbo_terms,
+    posterior,
+    stratified_times,
+    uniform_sample,
+)
 from gtl_lightning.schedule import Cosine, LogLinear
 
 MASK = 5
@@ -84,3 +91,12 @@ def test_posterior_keeps_unmasked_tokens() -> None:
     step = posterior(log_p, x_t, torch.tensor([0.8]), torch.tensor([0.2]), LogLinear(), MASK).exp()
     torch.testing.assert_close(step[0, 0], torch.nn.functional.one_hot(torch.tensor(2), MASK + 1).float())
     torch.testing.assert_close(step[0, 1], torch.tensor([0.75 / MASK] * MASK + [0.25]))
+
+
+def test_levels_of_batches_on_a_leading_axis_are_stratified_apart():
+    x_0 = torch.randint(4, (3, 10, 5), generator=torch.Generator().manual_seed(0))
+    x_t, masked, count = level_sample(x_0, 4, torch.Generator().manual_seed(1))
+    assert torch.equal(masked, x_t == 4)
+    assert torch.equal(masked.sum(-1), count)
+    assert torch.equal(count.sort(-1).values, torch.arange(1, 6).repeat_interleave(2).expand(3, -1))
+    assert not torch.equal(count[0], count[1])
