@@ -13,15 +13,14 @@ from pydantic import Field
 from gtl_lightning.config import (
     PARAMS,
     PROFILES,
-    BaselineMethod,
     Params,
-    RatioMethod,
     configure,
     load_params,
     override,
     write_params,
 )
 from gtl_lightning.errors import UserError
+from gtl_lightning.settings import BaselineMethod, RatioMethod
 
 Method = Literal[BaselineMethod, RatioMethod]
 Fraction = Annotated[float, Field(gt=0, le=1)]

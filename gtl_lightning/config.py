@@ -1,226 +1,41 @@
 """The one configuration object: params.yaml -> frozen pydantic models, unknown keys refused.
 
-The field defaults below are the profile `default`; `profiles/NAME.yaml` holds what another profile changes.
-`gtl configure` writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads
+The defaults of the sections (settings.py) are the profile `default`; `profiles/NAME.yaml` holds what another profile
+changes. `gtl configure` writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads
 params.yaml: DVC, the command line and the flows.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.markov_config import Markov
-from gtl_lightning.sections import Lora, Network, Positive, PositiveFloat, Section, Share, Training
+from gtl_lightning.sections import Lora, Network, Section, Training
+from gtl_lightning.settings import (
+    Ablation,
+    Bench,
+    Data,
+    Evaluation,
+    Machine,
+    Networks,
+    Ratio,
+    Sampling,
+    Schedule,
+    Sweep,
+    Tokenizer,
+    TokenRatio,
+    Tracking,
+    Train,
+)
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
-
-Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
-BaselineMethod = Literal["vanilla", "finetune", "lora"]
-Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
-RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
-
-
-class Data(Section):
-    """Which records form the two domains and how they are split."""
-
-    source: tuple[str, ...] = Field(("cs", "math"), description="archives of the primary category that form the source")
-    target: tuple[str, ...] = Field(("physics",), description="archives that form the target")
-    source_val: Share = Field(0.05, description="share of the source for early stopping and the advisor")
-    source_judge: Share = Field(0.10, description="share of the source that only the judge sees")
-    target_val: Share = Field(0.10, description="share of the target for selecting checkpoints and gamma")
-    target_test: Share = Field(0.15, description="share of the target read once, by the final evaluation")
-    target_judge: Share = Field(0.15, description="share of the target that only the judge and the reference model see")
-    target_share_in_source: Share = Field(
-        0.0, description="target records mixed into the source training data (paper: r)"
-    )
-    near_duplicate: float = Field(
-        0.8, gt=0, le=1, description="estimated Jaccard similarity from which texts are duplicates"
-    )
-    max_bad_share: Share = Field(0.01, description="share of damaged records above which the split stops")
-    min_examples: Positive = Field(16, description="fewest target examples a fraction may leave")
-    max_source: Positive | None = Field(None, description="cap on source records (null: all)")
-    max_target: Positive | None = Field(None, description="cap on target records (null: all)")
-    seed: int = Field(0, description="key of the hash that orders and splits the records")
-
-
-class Tokenizer(Section):
-    """Text to tokens."""
-
-    name: str | None = Field(None, description="Hugging Face name or folder; null trains one on the source split")
-    vocab_size: Positive = Field(512, description="ids of the trained tokenizer, specials included")
-    length: Positive = Field(32, description="tokens per example; longer texts are cut")
-
-
-class Networks(Section):
-    """Every network's size."""
-
-    denoiser: Network = Network(width=96, depth=3, heads=4)
-    ratio: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    planner: Network = Network(width=48, depth=2, heads=4)
-    reference: Network = Network(width=64, depth=2, heads=4, dropout=0.1)
-
-
-class TokenRatio(Section):
-    """One token-level ratio: its loss, and how many networks are averaged."""
-
-    bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9")
-    nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9'")
-    martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
-    members: Positive = Field(1, description="networks in the ensemble; train.* is the budget of each")
-
-
-class Ratio(Section):
-    """How the density-ratio networks learn (docs/method.md 2.1, 2.2)."""
-
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
-    )
-    unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
-    clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters a sequence-level loss")
-    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
-    token: TokenRatio = TokenRatio()
-    head: TokenRatio = TokenRatio()
-    warm: TokenRatio = TokenRatio(bce_weight=0.0, members=2)
-    head_rank: Positive = Field(64, description="rank of gtl-head's map on the frozen features")
-    warm_dropout: Share = Field(0.1, description="dropout of gtl-warm's copy of the denoiser while it is trained")
-
-
-class Train(Section):
-    """One training run per component."""
-
-    val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
-    val_draws: Positive = Field(2, description="noise draws of each in that score")
-    source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    vanilla: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    finetune: Training = Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-    lora: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=150, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
-    ratio: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-    head: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    warm: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-    planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
-    reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
-
-
-class Sampling(Section):
-    """The sampler (docs/method.md 2.4)."""
-
-    planner: Literal["learned", "random", "confidence", "margin", "entropy"] = Field(
-        "random", description="reveal order"
-    )
-    planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
-    positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
-    block: Positive | None = Field(
-        None, description="reveal in blocks of so many positions, the rest kept as it was; null: no reuse"
-    )
-    block_margin: int = Field(0, ge=0, description="positions around the block that are computed anew with it")
-    temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5),
-        min_length=1,
-        description="guidance strengths that validation chooses from",
-    )
-    gamma_end: float = Field(
-        1.0, ge=0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
-    )
-    n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
-    n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
-
-
-class Evaluation(Section):
-    """What is measured and how."""
-
-    samples: Positive = Field(256, description="sequences generated per cell")
-    draws: Positive = Field(4, description="mask patterns per held-out sequence in the NELBO")
-    val_examples: Positive = Field(512, description="held-out target texts that gamma is chosen on, at most")
-    batch: Positive = Field(64, description="sequences per forward pass")
-    featurizer: str = Field(
-        "minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder"
-    )
-    neighbours: Positive = Field(
-        1000, description="training texts searched for the nearest neighbour of a sample, at most"
-    )
-    mauve_buckets: Positive = Field(16, description="k-means buckets of MAUVE")
-    mauve_seeds: Positive = Field(5, description="k-means seeds averaged")
-    seed: int = Field(0, description="noise of the held-out NELBO, equal for every method")
-
-
-class Ablation(Section):
-    """Resampling from trained ratios; nothing is trained."""
-
-    fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
-    method: RatioMethod = Field("gtl", description="the ratio that is resampled")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), description="gamma axis")
-    n_ratios: tuple[Positive, ...] = Field((4, 16, 64, 256), description="n_ratio axis")
-
-
-class Sweep(Section):
-    """The grid, read by dvc.yaml's matrix and by the flows."""
-
-    fractions: tuple[Fraction, ...] = Field(
-        (1.0, 0.3, 0.05, 0.01), min_length=1, description="shares of the target training data"
-    )
-    seeds: tuple[int, ...] = Field(
-        (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
-    )
-    baselines: tuple[BaselineMethod, ...] = Field(
-        ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
-    )
-    ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-warm"), description="ratio networks trained per cell")
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Sweep:
-        for name in ("fractions", "seeds", "baselines", "ratios"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} lists a value twice: {list(values)}")
-        return self
-
-
-class Bench(Section):
-    """Benchmarks, `gtl bench`: networks of the sizes above with random weights; nothing is read or trained."""
-
-    vocab_size: Positive | None = Field(None, description="ids; null: tokenizer.vocab_size")
-    batches: tuple[Positive, ...] = Field((1, 4, 32), min_length=1, description="sequences sampled together")
-    lengths: tuple[Positive, ...] = Field(
-        (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
-    )
-    n_ratios: tuple[Positive, ...] = Field(
-        (8, 64, 512), min_length=1, description="tokens the ratio scores; the last stands in all other rows"
-    )
-    positions_per_step: tuple[Positive, ...] = Field((1, 2, 8), min_length=1, description="k; 1 in all other rows")
-    blocks: tuple[Positive, ...] = Field((8, 16), description="block sizes of block-wise decoding")
-    candidates: Positive = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
-    steps: Positive = Field(4, description="steps in a timed call")
-    rounds: Positive = Field(7, description="timed calls of each case")
-    seconds: PositiveFloat = Field(10.0, description="time for a group of cases after which its rounds end early")
-    train_batch: Positive = Field(64, description="sequences in a training step")
-    matrix: Positive = Field(1024, description="rows of the matrix product that shares are taken of")
-
-
-class Machine(Section):
-    """Where it runs; nothing here changes what is computed beyond rounding."""
-
-    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
-    precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
-    devices: Positive = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
-    strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field("auto", description="Lightning's; auto: one that fits")
-    accumulate: Positive = Field(1, description="parts of its share that each process computes one after another")
-
-
-class Tracking(Section):
-    """MLflow."""
-
-    uri: str = Field("sqlite:///mlflow.db", description="tracking server or database; MLFLOW_TRACKING_URI wins over it")
-    experiment: str = Field("gtl-transfer", description="experiment name")
 
 
 class Params(Section):
@@ -308,13 +123,6 @@ def dump_params(params: Params) -> str:
 def write_params(params: Params, path: Path | str = PARAMS) -> None:
     """Write params.yaml atomically."""
     write_text(path, dump_params(params))
-
-
-def _with_a_point(value: Any) -> Any:
-    # DVC spells a cell's folder from the YAML value, the stages from the float: they must agree.
-    if isinstance(value, int):
-        raise ValueError(f"write it with a decimal point, {float(value)}")
-    return value
 
 
 def _section_lines(section: BaseModel, depth: int) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Network, Params
+from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, read_json, sha256_file
+from gtl_lightning.sections import Network
 
 if TYPE_CHECKING:
     import torch

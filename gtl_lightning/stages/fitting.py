@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Params, Training
+from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
+from gtl_lightning.sections import Training
 from gtl_lightning.stages.common import (
     RESULT,
     TOKENS,

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Network, Params, Training
+from gtl_lightning.config import Params
+from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.common import (
     MODELS,

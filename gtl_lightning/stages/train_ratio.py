@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.config import Params, TokenRatio, Training
+from gtl_lightning.config import Params
+from gtl_lightning.sections import Training
+from gtl_lightning.settings import TokenRatio
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, Corpus, fraction_of, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
