@@ -85,15 +85,15 @@ class Train(Section):
     val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
     val_draws: Positive = Field(2, description="noise draws of each in that score")
     source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    vanilla: Training = Training(steps=400, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+    vanilla: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
     finetune: Training = Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     lora: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=150, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    classifier: Training = Training(steps=125, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
     ratio: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
     head: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
     warm: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
     planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
-    reference: Training = Training(steps=400, batch=64, lr=2e-3, check_every=50, patience=2)
+    reference: Training = Training(steps=300, batch=64, lr=2e-3, check_every=50, patience=2)
 
 
 class Sampling(Section):
@@ -146,7 +146,7 @@ class Ablation(Section):
     fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
     method: RatioMethod = Field("gtl", description="the ratio that is resampled")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), description="gamma axis")
-    n_ratios: tuple[Positive, ...] = Field((4, 16, 64, 256), description="n_ratio axis")
+    n_ratios: tuple[Positive, ...] = Field((4, 16, 64), description="n_ratio axis")
 
 
 class Sweep(Section):

@@ -49,6 +49,9 @@ def markov_source(params: Params) -> None:
     Raises:
         UserError: a bad matrix.
     """
+    settings, training = params.markov, params.markov.source
+    source, _ = chains(settings)  # refuses a bad matrix before seconds of imports
+
     import torch
 
     from gtl_lightning.data.folds import FoldData
@@ -57,8 +60,6 @@ def markov_source(params: Params) -> None:
     from gtl_lightning.networks import MaskedDenoiser, save_network
     from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 
-    settings, training = params.markov, params.markov.source
-    source, _ = chains(settings)
     rows = torch.cat(source_sequences(settings, source))
     config = BackboneConfig(
         vocab_size=settings.states + 1,
@@ -109,6 +110,7 @@ def markov_cells(params: Params, seed: int) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
+    chains(settings)
     jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
 
     def track(pairs: list[tuple[Row, list[Row]]]) -> None:

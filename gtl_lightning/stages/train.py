@@ -124,11 +124,12 @@ def train_judge(params: Params) -> None:
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
     """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (docs/method.md 2.1)."""
+    corpus, training = Corpus.open(params), params.train.classifier
+    train, val = corpus.target(fraction, params.data.min_examples)  # refused before seconds of imports
+
     from gtl_lightning.modules.classifier import ClassifierModule
     from gtl_lightning.networks import SequenceRatioNetwork, seeded
 
-    corpus, training = Corpus.open(params), params.train.classifier
-    train, val = corpus.target(fraction, params.data.min_examples)
     cell = Cell("classifier", fraction, seed)
     for kind, noised, smoothing in (("clean", False, params.ratio.label_smoothing), ("noised", True, 0.0)):
 
@@ -152,8 +153,14 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
 
 
 def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
-    """One baseline denoiser or ratio network on a fraction of the target data."""
-    {**BASELINES, **RATIOS}[method](params, Cell(method, fraction, seed))
+    """One baseline denoiser or ratio network on a fraction of the target data.
+
+    Raises:
+        UserError: the fraction leaves too few examples.
+    """
+    cell = Cell(method, fraction, seed)
+    Corpus.open(params).target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
+    {**BASELINES, **RATIOS}[method](params, cell)
 
 
 def _vanilla(params: Params, cell: Cell) -> None:
