@@ -92,7 +92,9 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
 
 def _label_room(panels: Sequence[Panel]) -> float:
     labels = [line.label for panel in panels for line in panel.series]
-    labels += [reference.label for panel in panels for reference in panel.references]
+    for panel in panels:
+        low, high = _y_range(panel)
+        labels += [_off(reference.label, reference.y, low, high) for reference in panel.references]
     longest = max(map(len, labels))
     return max(RIGHT, 0.35 + 0.62 * LABEL_SIZE / 72 * longest)
 
