@@ -110,7 +110,7 @@ def markov_cells(params: Params, seed: int) -> None:
         UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    chains(settings)
+    chains(settings)  # refuses a bad matrix before any process starts
     jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
 
     def track(pairs: list[tuple[Row, list[Row]]]) -> None:
