@@ -7,14 +7,19 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 # Stages side by side must not spin for work: torch's threads would take the processors from one another. One alone should.
 export OMP_WAIT_POLICY := PASSIVE
-repro markov bench: export OMP_WAIT_POLICY := ACTIVE
+bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 .PHONY: repro markov test bench lint ui serve env clean-env
 
+# The flow runs independent stages side by side, with a Prefect server of its own unless PREFECT_API_URL names one.
+repro: export PREFECT_HOME := $(CURDIR)/.prefect/repro
+repro: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+repro: export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@dvc status --quiet --with-deps report 2>/dev/null || python -m flows.flows
 	@dvc repro report
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"

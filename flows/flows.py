@@ -40,7 +40,7 @@ from flows.server import check_server
 from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
-from gtl_lightning.config import Params
+from gtl_lightning.config import Params, load_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.settings import RatioMethod
 from gtl_lightning.tracking import resolve_uri
@@ -232,6 +232,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
 def main() -> int:
     """The scarcity sweep without a deployment."""
     try:
+        load_params()  # before a server is started for nothing
         check_server()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gtl_lightning.allocation import keep_freed_memory
 from gtl_lightning.errors import UserError
+from gtl_lightning.resources import keep_freed_memory, limit_threads
 
 app = typer.Typer(
     help="Guided transfer learning for discrete diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -218,9 +218,9 @@ def bench(
     ] = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Time sampling and training here; writes reports/bench.json and docs/benchmarks.md."""
-    from gtl_lightning import config, stages
+    from gtl_lightning import stages
 
-    params = config.configure(profile) if profile else _params()
+    params = _params(profile)
     stages.bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
 
 
@@ -276,10 +276,12 @@ def sample(
         typer.echo(text)
 
 
-def _params() -> Any:
-    from gtl_lightning.config import load_params
+def _params(profile: str | None = None) -> Any:
+    from gtl_lightning import config
 
-    return load_params()
+    params = config.configure(profile) if profile else config.load_params()
+    limit_threads(params.machine.threads)  # here: torch is not imported yet
+    return params
 
 
 def _pairs(values: list[str]) -> dict[str, str]:

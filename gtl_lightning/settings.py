@@ -196,6 +196,7 @@ class Bench(Section):
 class Machine(Section):
     """Where it runs; nothing here changes what is computed beyond rounding."""
 
+    threads: Positive | None = Field(1, description="processor threads of a command; null: as many as there are cores")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
     devices: Positive = Field(1, description="processes, one a GPU, that share each training batch (DDP)")

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from gtl_lightning.allocation import keep_freed_memory
+from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.stages.progress import progress_bar
 
 Result = TypeVar("Result")

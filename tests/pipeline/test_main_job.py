@@ -111,6 +111,7 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert {"method", "fraction", "seed", "profile", "data_hash", "git_commit"} <= set(run.data.tags)
         assert run.data.metrics["nelbo"] > 0
+        assert not {"fraction", "seed"} & set(run.data.metrics), "what is a tag is no metric as well"
     chosen = client.search_runs(
         [experiment.experiment_id], "tags.kind = 'cell' and tags.method = 'gtl' and tags.fraction = '0.3'"
     )

@@ -1,8 +1,9 @@
-"""Memory of a process that allocates the same large tensors at every step."""
+"""What a process takes of the machine: threads, and memory that it keeps."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -27,3 +28,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def limit_threads(count: int | None) -> None:
+    """Give numerical libraries that are not loaded yet so many threads; OMP_NUM_THREADS wins, None leaves it to them.
+
+    The number of threads decides in which order sums are taken: equal results want equal numbers.
+    """
+    if count is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(count))

@@ -1,0 +1,56 @@
+"""What a process takes of the machine, asked of glibc and of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = 16 << 20
+HOLD = f"""
+import ctypes
+from gtl_lightning.resources import keep_freed_memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if {{keep}}:
+    keep_freed_memory()
+before = libc.mallinfo2().arena
+libc.free(libc.malloc({BLOCK}))
+print(libc.mallinfo2().arena - before)
+"""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_freed_block_stays_in_the_heap_only_where_that_was_asked_for(keep: bool) -> None:
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("glibc alone is told, and only since 2.33 does it say what it holds")
+    told = subprocess.run([sys.executable, "-c", HOLD.format(keep=keep)], capture_output=True, text=True, check=True)
+    assert (int(told.stdout) >= BLOCK) == keep
+
+
+@pytest.mark.parametrize(("asked", "environment", "threads"), [(1, None, 1), (2, "1", 1), (None, "1", 1)])
+def test_torch_takes_as_many_threads_as_are_asked_for_unless_the_environment_says(
+    asked: int | None, environment: str | None, threads: int
+) -> None:
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    code = (
+        f"from gtl_lightning.resources import limit_threads; limit_threads({asked}); "
+        "import torch; print(torch.get_num_threads())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=own | ({} if environment is None else {"OMP_NUM_THREADS": environment}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(told.stdout) == threads
