@@ -19,6 +19,7 @@ repro: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 repro: export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@mkdir -p $(PREFECT_HOME)
 	@dvc status --quiet --with-deps report 2>/dev/null || python -m flows.flows
 	@dvc repro report
 	@echo

@@ -123,17 +123,11 @@ class Study:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table it creates
         self._experiment = experiment
         self._tags = {**tags, "git_commit": _git_commit()}
-        with FileLock(_lock_path(self.uri)):  # two stages that start at once create one database, one parent
+        with FileLock(_lock_path(self.uri)):  # two stages that start at once create one database
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
-                found = self._client.get_experiment_by_name(experiment)
-                self._experiment_id = found.experiment_id if found else self._create_experiment(experiment)
-                parent = self._find({"kind": "study", **tags})
-                self.run_id = (
-                    parent.info.run_id
-                    if parent
-                    else self._create(f"study {tags.get('profile', '')}", {"kind": "study"})
-                )
+                self._experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
+                self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
             except MlflowException as error:
                 raise UserError(
                     f"tracking at {without_credentials(self.uri)} failed: {str(error).splitlines()[0]}"
@@ -205,15 +199,40 @@ class Study:
         run = self._client.create_run(self._experiment_id, tags=texts, run_name=name)
         return str(run.info.run_id)
 
+    def _own_run(self, tags: Mapping[str, Any], name: str) -> str:
+        """The study's own run, found or made. Hosts share no lock: of what several make at once the oldest stays."""
+        if found := self._find(tags):
+            return str(found.info.run_id)
+        own = self._create(name, tags)
+        oldest = self._find(tags)
+        if oldest is None or oldest.info.run_id == own:
+            return own
+        self._client.delete_run(own)
+        return str(oldest.info.run_id)
+
+    def _find_experiment(self, name: str) -> str | None:
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id) if found else None
+
     def _create_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         location = None
         if self.uri.startswith("sqlite:"):
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            if made := self._find_experiment(name):  # by another host, just now
+                return made
+            raise
 
     def _find(self, tags: Mapping[str, Any]) -> MlflowRun | None:
+        """The oldest run that has these tags."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        runs: Iterable[MlflowRun] = self._client.search_runs([self._experiment_id], query, max_results=1)
+        runs: Iterable[MlflowRun] = self._client.search_runs(
+            [self._experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
+        )
         return next(iter(runs), None)
 
 
