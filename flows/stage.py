@@ -33,6 +33,11 @@ USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
 HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
 NO_SPACE = os.strerror(errno.ENOSPC)
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+# What DVC tells a person at a terminal after every stage; a sweep has dozens.
+ADVICE = re.compile(
+    r"\s*(To track the changes with git, run:|git add .*|To enable auto staging, run:|dvc config core\.\S+ true"
+    r"|Use `dvc push` .*)?\s*"
+)
 ADDRESS_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
 
@@ -179,7 +184,8 @@ def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: f
     def on_line(line: str) -> None:
         line = redact(line, secrets)
         transcript.read(line)
-        log.info("%s", line)
+        if not ADVICE.fullmatch(line):
+            log.info("%s", line)
 
     ended = run_group(command, owner=owner, cwd=root, env=stage_environment(), on_line=on_line, time_limit=limit)
     if ended.cause == "time limit":

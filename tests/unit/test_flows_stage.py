@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.outcome import Outcome, count_outcomes
-from flows.stage import Transcript, dvc_command, redact, secret_values
+from flows.stage import ADVICE, Transcript, dvc_command, redact, secret_values
 
 
 def read(text: str, stage: str = "a") -> Transcript:
@@ -77,6 +77,18 @@ def test_secrets_are_masked() -> None:
     secrets = secret_values(environment)
     line = redact("key abcdefghij and abcdefgh at postgresql://me:hunter2@db/x of /home/me, ab", secrets)
     assert line == "key *** and *** at postgresql://***@db/x of /home/me, ab"
+
+
+@pytest.mark.parametrize(
+    "line", ["", "\tgit add dvc.lock", "To track the changes with git, run:", "\tdvc config core.autostage true"]
+)
+def test_advice_for_people_at_a_terminal_is_left_out(line: str) -> None:
+    assert ADVICE.fullmatch(line)
+
+
+@pytest.mark.parametrize("line", ["Running stage 'source':", "Updating lock file 'dvc.lock'", "step 1/2, 3 s left"])
+def test_what_a_stage_says_is_kept(line: str) -> None:
+    assert not ADVICE.fullmatch(line)
 
 
 def test_counts_name_every_state_that_occurs() -> None:
