@@ -178,6 +178,23 @@ def guided_log_probs(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0, 
     return torch.log_softmax(tilt(log_p, log_r, gamma), -1)
 
 
+def importance_draws(log_r: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Long[count]: indices of examples of p, drawn with replacement in proportion to r: examples of q.
+
+    For any h, E_q h = E_p r h: what is drawn from a large sample of p stands in for a sample of q, as far as the ratio
+    is right (docs/method.md eq. 9'').
+
+    Args:
+        log_r: Float[n] log-ratio of each example of p.
+        count: how many to draw.
+        generator: on the CPU.
+    """
+    total = torch.softmax(log_r.double().cpu(), dim=0).cumsum(0)
+    # Not torch.multinomial: it takes 2^24 examples at most.
+    where = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]
+    return torch.searchsorted(total, where, right=True).clamp(max=len(total) - 1)
+
+
 def guided_log_prob_true(
     log_p: Tensor,
     log_r: Tensor,

@@ -60,6 +60,9 @@ class TokenRatio(Section):
     bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9")
     nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9'")
     martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
+    borrowed: int = Field(
+        0, ge=0, description="target texts' worth of source texts, drawn by the clean classifier's ratio (eq. 9'')"
+    )
     members: Positive = Field(1, description="networks in the ensemble; train.* is the budget of each")
 
 

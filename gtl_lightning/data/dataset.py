@@ -54,6 +54,18 @@ class TokenDataset(Dataset[Tensor]):
             raise UserError(f"the examples from {start} on of {len(self)} were asked for; choose 0 to {len(self) - 1}")
         return self.from_arrays(self._tokens, self._offsets[start:], self.pad_index)
 
+    def take(self, ranks: NDArray[np.int64]) -> TokenDataset:
+        """A copy of the examples at `ranks`, in that order, repeats included."""
+        starts, sizes = self._offsets[ranks], self.lengths_of(ranks)
+        tokens = [self._tokens[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        return self.from_arrays(np.concatenate(tokens), np.cumsum([0, *sizes]), self.pad_index)
+
+    def joined(self, other: TokenDataset) -> TokenDataset:
+        """A copy of these examples, and behind them those of `other`."""
+        tokens = [data._tokens[data._offsets[0] : data._offsets[-1]] for data in (self, other)]
+        lengths = np.concatenate([self.lengths, other.lengths])
+        return self.from_arrays(np.concatenate(tokens), np.cumsum([0, *lengths]), self.pad_index)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example: [n]."""

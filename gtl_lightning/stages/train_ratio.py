@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.sections import Training
 from gtl_lightning.settings import TokenRatio
+from gtl_lightning.stages.borrow import clean_classifier, with_borrowed
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, Corpus, fraction_of, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
@@ -67,6 +68,10 @@ def _token_ratio(
     corpus = Corpus.open(params)
     source = load_denoiser("source")
     train, val = corpus.target(fraction_of(cell), params.data.min_examples)
+    inputs = [SOURCE]
+    if ratio.borrowed:
+        train = with_borrowed(params, corpus, cell, train, ratio.borrowed)
+        inputs.append(clean_classifier(cell))
     # Without eq. 9 source examples teach nothing: a batch is then target examples alone, as a baseline's is.
     data = domains_of if ratio.bce_weight > 0 else texts_of
     members: list[Trained] = []
@@ -76,7 +81,7 @@ def _token_ratio(
         def build(optimiser: OptimiserConfig, seed: int = seed) -> TrainedModule:
             with seeded(seed):
                 network = make(source)
-            weights = ratio.model_dump(exclude={"members"})
+            weights = ratio.model_dump(exclude={"members", "borrowed"})
             return TokenRatioModule(network, source, optimiser=optimiser, **weights, **scoring(params, val))
 
         # The first member tells the learning rate; the others take it.
@@ -88,7 +93,7 @@ def _token_ratio(
             data(params, train, val, training, corpus, seed),
             training.model_copy(update=lrs),
             {**shape, "ratio": ratio, "schedule": params.schedule, "member": member},
-            (SOURCE,),
+            tuple(inputs),
             part=f"member-{member}",
             seed=seed,
         )

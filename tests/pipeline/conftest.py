@@ -29,6 +29,7 @@ TINY = (
     "sweep.fractions=[1.0, 0.3]",
     "sweep.ratios=[gtl, gtl-head, gtl-warm, gtl-sequence-gkl]",
     "ratio.head_rank=4",
+    "ratio.warm.borrowed=24",
     "ablation.fraction=0.3",
     "ablation.gammas=[0.0, 1.0]",
     "ablation.n_ratios=[4]",

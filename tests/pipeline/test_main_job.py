@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from gtl_lightning import stages
@@ -95,6 +97,34 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
         result = read_json(workspace / "models" / "finetune-0.3-0" / "result.json")
         assert result["lr"] == 5e-3
         assert result["steps"] == 12
+
+
+def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_target(trained: Path) -> None:
+    from gtl_lightning.networks import load_network
+    from gtl_lightning.stages.borrow import clean_classifier, with_borrowed
+    from gtl_lightning.stages.common import Cell, Corpus
+
+    cell = Cell("gtl-warm", 0.3, 0)
+    with inside(trained):
+        params = tiny()
+        corpus = Corpus.open(params)
+        target, _ = corpus.target(0.3, params.data.min_examples)
+        source = corpus.dataset("source_train")
+        joined = with_borrowed(params, corpus, cell, target, 2 * len(target))
+        classifier = load_network(clean_classifier(cell))
+    own = len(joined) // 3
+    assert own % len(target) == 0
+    assert all(text.equal(target[index % len(target)]) for index, text in enumerate(list(joined)[:own]))
+    borrowed = list(joined)[own:]
+    assert len(borrowed) == 2 * own
+    known = {tuple(text.tolist()) for text in source}
+    assert {tuple(text.tolist()) for text in borrowed} <= known
+
+    def log_ratio(texts: list[torch.Tensor]) -> float:
+        with torch.no_grad():
+            return float(np.mean([classifier(text[None], torch.zeros(1)).item() for text in texts]))
+
+    assert log_ratio(borrowed) > log_ratio(list(source))
 
 
 def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> None:

@@ -11,6 +11,7 @@ from gtl_lightning.gtl import (
     gkl_loss,
     guided_log_prob_true,
     guided_log_probs,
+    importance_draws,
     log_ratio_from_logit,
     top_candidates,
     unsmooth,
@@ -97,3 +98,28 @@ def test_likelihood_is_normalised_with_unscored_tokens(seed: int, gamma: float, 
         true = torch.full((4,), token)
         total += guided_log_prob_true(log_p, log_r, true, gamma, ids, fill).exp()
     torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@settings(deadline=None)
+@given(seed=seeds, shift=st.floats(-20, 20), n=st.integers(1, 12))
+def test_importance_draws_know_the_ratio_up_to_a_constant_and_leave_out_what_the_target_excludes(
+    seed: int, shift: float, n: int
+) -> None:
+    log_r = draw(seed, n + 1)
+    log_r[n // 2] = -torch.inf
+    drawn = importance_draws(log_r, 64, torch.Generator().manual_seed(seed))
+    again = importance_draws(log_r + shift, 64, torch.Generator().manual_seed(seed))
+    assert torch.equal(drawn, again)
+    assert n // 2 not in drawn.tolist()
+
+
+def test_importance_draws_from_the_source_are_draws_from_the_target() -> None:
+    """Pearson's statistic of 20,000 draws against q, for examples of p and the exact ratio: it does not reject."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.05, 0.15, 0.3, 0.5])
+    examples = torch.multinomial(p, 400_000, replacement=True, generator=generator)
+    drawn = examples[importance_draws((q / p).log()[examples], 20_000, generator)]
+    expected = 20_000 * q
+    statistic = ((torch.bincount(drawn, minlength=4) - expected) ** 2 / expected).sum().item()
+    assert statistic < 16.3  # the 99.9 % quantile of chi-squared with 3 degrees of freedom
+    assert ((examples[:20_000].bincount(minlength=4) - expected) ** 2 / expected).sum().item() > 1000

@@ -63,6 +63,15 @@ def test_subsets_are_prefixes() -> None:
             data.subset(n)
 
 
+def test_examples_are_taken_and_joined_in_the_order_asked_for() -> None:
+    data = dataset(50)
+    taken = data.tail(3).take(np.array([7, 2, 7]))
+    assert [row.tolist() for row in taken] == [data[i].tolist() for i in (10, 5, 10)]
+    joined = data.tail(48).joined(taken)
+    assert [row.tolist() for row in joined] == [data[i].tolist() for i in (48, 49, 10, 5, 10)]
+    assert joined.lengths.tolist() == data.lengths[[48, 49, 10, 5, 10]].tolist()
+
+
 def test_files_are_mapped_and_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.tokens\.npy does not exist"):
         TokenDataset(tmp_path, "a", PAD)
