@@ -5,8 +5,11 @@ With a server: `prefect deployment run scarcity-sweep/local --watch`. Without on
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.board import Board
 from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
+from flows.group import GRACE_SECONDS, stop_all
 from flows.liveness import note_process
 from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
@@ -36,7 +41,7 @@ from flows.parameters import (
     settle,
 )
 from flows.runner import Limits, run_stages
-from flows.server import check_server
+from flows.server import check_server, server_url
 from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
@@ -45,6 +50,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.settings import RatioMethod
 from gtl_lightning.tracking import resolve_uri
 
+INTERRUPTED = 130
 # Threads that wait for stages, as many as `parallel` may allow; `parallel` says how many stages run.
 THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # Any: the decorator is typed for one class of futures only
 
@@ -237,7 +243,17 @@ def main() -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    if server_url() is None:
+        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
     return 0 if scarcity_sweep(return_state=True).is_completed() else 1
+
+
+def _end_at_once() -> None:
+    """Ctrl-C ends the server that the flow brought along too: a flow that reports to it would try for minutes."""
+    stop_all(GRACE_SECONDS + 2)
+    SubprocessASGIServer().stop()
+    sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -118,6 +119,21 @@ def stop_groups(owner: str) -> None:
         groups = [group for group, its_owner in _open.items() if its_owner == owner]
     for group in groups:
         group.stop("stopped")
+
+
+def stop_all(seconds: float) -> None:
+    """Stop the commands of every owner, and wait for their end, at most so many seconds."""
+    with _lock:
+        groups = list(_open)
+        _stopped.update(_open.values())
+    for group in groups:
+        group.stop("stopped")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with _lock:
+            if not _open:
+                return
+        time.sleep(0.1)
 
 
 def is_stopped(owner: str) -> bool:

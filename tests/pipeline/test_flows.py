@@ -231,6 +231,34 @@ def test_a_signal_to_the_flow_stops_its_stages(project: Path, number: signal.Sig
     assert (project / "tidy").exists()
 
 
+def test_ctrl_c_ends_a_flow_that_brought_its_own_server(project: Path, tmp_path: Path) -> None:
+    """As a terminal sends it: to every process of the group, the flow's server among them."""
+    (project / "slow-source").touch()
+    own = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    home = tmp_path / "home"
+    home.mkdir()
+    restored = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from flows.flows import main; sys.exit(main())"
+    )
+    flow = subprocess.Popen(
+        [sys.executable, "-c", restored],
+        cwd=project,
+        env={**own, "PREFECT_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    _wait_until((project / "pid").exists, 90)
+    os.killpg(flow.pid, signal.SIGINT)
+    begun = time.monotonic()
+    _, said = flow.communicate(timeout=60)
+    assert time.monotonic() - begun < 15
+    assert flow.returncode == 130
+    assert "goes on from the last checkpoint" in said
+    assert (project / "tidy").exists()
+
+
 @pytest.mark.parametrize(
     ("parameters", "error"),
     [
