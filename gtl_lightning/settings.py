@@ -81,6 +81,11 @@ class Ratio(Section):
     head_rank: Positive = Field(64, description="rank of gtl-head's map on the frozen features")
     warm_dropout: Share = Field(0.1, description="dropout of gtl-warm's copy of the denoiser while it is trained")
 
+    @property
+    def undone_smoothing(self) -> float:
+        """Label smoothing that is undone when the clean classifier's logit is read as a log-ratio."""
+        return self.label_smoothing if self.unsmooth else 0.0
+
 
 class Train(Section):
     """One training run per component."""

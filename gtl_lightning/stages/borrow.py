@@ -53,12 +53,11 @@ def _log_ratios(params: Params, classifier: nn.Module, texts: TokenDataset, devi
     from gtl_lightning.modules.classifier import frozen_log_ratio
 
     ratio, size = params.ratio, params.evaluation.batch
-    smoothing = ratio.label_smoothing if ratio.unsmooth else 0.0
     found = []
     with progress_bar("weighing source texts") as progress:
         for start in range(0, len(texts), size):
             x_0 = texts.batch(range(start, min(start + size, len(texts)))).to(device)
             clean = torch.zeros(len(x_0), device=device)
-            found.append(frozen_log_ratio(classifier, x_0, clean, smoothing, 0.5, ratio.clip).cpu())
+            found.append(frozen_log_ratio(classifier, x_0, clean, ratio.undone_smoothing, 0.5, ratio.clip).cpu())
             progress(start + len(x_0), len(texts))
     return torch.cat(found)

@@ -109,7 +109,7 @@ def _sequence_ratio(params: Params, cell: Cell, loss: str) -> None:
 
     corpus, training, ratio = Corpus.open(params), params.train.ratio, params.ratio
     train_set, val = corpus.target(fraction_of(cell), params.data.min_examples)
-    classifiers = MODELS / Cell("classifier", cell.fraction, cell.seed).name
+    classifiers = clean_classifier(cell).parent
     clean, noised = (load_network(classifiers / f"{kind}.safetensors") for kind in ("clean", "noised"))
 
     def build(optimiser: OptimiserConfig) -> TrainedModule:
@@ -122,7 +122,7 @@ def _sequence_ratio(params: Params, cell: Cell, loss: str) -> None:
             loss=loss,
             eta_1=ratio.eta_1,
             clip=ratio.clip,
-            smoothing=ratio.label_smoothing if ratio.unsmooth else 0.0,
+            smoothing=ratio.undone_smoothing,
             optimiser=optimiser,
             **scoring(params, val),
         )
