@@ -244,6 +244,9 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="sequences")] = 8,
     length: Annotated[int | None, typer.Option(help="tokens (default: lengths as in the target data)")] = None,
     gamma: Annotated[float | None, typer.Option(help="guidance strength (default: as validation chose)")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="of the revealed tokens (default: as validation chose)")
+    ] = None,
     n_ratio: Annotated[int | None, typer.Option(help="tokens the ratio scores (default: params.yaml)")] = None,
     prompt: Annotated[str | None, typer.Option(help="text to begin with; [MASK] marks a gap to fill")] = None,
     model: Annotated[
@@ -259,6 +262,7 @@ def sample(
         "count": count,
         "length": length,
         "gamma": gamma,
+        "temperature": temperature,
         "n_ratio": n_ratio,
         "prompt": prompt,
         "seed": seed,

@@ -117,11 +117,17 @@ class Sampling(Section):
     )
     block_margin: int = Field(0, ge=0, description="positions around the block that are computed anew with it")
     temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
+    also_temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (), description="further temperatures; held-out texts choose, by energy distance"
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
     gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5),
         min_length=1,
-        description="guidance strengths that validation chooses from",
+        description="guidance strengths that the held-out NELBO chooses from",
+    )
+    sample_gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (), description="strengths of samples, chosen by energy distance to held-out texts; none: the NELBO's"
     )
     gamma_end: float = Field(
         1.0, ge=0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
@@ -134,6 +140,7 @@ class Evaluation(Section):
     """What is measured and how."""
 
     samples: Positive = Field(256, description="sequences generated per cell")
+    trial_samples: int = Field(128, ge=2, description="sequences for each temperature and strength that is tried")
     draws: Positive = Field(4, description="mask patterns per held-out sequence in the NELBO")
     val_examples: Positive = Field(512, description="held-out target texts that gamma is chosen on, at most")
     batch: Positive = Field(64, description="sequences per forward pass")

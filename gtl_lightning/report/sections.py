@@ -178,10 +178,12 @@ def cost_table(transfer: Sequence[Row]) -> Table:
             if value:
                 steps = [count(value.get(key)) for key in ("trainable_parameters", "steps", "best_step")]
                 times = [seconds(value.get(key)) for key in ("train_seconds", "sample_seconds")]
-                gamma = number(value.get("gamma"), 2)
-                rows.append(("any" if at is None else percent(at), *steps, *times, gamma, count(value.get("n_ratio"))))
-    columns = ("Target data", "Parameters trained", "Steps", "Best step", "Training", "Sampling", "gamma", "n_ratio")
-    return Table("Cost of a cell, mean over seeds", columns, tuple(rows))
+                chosen = [number(value.get(key), 2) for key in ("gamma", "sample_gamma", "temperature")]
+                share = "any" if at is None else percent(at)
+                rows.append((share, *steps, *times, *chosen, count(value.get("n_ratio"))))
+    spent = ("Target data", "Parameters trained", "Steps", "Best step", "Training", "Sampling")
+    columns = (*spent, "gamma (NELBO)", "gamma (samples)", "Temperature", "n_ratio")
+    return Table("Cost of a cell and what validation chose, mean over seeds", columns, tuple(rows))
 
 
 def data_tables(summary: Mapping[str, Any]) -> list[Table]:

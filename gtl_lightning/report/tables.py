@@ -41,7 +41,17 @@ METRICS = {
     "longest_copy": Metric("Longest copy", "real", 1, "tokens"),
     "nearest_train": Metric("Nearest neighbour", "real", 3),
 }
-COSTS = ("trainable_parameters", "steps", "best_step", "train_seconds", "sample_seconds", "gamma", "n_ratio")
+COSTS = (
+    "trainable_parameters",
+    "steps",
+    "best_step",
+    "train_seconds",
+    "sample_seconds",
+    "gamma",
+    "sample_gamma",
+    "temperature",
+    "n_ratio",
+)
 
 
 def half_width(values: Sequence[float], level: float = LEVEL) -> float:

@@ -26,6 +26,7 @@ from gtl_lightning.stages.common import (
 from gtl_lightning.stages.metrics import SHOWN_TEXTS, memorisation_metrics, sample_metrics
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
+from gtl_lightning.stages.selection import choose_setting, trial_rows
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
             "val_examples": len(val) if fraction is not None else 0,
         }
         row |= _likelihoods(params, sampler, val)
-        guidance = at_gamma(params, sampler.guidance, row["gamma"])
-        sampled, texts, seconds = _samples(params, sampler, guidance, train, seed)
+        setting, trials = choose_setting(params, sampler, val, row["gamma"], seed)
+        row |= {"temperature": setting.temperature, "sample_gamma": setting.gamma, "trials": trial_rows(trials)}
+        guidance = at_gamma(params, sampler.guidance, setting.gamma)
+        sampled, texts, seconds = _samples(setting.applied(params), sampler, guidance, train, seed)
         row |= sample_metrics(params, sampler.corpus, texts, sampled)
         row |= memorisation_metrics(params, sampled, texts, train if fraction is not None else None)
         row |= {
@@ -76,7 +79,10 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
         run.log_data("arxiv-target", read_json(DATA / "provenance.json")["sha256"][:12], str(DATA))
         run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
         run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"]})
-    log.info("%s: test NELBO %.4f, MAUVE %.3f, gamma %s", cell.name, row["nelbo"], row["mauve"], row["gamma"])
+    log.info(
+        "%s: test NELBO %.4f (gamma %s), MAUVE %.3f (gamma %s, temperature %g)",
+        *(cell.name, row["nelbo"], row["gamma"], row["mauve"], setting.gamma, setting.temperature),
+    )
 
 
 def ablation(params: Params) -> None:

@@ -65,7 +65,8 @@ class RegisteredModel:
 
     Attributes:
         denoiser: (x_t, t) -> log-probabilities of the clean token.
-        guidance: of the strength that validation chose; None for a denoiser without a ratio.
+        guidance: of the strength that validation chose for samples; None for a denoiser without a ratio.
+        temperature: that validation chose.
         mask_index: id of the mask.
         length: most tokens.
         cell: what it is: method, fraction, seed.
@@ -74,6 +75,7 @@ class RegisteredModel:
 
     denoiser: MaskedDenoiser
     guidance: Guidance | None
+    temperature: float
     mask_index: int
     length: int
     cell: Cell
@@ -99,18 +101,17 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
         UserError: no such model or alias, an unreachable tracker, a damaged artifact.
     """
     from gtl_lightning.stages.models import Sampler, at_gamma
-    from gtl_lightning.stages.sample import selected_gamma
+    from gtl_lightning.stages.selection import chosen_setting
     from gtl_lightning.stages.text import tokenizer
 
     with fetched(name, tracking_uri) as folder:
         params, cell = open_bundle(folder)
         sampler = Sampler.open(params, cell, folder)
-        guidance = sampler.guidance
-        if guidance is not None:
-            guidance = at_gamma(params, guidance, selected_gamma(cell, folder))
+        setting = chosen_setting(params, cell, folder)
         return RegisteredModel(
             denoiser=sampler.denoiser,
-            guidance=guidance,
+            guidance=at_gamma(params, sampler.guidance, setting.gamma),
+            temperature=setting.temperature,
             mask_index=sampler.corpus.mask_index,
             length=sampler.corpus.length,
             cell=cell,

@@ -11,9 +11,10 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_text
 from gtl_lightning.stages.bundle import LENGTHS, open_bundle
-from gtl_lightning.stages.common import CELLS, ROW, SAMPLES, Cell
+from gtl_lightning.stages.common import SAMPLES, Cell
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
+from gtl_lightning.stages.selection import Setting, chosen_setting
 from gtl_lightning.stages.text import decode_all, encode_prompt
 
 
@@ -43,6 +44,7 @@ def sample_cell(
     count: int,
     length: int | None,
     gamma: float | None,
+    temperature: float | None,
     n_ratio: int | None,
     prompt: str | None,
     seed: int,
@@ -64,10 +66,14 @@ def sample_cell(
         raise UserError(f"--gamma guides a ratio, and {method} has none; leave it out or choose a gtl method")
     if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
         raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
-    guidance = sampler.guidance
+    setting = chosen_setting(params, cell, root)
+    setting = Setting(
+        setting.temperature if temperature is None else temperature, setting.gamma if gamma is None else gamma
+    )
+    params = setting.applied(params)
+    guidance = at_gamma(params, sampler.guidance, setting.gamma)
     if guidance is not None:
-        gamma = gamma if gamma is not None else selected_gamma(cell, root)
-        guidance = replace(at_gamma(params, guidance, gamma), n_ratio=n_ratio or guidance.n_ratio)
+        guidance = replace(guidance, n_ratio=n_ratio or guidance.n_ratio)
     start = encode_prompt(prompt, sampler.corpus, root) if prompt is not None else None
     lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, fraction), count, seed)
     if start is not None and not length:
@@ -82,7 +88,8 @@ def sample_cell(
             "seed": seed,
             "method": method,
             "fraction": fraction,
-            "gamma": gamma,
+            "gamma": setting.gamma,
+            "temperature": setting.temperature,
             "models": sampler.versions,
         }
         for index, text in enumerate(texts)
@@ -90,12 +97,6 @@ def sample_cell(
     write_text(out / "samples.txt", "\n".join(texts) + "\n")
     write_text(out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
     return texts
-
-
-def selected_gamma(cell: Cell, root: Path = Path()) -> float:
-    """The gamma that validation chose, where the cell has been evaluated; else 1, which eq. 6 makes exact."""
-    path = root / CELLS / cell.name / ROW
-    return float(read_json(path)["gamma"]) if path.exists() else 1.0
 
 
 def _real_lengths(params: Params, sampler: Sampler, fraction: float | None) -> Any:

@@ -19,6 +19,7 @@ NEEDED = {
     "mauve_high", "mauve_real", "domain_score", "domain_score_real", "reference_ppl", "reference_ppl_real",
     "exact_nll", "exact_nll_real", "distinct_1", "distinct_2", "longest_copy", "nearest_train",
     "trainable_parameters", "steps", "train_seconds", "sample_seconds", "verdict",
+    "temperature", "sample_gamma", "trials",
 }  # fmt: skip
 
 
@@ -36,7 +37,11 @@ def test_every_cell_of_the_grid_has_a_row_with_every_metric(trained: Path) -> No
         assert set(row) >= NEEDED
         assert row["nelbo"] > 0
         assert 0 < row["mauve"] <= 1
-        assert (row["gamma"] is not None) == row["method"].startswith("gtl")
+        guided = row["method"].startswith("gtl")
+        assert (row["gamma"] is not None) == (row["sample_gamma"] is not None) == guided
+        assert len(row["trials"]) == (3 if guided else 2), "both temperatures, then the other strength"
+        best = min(row["trials"], key=lambda trial: trial["energy"])
+        assert (row["temperature"], row["sample_gamma"]) == (best["temperature"], best["gamma"])
 
 
 def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
@@ -162,7 +167,7 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
 
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
     with inside(workspace):
-        settings = {"gamma": 1.0, "n_ratio": 8, "seed": 3, "out": Path("samples")}
+        settings = {"gamma": 1.0, "temperature": None, "n_ratio": 8, "seed": 3, "out": Path("samples")}
         texts = stages.sample_cell(
             tiny(), "gtl", 0.3, 0, count=3, length=10, prompt="we study [MASK] [MASK] of", **settings
         )
@@ -174,6 +179,8 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
     rows = [json.loads(line) for line in (workspace / "samples" / "samples.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == texts
     assert all(row["seed"] == 3 and row["gamma"] == 1.0 and row["models"] for row in rows)
+    chosen = read_json(workspace / "cells" / "gtl-0.3-0" / "row.json")["temperature"]
+    assert all(row["temperature"] == chosen for row in rows)
 
 
 def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> None:
@@ -181,7 +188,7 @@ def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> No
         for planner in ("learned", "confidence", "margin", "entropy"):
             texts = stages.sample_cell(
                 tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2"),
-                "finetune", 0.3, 0, count=2, length=None, gamma=None, n_ratio=None, prompt=None, seed=0,
-                out=Path("samples"),
+                "finetune", 0.3, 0, count=2, length=None, gamma=None, temperature=None, n_ratio=None, prompt=None,
+                seed=0, out=Path("samples"),
             )  # fmt: skip
             assert len(texts) == 2
