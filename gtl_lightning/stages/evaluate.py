@@ -78,6 +78,8 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
         run.log_metrics(row)
         run.log_data("arxiv-target", read_json(DATA / "provenance.json")["sha256"][:12], str(DATA))
         run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
+        if trials:
+            run.log_table(row["trials"], "trials.json")
         run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"]})
     log.info(
         "%s: test NELBO %.4f (gamma %s), MAUVE %.3f (gamma %s, temperature %g)",
