@@ -18,7 +18,13 @@ def reads(stage: str, key: str) -> bool:
 
 @pytest.mark.parametrize("stage", TRAINING)
 def test_gamma_and_n_ratio_train_nothing(stage: str) -> None:
-    for key in ("sampling.gammas", "sampling.n_ratio", "ablation.gammas", "ablation.n_ratios"):
+    for key in (
+        "sampling.gammas",
+        "sampling.sample_gammas",
+        "sampling.n_ratio",
+        "ablation.gammas",
+        "ablation.n_ratios",
+    ):
         assert not reads(stage, key)
 
 
@@ -26,7 +32,10 @@ def test_gamma_resamples_guided_cells_alone() -> None:
     assert reads("evaluate-ratio", "sampling.gammas")
     assert not reads("evaluate-source", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.gammas")
-    assert reads("evaluate-baseline", "sampling.top_p")
+    assert not reads("evaluate-baseline", "sampling.sample_gammas")
+    for stage in ("evaluate-source", "evaluate-baseline", "evaluate-ratio"):
+        assert reads(stage, "sampling.top_p")
+        assert reads(stage, "sampling.also_temperatures")
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("report", "register")])
