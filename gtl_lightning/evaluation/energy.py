@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.features import check_pair
 
 
 def energy_distance(features_p: np.ndarray, features_q: np.ndarray) -> float:
@@ -25,13 +25,6 @@ def energy_distance(features_p: np.ndarray, features_q: np.ndarray) -> float:
     """
     from scipy.spatial.distance import cdist, pdist
 
-    for name, features in (("features_p", features_p), ("features_q", features_q)):
-        if features.ndim != 2 or len(features) < 2:
-            raise UserError(f"{name} has shape {features.shape}; give a matrix of at least two feature rows")
-        if not np.isfinite(features).all():
-            raise UserError(f"{name} holds values that are not finite; check the featurizer and the texts")
-    if features_p.shape[1] != features_q.shape[1]:
-        widths = f"{features_p.shape[1]} and {features_q.shape[1]}"
-        raise UserError(f"features have {widths} dimensions; compute both with one featurizer")
+    check_pair(features_p, features_q, score="the energy distance", least=2)
     between = float(cdist(features_p, features_q).mean())
     return 2 * between - float(pdist(features_p).mean()) - float(pdist(features_q).mean())

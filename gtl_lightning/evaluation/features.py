@@ -224,3 +224,30 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bar:
             transformers_logging.enable_progress_bar()
+
+
+def check_features(features: np.ndarray, name: str, *, score: str, least: int) -> None:
+    """Refuse what `score` cannot be computed from.
+
+    Raises:
+        UserError: no matrix of one row a text, fewer than `least` texts, or values that are not finite.
+    """
+    if features.ndim != 2:
+        raise UserError(f"{name} has shape {features.shape}; give a matrix of one feature row a text")
+    if len(features) < least:
+        raise UserError(f"{name} holds {len(features)} texts; {score} needs at least {least} a side")
+    if not np.isfinite(features).all():
+        raise UserError(f"{name} holds values that are not finite; check the featurizer and the texts")
+
+
+def check_pair(features_p: np.ndarray, features_q: np.ndarray, *, score: str, least: int) -> None:
+    """`check_features` for both sides of a comparison.
+
+    Raises:
+        UserError: as there; or the sides have different dimensions.
+    """
+    check_features(features_p, "features_p", score=score, least=least)
+    check_features(features_q, "features_q", score=score, least=least)
+    if features_p.shape[1] != features_q.shape[1]:
+        widths = f"{features_p.shape[1]} and {features_q.shape[1]}"
+        raise UserError(f"features have {widths} dimensions; compute both with one featurizer")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.features import check_features, check_pair
 
 MIN_TEXTS = 20  # fewer texts a side fill no histogram
 MIN_BUCKETS, MAX_BUCKETS = 5, 500
@@ -76,9 +77,8 @@ def mauve_score(
     Raises:
         UserError: wrong shapes, too few texts, values that are not finite, no seed, or more buckets than texts.
     """
-    p, q = _checked(features_p, "features_p"), _checked(features_q, "features_q")
-    if p.shape[1] != q.shape[1]:
-        raise UserError(f"features have {p.shape[1]} and {q.shape[1]} dimensions; compute both with one featurizer")
+    p, q = (np.asarray(features, dtype=np.float32) for features in (features_p, features_q))
+    check_pair(p, q, score="MAUVE", least=MIN_TEXTS)
     if not seeds:
         raise UserError("mauve seeds is empty; give at least one k-means seed")
     n = min(len(p), len(q))
@@ -113,21 +113,11 @@ def mauve_real(
     Raises:
         UserError: as `mauve_score`, for the halves.
     """
-    real = _checked(features_real, "features_real")
+    real = np.asarray(features_real, dtype=np.float32)
+    check_features(real, "features_real", score="MAUVE", least=MIN_TEXTS)
     order = np.random.default_rng(split_seed).permutation(len(real))
     half = len(real) // 2
     return mauve_score(real[order[:half]], real[order[half : 2 * half]], buckets=buckets, seeds=seeds, scaling=scaling)
-
-
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(features, dtype=np.float32)
-    if array.ndim != 2:
-        raise UserError(f"{name} has shape {array.shape}; give a matrix of one feature row a text")
-    if len(array) < MIN_TEXTS:
-        raise UserError(f"{name} holds {len(array)} texts; MAUVE needs at least {MIN_TEXTS} a side")
-    if not np.isfinite(array).all():
-        raise UserError(f"{name} holds values that are not finite; check the featurizer and the texts")
-    return array
 
 
 def _histograms(p: np.ndarray, q: np.ndarray, buckets: int, seed: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
@@ -110,7 +110,4 @@ def _least(trials: list[Trial]) -> Setting:
 
 def trial_rows(trials: list[Trial]) -> list[dict[str, Any]]:
     """Flat rows: temperature, gamma, energy."""
-    return [
-        {"temperature": trial.setting.temperature, "gamma": trial.setting.gamma, "energy": trial.energy}
-        for trial in trials
-    ]
+    return [{**asdict(trial.setting), "energy": trial.energy} for trial in trials]

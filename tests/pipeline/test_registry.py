@@ -92,6 +92,8 @@ def test_a_model_is_loaded_by_name_through_the_public_interface(trained: Path) -
     assert x.shape == (2, 8)
     assert not (x == model.mask_index).any()
     assert model.guidance is not None
+    row = read_json(trained / "cells" / model.cell.name / "row.json")
+    assert (model.guidance.gamma, model.temperature) == (row["sample_gamma"], row["temperature"])
     assert len(model.decode(x)) == 2
     assert load_model(DENOISER, tracker(trained)).guidance is None
 

@@ -21,6 +21,7 @@ def test_gamma_and_n_ratio_train_nothing(stage: str) -> None:
     for key in (
         "sampling.gammas",
         "sampling.sample_gammas",
+        "sampling.also_temperatures",
         "sampling.n_ratio",
         "ablation.gammas",
         "ablation.n_ratios",

@@ -60,7 +60,7 @@ def test_equal_laws_are_nearer_than_shifted_ones() -> None:
 @pytest.mark.parametrize(
     ("p", "q", "message"),
     [
-        (np.zeros((1, 2)), np.zeros((3, 2)), "features_p has shape"),
+        (np.zeros((1, 2)), np.zeros((3, 2)), "features_p holds 1 texts; the energy distance needs at least 2"),
         (np.zeros((3, 2)), np.zeros(3), "features_q has shape"),
         (np.zeros((3, 2)), np.full((3, 2), np.nan), "not finite"),
         (np.zeros((3, 2)), np.zeros((3, 4)), "2 and 4 dimensions"),
