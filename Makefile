@@ -28,8 +28,10 @@ repro: $(READY)  ## environment, sample data, pipeline, report
 markov: $(READY)  ## the study on Markov chains: reports/markov.md
 	@dvc repro markov-report
 
+# Two workers, one thread each: most tests are one process on one core.
+test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## the whole test suite
-	@pytest
+	@pytest --numprocesses 2 --dist loadgroup
 
 bench: $(READY)  ## time sampling and training on this machine; PROFILE=paper takes the published sizes
 	@gtl bench $(if $(PROFILE),--profile $(PROFILE))

@@ -22,21 +22,21 @@ def brute_force(sample: list[int], training: list[list[int]]) -> int:
     return max((length for length, span in own if span in spans), default=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samples=sequences, training=sequences)
 def test_longest_copied_span_equals_brute_force(samples: list[list[int]], training: list[list[int]]) -> None:
     found = copied_spans([torch.tensor(row, dtype=torch.long) for row in samples], [np.array(row) for row in training])
     assert found.tolist() == [brute_force(sample, training) for sample in samples]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(large_ids, min_size=1, max_size=30), st.lists(large_ids, min_size=1, max_size=30))
 def test_spans_hold_for_ids_that_do_not_pack(sample: list[int], training: list[int]) -> None:
     found = copied_spans([torch.tensor(sample)], [torch.tensor(training)])
     assert found.tolist() == [brute_force(sample, [training])]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     draws=st.integers(1, 4),

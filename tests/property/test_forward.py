@@ -1,7 +1,7 @@
 """The reverse step of eq. 2 undoes the noising, for any schedule and times."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gtl_lightning.forward import posterior, stratified_times
@@ -10,7 +10,6 @@ from gtl_lightning.schedule import SCHEDULES, schedule
 times = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda pair: abs(pair[0] - pair[1]) > 0.01)
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(sorted(SCHEDULES)), pair=times, seed=st.integers(0, 2**31))
 def test_posterior_is_bayes_rule(name: str, pair: tuple[float, float], seed: int) -> None:
     """Eq. 2 with the exact clean-token law equals p(x_s, x_t) / p(x_t), computed from the forward process alone."""
@@ -30,7 +29,6 @@ def test_posterior_is_bayes_rule(name: str, pair: tuple[float, float], seed: int
     torch.testing.assert_close(step[0, 0].exp(), expected)
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 300), eps=st.floats(0.0, 0.1), seed=st.integers(0, 2**31))
 def test_times_stay_in_range_and_are_evenly_spaced(batch: int, eps: float, seed: int) -> None:
     t = stratified_times(batch, torch.Generator().manual_seed(seed), eps).double().sort().values

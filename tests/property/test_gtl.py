@@ -3,7 +3,7 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gtl_lightning.gtl import (
@@ -25,7 +25,6 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(deadline=None)
 @given(logit=st.floats(-8, 8), e=st.floats(0, 0.45))
 def test_unsmooth_inverts_label_smoothing(logit: float, e: float) -> None:
     d = torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
@@ -33,14 +32,12 @@ def test_unsmooth_inverts_label_smoothing(logit: float, e: float) -> None:
     assert abs(unsmooth(smoothed, e).item() - logit) < 1e-5
 
 
-@settings(deadline=None)
 @given(log_r=st.floats(-6, 6), share=st.floats(0.01, 0.99))
 def test_bayes_classifier_gives_back_the_ratio(log_r: float, share: float) -> None:
     odds = math.exp(log_r) * share / (1 - share)
     assert abs(log_ratio_from_logit(torch.tensor(math.log(odds)), share).item() - log_r) < 1e-4
 
 
-@settings(deadline=None)
 @given(log_r=st.floats(-5, 5), share=st.floats(0.05, 0.95), e=st.floats(0, 0.4))
 def test_bce_is_stationary_at_the_bayes_ratio(log_r: float, share: float, e: float) -> None:
     """Weighing the two labels by Bayes' rule at one x, the slope in f vanishes at log r (smoothed: at its logit)."""
@@ -55,7 +52,6 @@ def test_bce_is_stationary_at_the_bayes_ratio(log_r: float, share: float, e: flo
     assert abs(slope.item()) < 1e-9
 
 
-@settings(deadline=None)
 @given(log_r=st.floats(-5, 5), offset=st.floats(-30, 30).filter(lambda d: abs(d) > 0.01))
 def test_gkl_is_a_bregman_divergence(log_r: float, offset: float) -> None:
     """exp(f) - r f is least at f = log r and nowhere else."""
@@ -63,7 +59,6 @@ def test_gkl_is_a_bregman_divergence(log_r: float, offset: float) -> None:
     assert gkl_loss(target + offset, target) > gkl_loss(target, target)
 
 
-@settings(deadline=None)
 @given(seed=seeds, gamma=gammas, n_ratio=st.integers(1, 6))
 def test_guided_law_is_the_pruned_tilt(seed: int, gamma: float, n_ratio: int) -> None:
     log_p, log_r = draw(seed, 5, 6).log_softmax(-1), draw(seed + 1, 5, 6)
@@ -73,7 +68,6 @@ def test_guided_law_is_the_pruned_tilt(seed: int, gamma: float, n_ratio: int) ->
     torch.testing.assert_close(guided_log_probs(log_p, log_r, gamma, n_ratio).exp(), expected)
 
 
-@settings(deadline=None)
 @given(seed=seeds, gamma=gammas)
 def test_no_pruning_at_full_vocabulary_and_no_guidance_at_gamma_zero(seed: int, gamma: float) -> None:
     log_p, log_r = draw(seed, 5, 6).log_softmax(-1), draw(seed + 1, 5, 6)
@@ -81,14 +75,12 @@ def test_no_pruning_at_full_vocabulary_and_no_guidance_at_gamma_zero(seed: int, 
     torch.testing.assert_close(guided_log_probs(log_p, log_r, 0.0), log_p)
 
 
-@settings(deadline=None)
 @given(seed=seeds, shift=st.floats(-50, 50))
 def test_a_constant_ratio_guides_nowhere(seed: int, shift: float) -> None:
     log_p = draw(seed, 5, 6).log_softmax(-1)
     torch.testing.assert_close(guided_log_probs(log_p, torch.full_like(log_p, shift)), log_p)
 
 
-@settings(deadline=None)
 @given(seed=seeds, gamma=gammas, n=st.integers(1, 5))
 def test_likelihood_is_normalised_with_unscored_tokens(seed: int, gamma: float, n: int) -> None:
     log_p, log_r, fill = draw(seed, 4, 6).log_softmax(-1), draw(seed + 1, 4, n), draw(seed + 2, 4)
@@ -100,7 +92,6 @@ def test_likelihood_is_normalised_with_unscored_tokens(seed: int, gamma: float, 
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-@settings(deadline=None)
 @given(seed=seeds, shift=st.floats(-20, 20), n=st.integers(1, 12))
 def test_importance_draws_know_the_ratio_up_to_a_constant_and_leave_out_what_the_target_excludes(
     seed: int, shift: float, n: int

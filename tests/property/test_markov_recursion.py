@@ -65,7 +65,7 @@ CHAINS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 10**6), 
 NOISE = st.one_of(st.none(), st.floats(0.05, 0.95))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=CHAINS, alpha=NOISE)
 def test_posterior_and_marginal_are_those_of_brute_force(case: tuple[int, int, int, bool], alpha: float | None) -> None:
     states, length, seed, zeros = case
@@ -84,7 +84,7 @@ def test_posterior_and_marginal_are_those_of_brute_force(case: tuple[int, int, i
             assert bool(posterior[..., states].isneginf().all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=CHAINS, alpha=NOISE)
 def test_neighbours_are_the_marginals_after_substitution(case: tuple[int, int, int, bool], alpha: float | None) -> None:
     """Every column of the one-pass table, the mask's too, equals the marginal of the sequence with that token set."""
@@ -106,7 +106,7 @@ def test_neighbours_are_the_marginals_after_substitution(case: tuple[int, int, i
         assert_tight(table[..., states][masked], whole[masked])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=CHAINS, alpha=NOISE)
 def test_marginals_add_up_to_one(case: tuple[int, int, int, bool], alpha: float | None) -> None:
     states, length, seed, zeros = case
@@ -118,7 +118,7 @@ def test_marginals_add_up_to_one(case: tuple[int, int, int, bool], alpha: float 
     assert_tight(chain.posterior(hidden)[0, :, :states].exp(), chain.marginals(length))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(states=st.integers(2, 6), length=st.integers(1, 24), seed=st.integers(0, 10**6))
 def test_the_ratio_is_a_martingale_and_tilts_p_into_q(states: int, length: int, seed: int) -> None:
     """Eq. 6, both halves, at any mask pattern and far beyond enumeration."""
@@ -134,7 +134,7 @@ def test_the_ratio_is_a_martingale_and_tilts_p_into_q(states: int, length: int, 
     assert_close(ratio.token(x_t)[..., states][masked], log_r[masked], rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=CHAINS, t=st.floats(0.05, 0.95), uniform=st.booleans())
 def test_the_ratio_is_the_posterior_mean_of_the_clean_ratio(
     case: tuple[int, int, int, bool], t: float, uniform: bool
@@ -158,7 +158,7 @@ def test_the_ratio_is_the_posterior_mean_of_the_clean_ratio(
         assert math.isclose(value, mean / mass, rel_tol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(states=st.integers(2, 6), seed=st.integers(0, 10**6), share=st.floats(0.0, 1.0))
 def test_long_chains_neither_underflow_nor_drift(states: int, seed: int, share: float) -> None:
     """L = 128 against the closed form by matrix powers: only the nearest revealed neighbours matter."""
@@ -183,7 +183,7 @@ def test_long_chains_neither_underflow_nor_drift(states: int, seed: int, share: 
             assert_close(posterior[row, position], law / law.sum(), rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(states=st.integers(1, 5), seed=st.integers(0, 10**6), length=st.integers(1, 5))
 def test_uniform_noise_at_its_ends(states: int, seed: int, length: int) -> None:
     """alpha = 1 tells everything, alpha = 0 nothing."""
@@ -197,7 +197,7 @@ def test_uniform_noise_at_its_ends(states: int, seed: int, length: int) -> None:
     assert_tight(chain.log_marginal(z, 0.0), torch.full((6,), -length * math.log(states), dtype=torch.float64))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=CHAINS)
 def test_entropy_and_divergence_equal_enumeration(case: tuple[int, int, int, bool]) -> None:
     states, length, seed, zeros = case

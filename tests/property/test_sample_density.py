@@ -45,14 +45,14 @@ def by_paths(law: Grammar, text: str) -> float:
     return float(total)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), max_words=st.integers(1, 6))
 def test_density_sums_to_one(seed: int, max_words: int) -> None:
     law = small(seed, max_words)
     assert np.exp(law.log_prob(every_text(law))).sum() == pytest.approx(1.0, abs=1e-10)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000))
 def test_forward_algorithm_equals_the_sum_over_paths(seed: int) -> None:
     law = small(seed, 4)

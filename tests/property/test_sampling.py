@@ -36,7 +36,7 @@ def plain(network: Tiny) -> Any:
     return lambda x, t: network(x, t)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, mode=modes)
 def test_gamma_zero_is_unguided(seed: int, mode: dict[str, Any]) -> None:
     unguided = draw(Tiny(seed), seed, **mode)
@@ -44,7 +44,7 @@ def test_gamma_zero_is_unguided(seed: int, mode: dict[str, Any]) -> None:
         assert torch.equal(draw(Tiny(seed), seed, guidance=Guidance(ratio, gamma=0.0), **mode), unguided)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, mode=modes, gamma=st.floats(0, 5))
 def test_full_vocabulary_is_no_pruning(seed: int, mode: dict[str, Any], gamma: float) -> None:
     for ratio in (TokenRatio(Tiny(seed + 1, False)), SequenceRatio(sequence_f)):
@@ -54,7 +54,7 @@ def test_full_vocabulary_is_no_pruning(seed: int, mode: dict[str, Any], gamma: f
         assert torch.equal(all_tokens, pruned)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, mode=modes, n_ratio=st.integers(1, V), stabilise=st.booleans())
 def test_factored_is_plain(seed: int, mode: dict[str, Any], n_ratio: int, stabilise: bool) -> None:
     denoiser, ratio = Tiny(seed), Tiny(seed + 1, False)
@@ -65,7 +65,7 @@ def test_factored_is_plain(seed: int, mode: dict[str, Any], n_ratio: int, stabil
     assert torch.equal(factored, dense)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, mode=modes, n_ratio=st.integers(1, V), chunk=st.integers(1, 50))
 def test_chunks_change_nothing(seed: int, mode: dict[str, Any], n_ratio: int, chunk: int) -> None:
     small, large = (
@@ -78,7 +78,7 @@ def test_chunks_change_nothing(seed: int, mode: dict[str, Any], n_ratio: int, ch
 LAWS: Enumeration = random_laws(vocab=3, length=4, seed=1)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     seed=seeds,
     gamma=st.floats(0, 5),
@@ -107,7 +107,7 @@ def test_token_and_sequence_paths_agree(
     assert torch.equal(by_token, by_sequence)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, mode=modes, tokens=prompts)
 def test_prompts_are_kept(seed: int, mode: dict[str, Any], tokens: list[list[int]]) -> None:
     prompt = torch.tensor(tokens)

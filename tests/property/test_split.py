@@ -40,13 +40,13 @@ def place(records: list[dict[str, str]], **options: Any) -> dict[str, list[tuple
         return {name: list(zip(frame["id"], frame["text"], strict=True)) for name, frame in frames.items()}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(len(RECORDS))), seed=st.integers(0, 3))
 def test_splits_and_ranks_are_stable_under_shuffling_of_the_file(order: list[int], seed: int) -> None:
     assert place([RECORDS[i] for i in order], seed=seed) == place(RECORDS, seed=seed)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(n=st.integers(60, 150))
 def test_other_records_move_nobody(n: int) -> None:
     clean = RECORDS[:150]

@@ -39,7 +39,7 @@ def test_of_two_points_it_is_twice_the_gap() -> None:
     assert energy_distance(np.zeros((3, 2)), np.tile([3.0, 4.0], (4, 1))) == pytest.approx(10.0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10), move=st.floats(-5, 5))
 def test_rotations_and_shifts_leave_it_and_a_scale_goes_through(seed: int, scale: float, move: float) -> None:
     p, q = clouds(seed)

@@ -91,7 +91,7 @@ def test_three_values_have_the_closed_form_of_two_degrees_of_freedom() -> None:
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=6), st.floats(-10, 10), st.floats(0.1, 10))
 def test_an_interval_moves_and_scales_with_its_values(values: list[float], shift: float, scale: float) -> None:
     moved = half_width([scale * value + shift for value in values])
@@ -374,7 +374,7 @@ def test_a_single_point_can_be_drawn(rows: list[dict[str, Any]]) -> None:
     assert len(render(panels, THEMES[0], "png")) > 4000
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_labels_never_overlap_keep_their_order_and_stay_inside(wanted: list[float]) -> None:
     gap = 0.1

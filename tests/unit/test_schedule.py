@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gtl_lightning.errors import UserError
@@ -25,7 +25,6 @@ def test_alpha_falls_from_one_to_zero(noise: NoiseSchedule) -> None:
 
 
 @each
-@settings(deadline=None)
 @given(t=st.floats(1e-3, 0.999))
 def test_dalpha_is_the_derivative_and_weight_its_quotient(noise: NoiseSchedule, t: float) -> None:
     time = double(t).requires_grad_()
@@ -37,7 +36,6 @@ def test_dalpha_is_the_derivative_and_weight_its_quotient(noise: NoiseSchedule, 
 
 
 @each
-@settings(deadline=None)
 @given(alpha=st.floats(0.0, 0.999))
 def test_inverse_is_the_inverse(noise: NoiseSchedule, alpha: float) -> None:
     time = noise.inverse(double(alpha))
