@@ -13,14 +13,9 @@ export DO_NOT_TRACK := 1
 
 .PHONY: repro markov test bench lint ui serve env clean-env
 
-# The flow runs independent stages side by side, with a Prefect server of its own unless PREFECT_API_URL names one.
-repro: export PREFECT_HOME := $(CURDIR)/.prefect/repro
-repro: export PREFECT_SERVER_ANALYTICS_ENABLED := false
-repro: export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
-	@mkdir -p $(PREFECT_HOME)
-	@dvc status --quiet --with-deps report 2>/dev/null || python -m flows.flows
+	@dvc status --quiet --with-deps report 2>/dev/null || gtl sweep
 	@dvc repro report
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"

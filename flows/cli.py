@@ -6,6 +6,8 @@ Nothing heavy is imported before a command runs.
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,30 @@ import typer
 from gtl_lightning.cli import app, main
 
 __all__ = ["app", "main"]
+
+OWN_SERVER = {
+    "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///{folder}/sweep.db",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "OMP_WAIT_POLICY": "PASSIVE",  # stages side by side must not take the processors from one another by spinning
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+}
+"""What a sweep sets, where it is not set already, before Prefect reads it: a server of its own keeps to the project's
+folder and to itself. With a server that is configured (PREFECT_API_URL) the database is that server's affair."""
+
+
+@app.command()
+def sweep() -> None:
+    """The sweep in params.yaml: what is out of date, independent stages side by side; needs no running server."""
+    folder = Path.cwd() / ".prefect"
+    folder.mkdir(exist_ok=True)
+    for name, value in OWN_SERVER.items():
+        os.environ.setdefault(name, value.format(folder=folder))
+    logging.getLogger().handlers.clear()  # Prefect's console, which names time and task, yields to one that is there
+    from flows.flows import run_sweep
+
+    raise typer.Exit(run_sweep())
 
 
 @app.command()

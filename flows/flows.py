@@ -1,6 +1,6 @@
 """The flows. Each reads the one grid, takes typed parameters, and runs what is not up to date: DVC is the cache.
 
-With a server: `prefect deployment run scarcity-sweep/local --watch`. Without one: `python -m flows.flows`.
+With a server: `prefect deployment run scarcity-sweep/local --watch`. Without one: `gtl sweep`.
 """
 
 from __future__ import annotations
@@ -235,14 +235,14 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
 
 
-def main() -> int:
-    """The scarcity sweep without a deployment."""
-    try:
-        load_params()  # before a server is started for nothing
-        check_server()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+def run_sweep() -> int:
+    """The scarcity sweep without a deployment; the exit code.
+
+    Raises:
+        UserError: params.yaml is not in order, or the configured server does not answer.
+    """
+    load_params()  # before a server is started for nothing
+    check_server()
     if server_url() is None:
         signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
     return 0 if scarcity_sweep(return_state=True).is_completed() else 1
@@ -254,7 +254,3 @@ def _end_at_once() -> None:
     SubprocessASGIServer().stop()
     sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
     os._exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -182,7 +182,7 @@ def test_a_pool_that_the_server_does_not_know_is_one_clear_line(project: Path) -
     assert runs(project) == []
 
 
-@pytest.mark.parametrize("arguments", [("flows.flows",), ("flows.cli", "reconcile"), ("flows.cli", "status")])
+@pytest.mark.parametrize("arguments", [("flows.cli", "sweep"), ("flows.cli", "reconcile"), ("flows.cli", "status")])
 def test_an_unreachable_server_is_one_clear_line(project: Path, arguments: tuple[str, ...]) -> None:
     environment = {**os.environ, "PREFECT_API_URL": "http://me:hunter2hunter2@127.0.0.1:1/api"}
     environment["PYTHONPATH"] = str(REPOSITORY)
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_a_flow_that_brought_its_own_server(project: Path, tmp_path:
     home.mkdir()
     restored = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from flows.flows import main; sys.exit(main())"
+        "from flows.cli import main; sys.argv[1:] = ['sweep']; main()"
     )
     flow = subprocess.Popen(
         [sys.executable, "-c", restored],
