@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.masked_likelihood import nelbo_sums
+from gtl_lightning.evaluation.masked_likelihood import Masking, nelbo_sums
 from gtl_lightning.gtl import Guidance, linear_gamma
 from gtl_lightning.protocols import Denoiser
-from gtl_lightning.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -68,73 +67,38 @@ def compare(a: Likelihood, b: Likelihood) -> tuple[float, float]:
 def nelbo(
     denoiser: Denoiser,
     tokens: Tensor | Sequence[Tensor],
-    *,
-    mask_index: int,
-    pad_index: int,
-    schedule: NoiseSchedule | None = None,
-    draws: int = 8,
-    seed: int = 0,
+    masking: Masking,
     guidance: Guidance | None = None,
-    batch: int = 32,
-    positions: int = 2,
-    device: torch.device | str = "cpu",
 ) -> Likelihood:
     """NELBO of `denoiser`, or of p * r^gamma (normalised at every masked position) when `guidance` is given.
 
     A token ratio scores the whole vocabulary from one pass; its n_ratio is not used here. A sequence ratio is
-    evaluated at `positions` random masked positions a draw, as a correction to the unguided sum that is scaled by |M|
-    / positions (unbiased, and exactly the unguided value at gamma = 0). There the n_ratio likeliest tokens are scored
-    and all others take log r(x_U), so the distribution is normalised whatever the true token is; n_ratio = None
+    evaluated at masking.positions random masked positions a draw, as a correction to the unguided sum that is scaled by
+    |M| / positions (unbiased, and exactly the unguided value at gamma = 0). There the n_ratio likeliest tokens are
+    scored and all others take log r(x_U), so the distribution is normalised whatever the true token is; n_ratio = None
     scores all.
 
     Args:
         denoiser: Denoiser; only masked positions meet the vocabulary if it is Factored.
         tokens: Long[n,l] padded, or n sequences.
-        mask_index: id of the mask; it must not occur in `tokens`.
-        pad_index: id of the padding; never counted.
-        schedule: turns the masking probability into the time that networks read; default log-linear.
-        draws: mask patterns a sequence.
-        seed: of levels, masks and times.
+        masking: noise, ids and batches.
         guidance: ratio and gamma (a number, or a function of the revealed share); None evaluates the denoiser itself.
-        batch: sequences a pass; does not change the result beyond rounding.
-        positions: see above; only for a sequence ratio.
-        device: where the networks are.
 
     Raises:
-        UserError: no tokens, an empty sequence, a mask among the tokens, draws, batch or positions below 1.
+        UserError: no tokens, an empty sequence, a mask among the tokens, masking.batch below 1.
     """
-    values, lengths = nelbo_sums(
-        denoiser,
-        tokens,
-        mask_index=mask_index,
-        pad_index=pad_index,
-        schedule=schedule,
-        draws=draws,
-        seed=seed,
-        guidance=guidance,
-        strengths=[] if guidance is None else [guidance.gamma],
-        batch=batch,
-        positions=positions,
-        device=device,
-    )
+    strengths = [] if guidance is None else [guidance.gamma]
+    values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)
     return Likelihood(values[-1], lengths)
 
 
 def nelbo_by_gamma(
     denoiser: Denoiser,
     tokens: Tensor | Sequence[Tensor],
-    *,
+    masking: Masking,
     guidance: Guidance,
     gammas: Sequence[float],
     gamma_end: float = 1.0,
-    mask_index: int,
-    pad_index: int,
-    schedule: NoiseSchedule | None = None,
-    draws: int = 8,
-    seed: int = 0,
-    batch: int = 32,
-    positions: int = 2,
-    device: torch.device | str = "cpu",
 ) -> dict[float, Likelihood]:
     """`nelbo` for every gamma from one pass of the networks; guidance.gamma is not used. Arguments as in `nelbo`.
 
@@ -148,20 +112,8 @@ def nelbo_by_gamma(
     for gamma in gammas:
         if not (math.isfinite(gamma) and gamma >= 0):
             raise UserError(f"gammas holds {gamma}; guidance strengths are finite and not negative")
-    values, lengths = nelbo_sums(
-        denoiser,
-        tokens,
-        mask_index=mask_index,
-        pad_index=pad_index,
-        schedule=schedule,
-        draws=draws,
-        seed=seed,
-        guidance=guidance,
-        strengths=[linear_gamma(gamma, gamma_end) for gamma in gammas],
-        batch=batch,
-        positions=positions,
-        device=device,
-    )
+    strengths = [linear_gamma(gamma, gamma_end) for gamma in gammas]
+    values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)
     return {gamma: Likelihood(value, lengths) for gamma, value in zip(gammas, values[1:], strict=True)}
 
 
@@ -183,39 +135,17 @@ class GammaChoice:
 def select_gamma(
     denoiser: Denoiser,
     tokens: Tensor | Sequence[Tensor],
-    *,
+    masking: Masking,
     guidance: Guidance,
     gammas: Sequence[float],
     gamma_end: float = 1.0,
-    mask_index: int,
-    pad_index: int,
-    schedule: NoiseSchedule | None = None,
-    draws: int = 8,
-    seed: int = 0,
-    batch: int = 32,
-    positions: int = 2,
-    device: torch.device | str = "cpu",
 ) -> GammaChoice:
     """The gamma with the lowest NELBO on VALIDATION tokens; on a tie the smallest. Arguments as in `nelbo_by_gamma`.
 
     Raises:
         UserError: as `nelbo_by_gamma`; or the NELBO is finite at no gamma.
     """
-    curve = nelbo_by_gamma(
-        denoiser,
-        tokens,
-        guidance=guidance,
-        gammas=gammas,
-        gamma_end=gamma_end,
-        mask_index=mask_index,
-        pad_index=pad_index,
-        schedule=schedule,
-        draws=draws,
-        seed=seed,
-        batch=batch,
-        positions=positions,
-        device=device,
-    )
+    curve = nelbo_by_gamma(denoiser, tokens, masking, guidance, gammas, gamma_end)
     finite = {gamma: value.nats_per_token for gamma, value in curve.items() if math.isfinite(value.nats_per_token)}
     if not finite:
         raise UserError("the validation NELBO is finite at no gamma; check the denoiser and ratio checkpoints")

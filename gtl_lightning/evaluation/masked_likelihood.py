@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,36 +30,58 @@ MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, 
 Strength = float | Callable[[float], float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How held-out text is masked and read; equal values give every model the same noise.
+
+    Attributes:
+        mask_index: id of the mask; it must not occur in the text.
+        pad_index: id of the padding; never counted.
+        schedule: turns the masking probability into the time that networks read.
+        draws: mask patterns a sequence.
+        seed: of levels, masks and times.
+        positions: masked positions of a draw at which a sequence ratio is evaluated.
+        batch: sequences a pass; does not change the result beyond rounding.
+        device: where the networks are.
+
+    Raises:
+        UserError: draws or positions below 1.
+    """
+
+    mask_index: int
+    pad_index: int
+    schedule: NoiseSchedule = field(default_factory=LogLinear)
+    draws: int = 8
+    seed: int = 0
+    positions: int = 2
+    batch: int = 32
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.positions < 1:
+            raise UserError(f"draws={self.draws}, positions={self.positions}; the NELBO needs at least 1 of each")
+
+
 def nelbo_sums(
     denoiser: Denoiser,
     tokens: Tensor | Sequence[Tensor],
-    *,
-    mask_index: int,
-    pad_index: int,
-    schedule: NoiseSchedule | None,
-    draws: int,
-    seed: int,
+    masking: Masking,
     guidance: Guidance | None,
     strengths: Sequence[Strength],
-    batch: int,
-    positions: int,
-    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """(NELBO in nats Float[1 + strengths, n] (double): the denoiser's own, then of every strength; lengths Long[n]).
 
     Arguments and errors as in `likelihood.nelbo`; strengths are constants or functions of the revealed share.
     """
-    if draws < 1 or positions < 1:
-        raise UserError(f"draws={draws}, positions={positions}; the NELBO needs at least 1 of each")
+    mask_index, pad_index, schedule, device = masking.mask_index, masking.pad_index, masking.schedule, masking.device
     sequences = as_sequences(tokens, pad_index)
     if any(bool((row == mask_index).any()) for row in sequences):
         raise UserError(f"the mask token {mask_index} occurs in the tokens to evaluate; give finished sequences")
-    schedule = schedule or LogLinear()
     lengths = torch.tensor([len(row) for row in sequences])
     total = torch.zeros(1 + len(strengths), len(sequences), dtype=torch.float64)
     with torch.inference_mode():
-        for noise in _noise(lengths.numpy(), draws, seed):
-            for rows, padded in batches_by_length(sequences, batch, pad_index):
+        for noise in _noise(lengths.numpy(), masking.draws, masking.seed):
+            for rows, padded in batches_by_length(sequences, masking.batch, pad_index):
                 at = rows.numpy()
                 order = torch.from_numpy(noise.order[at, : padded.shape[1]]).masked_fill(padded == pad_index, 2.0)
                 rank = order.argsort(dim=1).argsort(dim=1)
@@ -74,9 +96,9 @@ def nelbo_sums(
                     masked=count.to(device),
                     revealed=(1 - count / lengths[rows]).to(device),
                 )
-                sums = _log_prob_sums(denoiser, guidance, strengths, step, positions).cpu()
+                sums = _log_prob_sums(denoiser, guidance, strengths, step, masking.positions).cpu()
                 total[:, rows] -= sums * (lengths[rows] / count)
-    return total / draws, lengths
+    return total / masking.draws, lengths
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.evaluation.likelihood import GammaChoice
+    from gtl_lightning.evaluation.masked_likelihood import Masking
     from gtl_lightning.gtl import Guidance
 
 
@@ -126,15 +127,13 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
 
     gamma, curve = None, []
     if sampler.guidance is None:
-        val_nelbo = nelbo(sampler.denoiser, **_selection(params, sampler, val)).nats_per_token
+        val_nelbo = nelbo(sampler.denoiser, *_selection(params, sampler, val)).nats_per_token
     else:
         choice = _choice(params, sampler, val, params.sampling.gammas)
         gamma, curve = choice.gamma, choice.rows()
         val_nelbo = choice.curve[gamma].nats_per_token
     test = list(sampler.corpus.dataset("target_test"))
-    held_out = nelbo(
-        sampler.denoiser, test, guidance=at_gamma(params, sampler.guidance, gamma), **_noise(params, sampler)
-    )
+    held_out = nelbo(sampler.denoiser, test, masking(params, sampler), at_gamma(params, sampler.guidance, gamma))
     return {
         "gamma": gamma,
         "gamma_curve": curve,
@@ -149,13 +148,8 @@ def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[f
     from gtl_lightning.evaluation.likelihood import select_gamma
 
     assert sampler.guidance is not None
-    return select_gamma(
-        sampler.denoiser,
-        guidance=sampler.guidance,
-        gammas=gammas,
-        gamma_end=params.sampling.gamma_end,
-        **_selection(params, sampler, val),
-    )
+    tokens, noise = _selection(params, sampler, val)
+    return select_gamma(sampler.denoiser, tokens, noise, sampler.guidance, gammas, params.sampling.gamma_end)
 
 
 def selected_gamma(params: Params, sampler: Sampler, val: TokenDataset) -> float:
@@ -163,26 +157,27 @@ def selected_gamma(params: Params, sampler: Sampler, val: TokenDataset) -> float
     return _choice(params, sampler, val, params.sampling.gammas).gamma
 
 
-def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
+def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> tuple[list[Tensor], Masking]:
     """Held-out texts and their noise; few texts are drawn more often, as in training."""
     tokens = list(val.subset(min(len(val), params.evaluation.val_examples)))
-    noise = _noise(params, sampler)
-    draws = max(noise["draws"], math.ceil(params.evaluation.val_examples / len(tokens)))
-    return {"tokens": tokens, **noise, "draws": draws}
+    noise = masking(params, sampler)
+    return tokens, replace(noise, draws=max(noise.draws, math.ceil(params.evaluation.val_examples / len(tokens))))
 
 
-def _noise(params: Params, sampler: Sampler) -> dict[str, Any]:
+def masking(params: Params, sampler: Sampler) -> Masking:
+    """The noise of the held-out NELBO, equal for every method."""
+    from gtl_lightning.evaluation.masked_likelihood import Masking
     from gtl_lightning.schedule import schedule
 
-    return {
-        "mask_index": sampler.corpus.mask_index,
-        "pad_index": sampler.corpus.pad_index,
-        "schedule": schedule(params.schedule),
-        "draws": params.evaluation.draws,
-        "seed": params.evaluation.seed,
-        "batch": params.evaluation.batch,
-        "device": sampler.device,
-    }
+    return Masking(
+        mask_index=sampler.corpus.mask_index,
+        pad_index=sampler.corpus.pad_index,
+        schedule=schedule(params.schedule),
+        draws=params.evaluation.draws,
+        seed=params.evaluation.seed,
+        batch=params.evaluation.batch,
+        device=sampler.device,
+    )
 
 
 def _samples(

@@ -12,7 +12,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json
 from gtl_lightning.stages.bench import PAGE, ROWS, measured, write_page
 from gtl_lightning.stages.common import Cell, log
-from gtl_lightning.stages.evaluate import selected_gamma
+from gtl_lightning.stages.evaluate import masking, selected_gamma
 from gtl_lightning.stages.metrics import sample_metrics
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.text import decode_all
@@ -75,17 +75,5 @@ def _with(params: Params, k: int, block: int) -> Params:
 def _nelbo(params: Params, sampler: Sampler, guidance: Any, sampled: list[Any]) -> float:
     """Of the samples under the model that they come from: how surprising it finds them as a whole, nats per token."""
     from gtl_lightning.evaluation.likelihood import nelbo
-    from gtl_lightning.schedule import schedule
 
-    return nelbo(
-        sampler.denoiser,
-        sampled,
-        guidance=guidance,
-        mask_index=sampler.corpus.mask_index,
-        pad_index=sampler.corpus.pad_index,
-        schedule=schedule(params.schedule),
-        draws=params.evaluation.draws,
-        seed=params.evaluation.seed,
-        batch=params.evaluation.batch,
-        device=sampler.device,
-    ).nats_per_token
+    return nelbo(sampler.denoiser, sampled, masking(params, sampler), guidance).nats_per_token

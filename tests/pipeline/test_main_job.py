@@ -47,6 +47,7 @@ def test_every_cell_of_the_grid_has_a_row_with_every_metric(trained: Path) -> No
 def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
     """gamma = 0 is the source denoiser: on the same held-out texts it scores what an unguided evaluation scores."""
     from gtl_lightning.evaluation.likelihood import nelbo
+    from gtl_lightning.evaluation.masked_likelihood import Masking
     from gtl_lightning.stages.common import Corpus, load_denoiser
 
     rows = read_json(trained / "reports" / "ablation.json")
@@ -55,8 +56,8 @@ def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
         params = tiny()
         corpus = Corpus.open(params)
         _, val = corpus.target(0.3, params.data.min_examples)
-        noise = {"mask_index": corpus.mask_index, "pad_index": corpus.pad_index}
-        unguided = nelbo(load_denoiser("source"), list(val), draws=1, seed=0, batch=params.evaluation.batch, **noise)
+        noise = Masking(mask_index=corpus.mask_index, pad_index=corpus.pad_index, draws=1)
+        unguided = nelbo(load_denoiser("source"), list(val), noise)
     assert first["nelbo_val"] == pytest.approx(unguided.nats_per_token, rel=1e-5)
 
 

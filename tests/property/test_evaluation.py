@@ -9,6 +9,7 @@ from gtl_lightning.evaluation.advisor import effective_share
 from gtl_lightning.evaluation.calibration import expected_calibration_error
 from gtl_lightning.evaluation.diversity import diversity
 from gtl_lightning.evaluation.likelihood import nelbo
+from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.memorisation import copied_spans
 
 ids = st.sampled_from([0, 1, 2, 7])
@@ -51,11 +52,7 @@ def test_uniform_denoiser_costs_log_v_a_token_whatever_the_noise(
     value = nelbo(
         lambda x_t, t: log_p.expand(*x_t.shape, -1),
         [torch.arange(length) % v for length in lengths],
-        mask_index=v,
-        pad_index=v + 1,
-        draws=draws,
-        seed=seed,
-        batch=batch,
+        Masking(mask_index=v, pad_index=v + 1, draws=draws, seed=seed, batch=batch),
     )
     assert torch.allclose(value.per_sequence, torch.tensor(lengths).double() * np.log(v), rtol=1e-5)
 

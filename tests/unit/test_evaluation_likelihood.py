@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.likelihood import Likelihood, compare, nelbo, nelbo_by_gamma, select_gamma
+from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.reference import reference_likelihood, reference_perplexity
 from gtl_lightning.forward import absorbing_sample, nelbo_terms
 from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
@@ -18,7 +20,7 @@ from gtl_lightning.schedule import Cosine, LogLinear
 
 V, L, MASK, PAD = 3, 3, 3, 4
 STATES = torch.tensor(list(itertools.product(range(V), repeat=L)))
-IDS = {"mask_index": MASK, "pad_index": PAD}
+MASKING = partial(Masking, mask_index=MASK, pad_index=PAD)
 
 
 def table(seed: int) -> Tensor:
@@ -65,7 +67,7 @@ TOKEN, SEQUENCE = TokenRatio(token_log_ratio), SequenceRatio(sequence_log_ratio)
 
 def test_exact_posterior_gives_the_exact_log_likelihood_of_every_sequence() -> None:
     copies = 150
-    value = nelbo(denoiser_of(P), STATES.repeat(copies, 1), draws=3, seed=3, batch=900, **IDS)
+    value = nelbo(denoiser_of(P), STATES.repeat(copies, 1), MASKING(draws=3, seed=3, batch=900))
     by_state = value.per_sequence.view(copies, len(STATES))
     error = by_state.std(0) / math.sqrt(copies)
     assert ((by_state.mean(0) + P.log()).abs() < 4.5 * error + 1e-9).all()
@@ -78,7 +80,7 @@ def test_standard_error_covers_the_entropy_rate_of_sampled_sequences() -> None:
     scores = []
     for seed in range(12):
         rows = torch.multinomial(P, 300, replacement=True, generator=torch.Generator().manual_seed(seed))
-        value = nelbo(denoiser_of(P), STATES[rows], draws=2, seed=seed, batch=300, **IDS)
+        value = nelbo(denoiser_of(P), STATES[rows], MASKING(draws=2, seed=seed, batch=300))
         scores.append((value.nats_per_token - rate) / value.standard_error)
     assert max(map(abs, scores)) < 4
     assert 0.4 < torch.tensor(scores).std() < 1.8
@@ -87,7 +89,7 @@ def test_standard_error_covers_the_entropy_rate_of_sampled_sequences() -> None:
 def test_it_is_eq_1_with_less_noise_than_drawing_times() -> None:
     rows = STATES.repeat(4, 1)
     denoiser, schedule = denoiser_of(P), LogLinear()
-    ours = [nelbo(denoiser, rows, draws=1, seed=seed, batch=500, **IDS).nats_per_token for seed in range(40)]
+    ours = [nelbo(denoiser, rows, MASKING(draws=1, seed=seed, batch=500)).nats_per_token for seed in range(40)]
     plain = []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
@@ -103,16 +105,19 @@ def test_it_is_eq_1_with_less_noise_than_drawing_times() -> None:
 
 @pytest.mark.parametrize("ratio", [TOKEN, SEQUENCE], ids=["token", "sequence"])
 def test_exact_ratio_gives_the_targets_own_likelihood_under_the_same_noise(ratio: TokenRatio | SequenceRatio) -> None:
-    arguments = {"draws": 2, "seed": 5, "positions": L, **IDS}
-    guided = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, chunk=7), **arguments)
-    target = nelbo(denoiser_of(Q), STATES, **arguments)
+    masking = MASKING(draws=2, seed=5, positions=L)
+    guided = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, chunk=7), masking=masking)
+    target = nelbo(denoiser_of(Q), STATES, masking)
     assert torch.allclose(guided.per_sequence, target.per_sequence, atol=1e-5)
 
 
 def test_guided_likelihood_is_the_cross_entropy_of_the_target_from_few_positions() -> None:
     copies = 60
     value = nelbo(
-        denoiser_of(P), STATES.repeat(copies, 1), guidance=Guidance(SEQUENCE), positions=1, draws=2, batch=400, **IDS
+        denoiser_of(P),
+        STATES.repeat(copies, 1),
+        guidance=Guidance(SEQUENCE),
+        masking=MASKING(positions=1, draws=2, batch=400),
     )
     by_state = value.per_sequence.view(copies, len(STATES))
     error = by_state.std(0) / math.sqrt(copies)
@@ -122,9 +127,9 @@ def test_guided_likelihood_is_the_cross_entropy_of_the_target_from_few_positions
 @pytest.mark.parametrize("ratio", [TOKEN, SEQUENCE], ids=["token", "sequence"])
 @pytest.mark.parametrize("n_ratio", [1, 2, None])
 def test_gamma_0_is_the_unguided_value_to_the_last_bit(ratio: TokenRatio | SequenceRatio, n_ratio: int | None) -> None:
-    arguments = {"draws": 2, "seed": 1, "positions": 1, **IDS}
-    unguided = nelbo(denoiser_of(P), STATES, **arguments)
-    guided = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, 0.0, n_ratio), **arguments)
+    masking = MASKING(draws=2, seed=1, positions=1)
+    unguided = nelbo(denoiser_of(P), STATES, masking)
+    guided = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, 0.0, n_ratio), masking=masking)
     assert torch.equal(guided.per_sequence, unguided.per_sequence)
 
 
@@ -138,7 +143,9 @@ def test_pruned_guided_model_is_normalised(n_ratio: int | None, gamma: float) ->
         return torch.tensor([0.3, -1.0, 2.0, 0.1, 0.0])[x_t[:, 0]]
 
     every_token = torch.arange(V)[:, None]  # one position: the NELBO is the exact code length
-    value = nelbo(denoiser, every_token, guidance=Guidance(SequenceRatio(ratio), gamma, n_ratio), draws=1, **IDS)
+    value = nelbo(
+        denoiser, every_token, guidance=Guidance(SequenceRatio(ratio), gamma, n_ratio), masking=MASKING(draws=1)
+    )
     assert torch.exp(-value.per_sequence).sum() == pytest.approx(1.0, abs=1e-5)
     if n_ratio is None:
         weights = torch.tensor([0.5, 0.3, 0.2]) * torch.exp(gamma * torch.tensor([0.3, -1.0, 2.0]))
@@ -146,26 +153,26 @@ def test_pruned_guided_model_is_normalised(n_ratio: int | None, gamma: float) ->
 
 
 def test_all_gammas_of_one_pass_are_those_of_single_passes() -> None:
-    arguments = {"draws": 2, "seed": 4, "positions": 1, **IDS}
+    masking = MASKING(draws=2, seed=4, positions=1)
     for ratio in (TOKEN, SEQUENCE):
         curve = nelbo_by_gamma(
-            denoiser_of(P), STATES, guidance=Guidance(ratio, n_ratio=2), gammas=(0.0, 0.7, 2), **arguments
+            denoiser_of(P), STATES, guidance=Guidance(ratio, n_ratio=2), gammas=(0.0, 0.7, 2), masking=masking
         )
         for gamma, value in curve.items():
-            single = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, gamma, n_ratio=2), **arguments)
+            single = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, gamma, n_ratio=2), masking=masking)
             assert torch.equal(single.per_sequence, value.per_sequence)
 
 
 def test_gamma_schedule_follows_the_revealed_share() -> None:
-    arguments = {"draws": 3, "seed": 4, "positions": 2, **IDS}
+    masking = MASKING(draws=3, seed=4, positions=2)
     for ratio in (TOKEN, SEQUENCE):
-        constant = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, 0.7), **arguments)
-        scheduled = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7), **arguments)
+        constant = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, 0.7), masking=masking)
+        scheduled = nelbo(denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7), masking=masking)
         falling = nelbo(
-            denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7 * (1 - share / 2)), **arguments
+            denoiser_of(P), STATES, guidance=Guidance(ratio, lambda share: 0.7 * (1 - share / 2)), masking=masking
         )
         by_gamma = nelbo_by_gamma(
-            denoiser_of(P), STATES, guidance=Guidance(ratio), gammas=[0.7], gamma_end=0.5, **arguments
+            denoiser_of(P), STATES, guidance=Guidance(ratio), gammas=[0.7], gamma_end=0.5, masking=masking
         )
         assert torch.equal(by_gamma[0.7].per_sequence, falling.per_sequence)
         assert torch.allclose(constant.per_sequence, scheduled.per_sequence, atol=1e-6)
@@ -175,7 +182,7 @@ def test_gamma_schedule_follows_the_revealed_share() -> None:
             denoiser_of(P),
             STATES,
             guidance=Guidance(ratio, lambda share, record=record: record(share) or share),
-            **arguments,
+            masking=masking,
         )
         assert {round(share * L) for share in seen} == {0, 1, 2}
 
@@ -183,7 +190,7 @@ def test_gamma_schedule_follows_the_revealed_share() -> None:
 def test_select_gamma_finds_1_for_the_exact_ratio() -> None:
     rows = STATES.repeat_interleave((Q * 1500).round().long(), 0)
     choice = select_gamma(
-        denoiser_of(P), rows, guidance=Guidance(TOKEN), gammas=(2.0, 0.0, 1.0, 0.5), draws=1, batch=800, **IDS
+        denoiser_of(P), rows, guidance=Guidance(TOKEN), gammas=(2.0, 0.0, 1.0, 0.5), masking=MASKING(draws=1, batch=800)
     )
     assert choice.gamma == 1.0
     assert [row["gamma"] for row in choice.rows()] == [0.0, 0.5, 1.0, 2.0]
@@ -193,7 +200,7 @@ def test_select_gamma_finds_1_for_the_exact_ratio() -> None:
 def test_ragged_lengths_weights_and_padding_are_exact_for_independent_tokens() -> None:
     log_p = torch.tensor([0.5, 0.3, 0.2, 0.0, 0.0]).log()
     rows = [torch.full((length,), token) for length in (1, 4, 17) for token in range(V)]
-    value = nelbo(lambda x_t, t: log_p.expand(*x_t.shape, -1), rows, draws=2, batch=4, **IDS)
+    value = nelbo(lambda x_t, t: log_p.expand(*x_t.shape, -1), rows, MASKING(draws=2, batch=4))
     expected = torch.tensor([-len(row) * float(log_p[row[0]]) for row in rows]).double()
     assert torch.allclose(value.per_sequence, expected, rtol=1e-6)
     assert value.tokens == sum(len(row) for row in rows)
@@ -202,11 +209,11 @@ def test_ragged_lengths_weights_and_padding_are_exact_for_independent_tokens() -
 
 def test_batch_size_and_form_of_the_tokens_change_nothing() -> None:
     denoiser = denoiser_of(P)
-    whole = nelbo(denoiser, STATES, draws=2, batch=100, **IDS)
-    assert torch.allclose(nelbo(denoiser, list(STATES), draws=2, batch=1, **IDS).per_sequence, whole.per_sequence)
+    whole = nelbo(denoiser, STATES, MASKING(draws=2, batch=100))
+    assert torch.allclose(nelbo(denoiser, list(STATES), MASKING(draws=2, batch=1)).per_sequence, whole.per_sequence)
     padded = torch.cat([STATES, torch.full((len(STATES), 2), PAD)], 1)
-    assert torch.allclose(nelbo(denoiser, padded, draws=2, **IDS).per_sequence, whole.per_sequence)
-    other = nelbo(denoiser, STATES, draws=2, seed=1, **IDS)
+    assert torch.allclose(nelbo(denoiser, padded, MASKING(draws=2)).per_sequence, whole.per_sequence)
+    other = nelbo(denoiser, STATES, MASKING(draws=2, seed=1))
     assert not torch.allclose(other.per_sequence, whole.per_sequence)
 
 
@@ -218,7 +225,7 @@ def test_time_agrees_with_the_masked_share_under_every_schedule() -> None:
             seen.extend(zip(t.tolist(), (x_t == MASK).double().mean(1).tolist(), strict=True))
             return torch.zeros(*x_t.shape, V + 2)
 
-        nelbo(denoiser, [torch.zeros(200, dtype=torch.long)] * 64, schedule=schedule, draws=2, **IDS)
+        nelbo(denoiser, [torch.zeros(200, dtype=torch.long)] * 64, masking=MASKING(schedule=schedule, draws=2))
         t, share = torch.tensor(seen).T
         assert ((1 - schedule.alpha(t)) - share).abs().max() < 0.15
         assert share.min() < 0.02
@@ -256,27 +263,32 @@ class ReadingRatio:
 def test_networks_run_once_a_batch_for_all_gammas_and_share_hidden_states() -> None:
     denoiser = CountingDenoiser()
     guidance = Guidance(TokenRatio(ReadingRatio(denoiser)))
-    curve = nelbo_by_gamma(denoiser, STATES, guidance=guidance, gammas=(0.5, 1.0, 2.0), draws=2, batch=100, **IDS)
+    curve = nelbo_by_gamma(
+        denoiser, STATES, guidance=guidance, gammas=(0.5, 1.0, 2.0), masking=MASKING(draws=2, batch=100)
+    )
     assert denoiser.passes == 2
     assert denoiser.rows < 2 * STATES.numel()
-    unguided = nelbo(denoiser, STATES, draws=2, batch=100, **IDS)
+    unguided = nelbo(denoiser, STATES, MASKING(draws=2, batch=100))
     assert torch.allclose(curve[2.0].per_sequence, unguided.per_sequence)
 
 
 def test_impossible_token_is_infinite_not_nan() -> None:
     log_p = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0]).log()
     value = nelbo(
-        lambda x_t, t: log_p.expand(*x_t.shape, -1), [torch.tensor([2])], guidance=Guidance(TOKEN), draws=1, **IDS
+        lambda x_t, t: log_p.expand(*x_t.shape, -1),
+        [torch.tensor([2])],
+        guidance=Guidance(TOKEN),
+        masking=MASKING(draws=1),
     )
     assert value.nats_per_token == math.inf
     assert value.perplexity == math.inf
 
 
 def test_paired_comparison_is_surer_than_either_value() -> None:
-    arguments = {"draws": 2, "batch": 500, **IDS}
+    masking = MASKING(draws=2, batch=500)
     rows = STATES.repeat(5, 1)
-    a = nelbo(denoiser_of(P), rows, **arguments)
-    b = nelbo(denoiser_of(0.97 * P + 0.03 / len(STATES)), rows, **arguments)
+    a = nelbo(denoiser_of(P), rows, masking)
+    b = nelbo(denoiser_of(0.97 * P + 0.03 / len(STATES)), rows, masking)
     difference, error = compare(b, a)
     assert difference == pytest.approx(b.nats_per_token - a.nats_per_token)
     assert error < 0.3 * a.standard_error
@@ -304,24 +316,31 @@ def test_reference_perplexity_is_the_exact_chain_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("tokens", "message"),
     [
-        ({"tokens": []}, "no token sequence"),
-        ({"tokens": torch.full((2, 3), PAD)}, "sequence 0 is empty"),
-        ({"tokens": torch.zeros(3, dtype=torch.long)}, "shape"),
-        ({"tokens": torch.tensor([[0, MASK]])}, "mask token 3"),
-        ({"draws": 0}, "draws=0"),
-        ({"batch": 0}, "batch=0"),
-        ({"guidance": Guidance(SEQUENCE), "positions": 0}, "positions=0"),
-        ({"guidance": Guidance(SEQUENCE, n_ratio=99)}, "n_ratio = 99"),
+        ([], "no token sequence"),
+        (torch.full((2, 3), PAD), "sequence 0 is empty"),
+        (torch.zeros(3, dtype=torch.long), "shape"),
+        (torch.tensor([[0, MASK]]), "mask token 3"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: dict[str, object], message: str) -> None:
+def test_bad_tokens_are_one_clear_line(tokens: Tensor | list[Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        nelbo(denoiser_of(P), **{"tokens": STATES, **IDS, **arguments})
+        nelbo(denoiser_of(P), tokens, MASKING())
+
+
+@pytest.mark.parametrize("wrong", ["draws", "batch", "positions"])
+def test_bad_numbers_are_one_clear_line(wrong: str) -> None:
+    with pytest.raises(UserError, match=f"{wrong}=0"):
+        nelbo(denoiser_of(P), STATES, MASKING(**{wrong: 0}), Guidance(SEQUENCE))
+
+
+def test_n_ratio_over_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UserError, match="n_ratio = 99"):
+        nelbo(denoiser_of(P), STATES, MASKING(), Guidance(SEQUENCE, n_ratio=99))
 
 
 @pytest.mark.parametrize("gammas", [(), (1.0, -1.0), (math.inf,)])
 def test_bad_gammas_are_refused(gammas: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="gammas"):
-        nelbo_by_gamma(denoiser_of(P), STATES, guidance=Guidance(TOKEN), gammas=gammas, **IDS)
+        nelbo_by_gamma(denoiser_of(P), STATES, guidance=Guidance(TOKEN), gammas=gammas, masking=MASKING())
