@@ -97,10 +97,10 @@ def number(value: object, digits: int = 3, sign: bool = False) -> str:
 
 
 def percent(fraction: object) -> str:
-    """0.05 as `5 %`; a dash for the source model, which has no fraction."""
+    """0.05 as `5 %`, which no line breaks in two; a dash for the source model, which has no fraction."""
     if not isinstance(fraction, int | float) or not math.isfinite(fraction):
         return DASH
-    return f"{100 * float(fraction):.6g} %"
+    return f"{100 * float(fraction):.6g}\N{NO-BREAK SPACE}%"
 
 
 def count(value: object) -> str:

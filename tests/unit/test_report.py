@@ -22,6 +22,7 @@ from gtl_lightning.report.sections import answer, data_tables, result_table
 from gtl_lightning.report.style import DASH, THEMES, method_colours, method_markers, number, percent, seconds
 from gtl_lightning.report.tables import find_holes, half_width
 
+ALL, FEW = percent(1.0), percent(0.05)
 VOID = {"meta", "img", "source", "br", "link", "hr"}
 HOSTILE = "<script>alert('x')</script> & | `code` *star* [a](http://x.example)"
 
@@ -136,7 +137,9 @@ def test_pairing_removes_what_the_seeds_share() -> None:
     pair = paired(study())[1]
     assert pair["mean"] == pytest.approx(-0.5 + 0.01 / 3)
     assert pair["half_width"] == pytest.approx(half_width([0.0, 0.01, 0.0]), rel=1e-6)
-    assert pair["verdict"] == "better" and pair["sentence"].startswith("At 5 %: GTL better (−0.497 nats/token")
+    assert pair["verdict"] == "better" and pair["sentence"].startswith(
+        "At 5\N{NO-BREAK SPACE}%: GTL better (−0.497 nats/token"
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_only_seeds_of_both_methods_are_compared() -> None:
 def test_the_answer_names_fractions_and_never_concludes_from_one_seed() -> None:
     assert (
         answer(study())[0]
-        == "Held-out target NELBO: GTL is better than fine-tuning at 100 % and 5 % of the target data."
+        == f"Held-out target NELBO: GTL is better than fine-tuning at {ALL} and {FEW} of the target data."
     )
     assert answer(study((0,)))[0].startswith("One seed proves nothing")
     assert "nothing to compare" in answer([row("finetune", 1.0, 0, 5.0)])[0]
@@ -195,8 +198,8 @@ def test_the_answer_names_every_variant_also_the_one_that_loses() -> None:
     worse = [row("gtl-warm", r["fraction"], r["seed"], r["nelbo"] + 2) for r in study() if r["method"] == "gtl"]
     said = [sentence for sentence in answer(study() + worse) if "NELBO" in sentence]
     assert said == [
-        "Held-out target NELBO: GTL is better than fine-tuning at 100 % and 5 % of the target data.",
-        "Held-out target NELBO: fine-tuning is better than GTL warm at 100 % and 5 % of the target data.",
+        f"Held-out target NELBO: GTL is better than fine-tuning at {ALL} and {FEW} of the target data.",
+        f"Held-out target NELBO: fine-tuning is better than GTL warm at {ALL} and {FEW} of the target data.",
     ]
 
 
@@ -342,7 +345,7 @@ def test_the_headline_draws_what_the_summary_says() -> None:
     assert gtl.points[1].y == pytest.approx(4.8 + 0.01 / 3)
     assert [reference.label for reference in nelbo.references] == ["source"]
     assert [reference.label for reference in mauve.references] == ["source", "real text"]
-    assert nelbo.reverse_x and nelbo.log_x and nelbo.ticks[1][1] == "5 %\n50"
+    assert nelbo.reverse_x and nelbo.log_x and nelbo.ticks[1][1] == "5\N{NO-BREAK SPACE}%\n50"
 
 
 def test_bars_say_what_they_cover() -> None:
@@ -415,7 +418,9 @@ def test_coloured_text_is_readable_on_its_page(theme: int) -> None:
 def test_numbers_as_a_reader_expects_them() -> None:
     assert [number(None), number(math.nan), number("x"), percent(None), seconds(None)] == [DASH] * 5
     assert number(-0.0001) == "0.000" and number(-1234.5, 1) == "−1,234.5" and number(0.5, 2, sign=True) == "+0.50"
-    assert (percent(1.0), percent(0.05), percent(0.005), percent(0.07)) == ("100 %", "5 %", "0.5 %", "7 %")
+    assert (percent(1.0), percent(0.05), percent(0.005), percent(0.07)) == tuple(
+        f"{share}\N{NO-BREAK SPACE}%" for share in ("100", "5", "0.5", "7")
+    )
     assert (seconds(3.21), seconds(600), seconds(7200)) == ("3.2 s", "10.0 min", "2.0 h")
 
 
