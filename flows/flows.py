@@ -45,7 +45,7 @@ from flows.server import check_server, server_url
 from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
-from gtl_lightning.config import Params, load_params
+from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.settings import RatioMethod
 from gtl_lightning.tracking import resolve_uri
@@ -239,9 +239,8 @@ def run_sweep() -> int:
     """The scarcity sweep without a deployment; the exit code.
 
     Raises:
-        UserError: params.yaml is not in order, or the configured server does not answer.
+        UserError: the configured server does not answer.
     """
-    load_params()  # before a server is started for nothing
     check_server()
     if server_url() is None:
         signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())

@@ -257,6 +257,24 @@ def test_ctrl_c_ends_a_flow_that_brought_its_own_server(project: Path, tmp_path:
     assert flow.returncode == 130
     assert "goes on from the last checkpoint" in said
     assert (project / "tidy").exists()
+    assert (project / ".prefect" / "sweep.db").exists()  # the server that it brought keeps to the project's folder
+
+
+@pytest.mark.parametrize("wrong", ["a key of params.yaml", "a file in the place of its folder"])
+def test_a_sweep_that_cannot_begin_is_one_clear_line_and_makes_nothing(project: Path, wrong: str) -> None:
+    if wrong == "a key of params.yaml":
+        with (project / "params.yaml").open("a") as file:
+            file.write("bogus: 1\n")
+    else:
+        (project / ".prefect").write_text("")
+    before = sorted(project.iterdir())
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "flows.cli", "sweep"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert ("bogus" if wrong == "a key of params.yaml" else str(project / ".prefect")) in done.stderr
+    assert sorted(project.iterdir()) == before
 
 
 @pytest.mark.parametrize(
