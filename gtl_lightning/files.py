@@ -1,11 +1,18 @@
-"""Files that are either whole or absent: temporary name, then rename. Weights travel as safetensors only."""
+"""Every file is read and written here: whole or absent, checked when read, one line when the machine refuses.
+
+Written to a temporary name and renamed. Weights travel as safetensors only, with a hash of their own content; JSON that
+a run is continued from carries one too (`sealed`). The hashes detect damage. They are no signature: whoever can write
+a file can also write its hash.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +21,41 @@ from gtl_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+HEADER, SEAL = "gtl", "sha256"
+Shape = Mapping[str, type | tuple[type, ...]]
+"""Keys that an object must have, and the types that each may be of; True and False are no numbers."""
+ANY: Shape = {}
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """What the machine refuses inside is one line that names `path`.
+
+    Raises:
+        UserError: full disk, read-only folder, a file in place of a folder, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
+
+
+@contextmanager
+def reading(path: Path | str, remedy: str = "run the stage that makes it (`dvc repro`)") -> Iterator[None]:
+    """What the machine refuses inside is one line that names `path`.
+
+    Raises:
+        UserError: missing, a folder, no permission, a failing disk.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {remedy}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot read {path}: {reason}; it must be a readable file, {remedy}") from error
 
 
 @contextmanager
@@ -26,15 +68,44 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # a folder that cannot be made has no temporary file either
             temporary.unlink()
+
+
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those around it, if they are missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove(*paths: Path) -> None:
+    """Remove files, those that exist.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for path in paths:
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, atomically.
+
+    Raises:
+        UserError: it cannot be read, or the target not be written.
+    """
+    with reading(source), open(source, "rb") as file, atomic_path(target) as temporary, open(temporary, "wb") as out:
+        shutil.copyfileobj(file, out)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -52,55 +123,183 @@ def read_json(path: Path | str) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run the stage that makes it (`dvc repro`)") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        with reading(path):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from error
 
 
+def read_record(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        required: keys and types that it must have.
+
+    Raises:
+        UserError: as `read_json`; another shape.
+    """
+    return record(read_json(path), path, required)
+
+
+def record(value: Any, path: Path | str, required: Shape) -> dict[str, Any]:
+    """`value`, if it is an object with the keys and types of `read_record`.
+
+    Raises:
+        UserError: naming `path` and the key at fault.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {_kind(value)} where an object belongs; delete it and run its stage again")
+    for key, wanted in required.items():
+        if key not in value:
+            raise UserError(f"{path} has no {key!r}; delete it and run its stage again")
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        if not isinstance(value[key], kinds) or (isinstance(value[key], bool) and bool not in kinds):
+            raise UserError(
+                f"{path}: {key!r} is {_kind(value[key])}, not {_names(kinds)}; delete it and run its stage again"
+            )
+    return value
+
+
+def read_records(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
+    """Read a JSON list of objects, each with the keys and types of `read_record`.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds {_kind(rows)} where a list belongs; delete it and run its stage again")
+    return [record(row, f"{path}, entry {number}", required) for number, row in enumerate(rows)]
+
+
+def read_lines(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
+    """Read JSON lines, each an object with the keys and types of `read_record`.
+
+    Raises:
+        UserError: missing, cannot be read, or a line that is no such object: cut off, for example.
+    """
+    rows = []
+    try:
+        with reading(path), open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                rows.append(record(json.loads(line), f"{path}, line {number}", required))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path}, line {len(rows) + 1} is not valid JSON ({error}); delete the file and run its stage again"
+        ) from error
+    return rows
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with a hash of its content, to be written by `write_json` and checked by `read_sealed`."""
+    content = _finite(dict(value))
+    return {**content, SEAL: digest(content, 64)}
+
+
+def read_sealed(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
+    """Read what `sealed` gave.
+
+    Raises:
+        UserError: as `read_record`; content that does not fit its hash.
+    """
+    content = read_record(path, {**required, SEAL: str})
+    seal = content.pop(SEAL)
+    if digest(content, 64) != seal:
+        raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and run its stage again")
+    return content
+
+
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors as safetensors with `meta` (JSON-able) in the header, atomically."""
+    """Write tensors as safetensors with `meta` (JSON-able) and the hash of both in the header, atomically.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = json.loads(json.dumps(meta))
+    # one entry: safetensors writes several in any order, and equal weights are to make equal files
+    header = {HEADER: json.dumps({**content, SEAL: _tensor_hash(contiguous, content)}, sort_keys=True)}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={"gtl": json.dumps(meta, sort_keys=True)})
+        try:
+            save_file(contiguous, temporary, metadata=header)
+        except SafetensorError as error:  # its own name for what the machine refuses
+            said = re.search(r'message: "([^"]*)"', str(error))
+            raise OSError(said.group(1) if said else str(error)) from error
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote. Nothing in the file is executed.
 
+    A file of before there were hashes has none, and is taken as it is.
+
     Raises:
-        UserError: missing, truncated, or not written by this project.
+        UserError: missing, truncated, damaged, not written by this project, or numbers that are not finite.
     """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist; train it first (`dvc repro`)")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with reading(path), safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error}); delete it and train again") from error
-    if "gtl" not in header:
-        raise UserError(f"{path} was not written by this project (no `gtl` header); give a checkpoint made by `gtl`")
-    return tensors, json.loads(header["gtl"])
+    try:
+        meta = record(json.loads(header[HEADER]), path, ANY)
+    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} was not written by this project (no `gtl` header); give a checkpoint made by `gtl`"
+        ) from error
+    if SEAL in meta and meta.pop(SEAL) != _tensor_hash(tensors, meta):
+        raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and train again")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{path}: {name} holds NaN or infinite numbers; delete it and train again")
+    return tensors, meta
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex digest of a file, read in chunks."""
-    with open(path, "rb") as file:
+    """Hex digest of a file, read in chunks.
+
+    Raises:
+        UserError: missing, or cannot be read.
+    """
+    with reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any, length: int = 12) -> str:
     """Short stable hash of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def _tensor_hash(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """Of names, types, shapes and bytes of contiguous tensors on the CPU, and of what describes them."""
+    import torch
+
+    found = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _names(kinds: Iterable[type]) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return " or ".join(dict.fromkeys(names.get(kind, "a number") for kind in kinds))
 
 
 def _finite(value: Any) -> Any:

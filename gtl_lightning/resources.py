@@ -37,3 +37,15 @@ def limit_threads(count: int | None) -> None:
     """
     if count is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(count))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, or a thread's share of it, could not be had: each library has its words.
+
+    torch raises RuntimeError from the processor's allocator and a class of its own from a GPU's; the loader of shared
+    libraries an ImportError.
+    """
+    words = ("allocate memory", "out of memory", "not enough memory", "start new thread", "failed to map segment")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError | OSError) and any(word in str(error).lower() for word in words)
+    )

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import save_tensors
-from gtl_lightning.modules.base import LOSS, SCORE, TrainedModule
+from gtl_lightning.files import remove, save_tensors, writing
+from gtl_lightning.modules.base import LOSS, SCORE
 from gtl_lightning.networks.store import unshared
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,15 @@ class Keeper(Checkpoint):
         self.check_every = check_every
         self.patience = patience
         self.averaging = averaging
+        self._since = time.monotonic()
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as at the start of training."""
         self.best_score = math.inf
         self.best_step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
-        self._since = time.monotonic()
 
     @property
     def out_of_patience(self) -> bool:
@@ -119,21 +123,18 @@ class Keeper(Checkpoint):
         save_tensors(self.state_dir / BEST, unshared(network), {"step": self.best_step, "score": self.best_score})
 
     def _keep_last(self, trainer: pl.Trainer) -> None:
+        last = self.state_dir / LAST
         temporary = self.state_dir / f".{LAST}.{os.getpid()}.tmp"
         try:
-            trainer.save_checkpoint(temporary)  # all processes wait for the first, which writes
-            if not trainer.is_global_zero:
-                return
-            last = self.state_dir / LAST
-            if last.exists():
-                os.replace(last, self.state_dir / PREVIOUS)
-            os.replace(temporary, last)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.state_dir / LAST}: {error.strerror or error}; free some space"
-            ) from error
+            with writing(last):
+                trainer.save_checkpoint(temporary)  # all processes wait for the first, which writes
+                if not trainer.is_global_zero:
+                    return
+                if last.exists():
+                    os.replace(last, self.state_dir / PREVIOUS)
+                os.replace(temporary, last)
         finally:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
 class Reporter(Callback):
@@ -185,17 +186,3 @@ class Reporter(Callback):
         values = {name: trainer.callback_metrics.get(name) for name in (LOSS, SCORE)}
         shown = ", ".join(f"{name} {float(value):.4f}" for name, value in values.items() if value is not None)
         logger.info("%s: step %d/%d, %s, %.1f steps/s, %.0f s left", self.name, step, self.total, shown, rate, left)
-
-
-def restore_best(module: TrainedModule, state_dir: Path, tensors: dict[str, Tensor]) -> None:
-    """Put kept weights into the module's network.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    own = unshared(module.network.state_dict())
-    fits = own.keys() == tensors.keys() and all(own[name].shape == tensors[name].shape for name in own)
-    if not fits:
-        raise UserError(f"{state_dir / BEST} belongs to another network; delete {state_dir} and train again")
-    with torch.no_grad():
-        module.network.load_state_dict(tensors, strict=False)

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import load_tensors, read_json, write_json
+from gtl_lightning.files import remove, sealed, sha256_file, write_json
 from gtl_lightning.modules.base import TrainedModule
-from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Averaging, Keeper, Reporter, restore_best
+from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Averaging, Keeper, Reporter
+from gtl_lightning.modules.state import RESULT, finished, kept_best, locked, restore_best, resumable
+from gtl_lightning.resources import lacks_memory
 
 log = logging.getLogger(__name__)
-RESULT = "result.json"
 BF16_WIDTH = 128
 """Narrower networks lose more in casting than they gain in bf16 on a CPU."""
 
@@ -92,7 +92,7 @@ def fit(
 
     Raises:
         UserError: NaN loss, a second process in the same folder, a broken or foreign state, a folder that cannot be
-            written.
+            written, too little memory.
         KeyboardInterrupt: Ctrl-C; the fit can be resumed.
     """
     if min(steps, check_every, patience, devices, accumulate) < 1:
@@ -113,17 +113,18 @@ def fit(
         "ema_decay": ema_decay,
         "seed": seed,
     }
-    with _locked(folder):
-        done = _finished(folder, settings, module)
-        if done:
-            return done
+    with locked(folder):
+        if done := finished(folder, settings):
+            stored, tensors = done
+            restore_best(module, folder, tensors)
+            return FitResult(**stored)
         module.seed, module.total_steps = seed, checks * check_every
         averaging = Averaging(ema_decay) if ema_decay else None
         keeper = Keeper(folder, check_every, patience, averaging)
         callbacks: list[Callback] = [keeper, *([averaging] if averaging else [])]
         if progress:
             callbacks.append(Reporter(type(module).__name__, checks * check_every))
-        resume = _resumable(folder, settings, keeper)
+        resume = resumable(folder, settings, keeper, module)
         if not (resume and (keeper.out_of_patience or len(keeper.history) >= checks)):
             with _quiet(), torch.random.fork_rng():
                 trainer = pl.Trainer(
@@ -148,7 +149,7 @@ def fit(
                 )
                 _run(trainer, module, datamodule, resume)
             if devices > 1:  # the processes are gone, and with them what their keepers knew
-                _resumable(folder, settings, keeper)
+                resumable(folder, settings, keeper, module)
         result = FitResult(
             best_score=keeper.best_score,
             best_step=keeper.best_step,
@@ -156,10 +157,10 @@ def fit(
             seconds=keeper.seconds,
             history=keeper.history,
         )
-        restore_best(module, folder, load_tensors(folder / BEST)[0])
-        write_json(folder / RESULT, {"settings": settings, "result": asdict(result)})
-        for name in (LAST, PREVIOUS):
-            (folder / name).unlink(missing_ok=True)
+        restore_best(module, folder, kept_best(folder, keeper.best_step))
+        ended = {"settings": settings, "result": asdict(result), "best": sha256_file(folder / BEST)}
+        write_json(folder / RESULT, sealed(ended))
+        remove(folder / LAST, folder / PREVIOUS)
         return result
 
 
@@ -198,65 +199,13 @@ def _run(trainer: pl.Trainer, module: TrainedModule, datamodule: pl.LightningDat
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
-
-
-def _finished(folder: Path, settings: dict[str, Any], module: TrainedModule) -> FitResult | None:
-    if not (folder / RESULT).exists():
-        return None
-    stored = read_json(folder / RESULT)
-    _check_settings(folder, stored["settings"], settings)
-    restore_best(module, folder, load_tensors(folder / BEST)[0])
-    return FitResult(**stored["result"])
-
-
-def _resumable(folder: Path, settings: dict[str, Any], keeper: Keeper) -> Path | None:
-    """The newest checkpoint that can be read, its numbers put into `keeper`; None to start from the beginning.
-
-    Raises:
-        UserError: there are checkpoints and none can be read, or they belong to other settings.
-    """
-    note = folder / "settings.json"
-    if note.exists():
-        _check_settings(folder, read_json(note), settings)
-    else:
-        write_json(note, settings)
-    candidates = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    for path in candidates:
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            keeper.load_state_dict(checkpoint["callbacks"][keeper.state_key])
-        except Exception as error:  # a damaged pickle or zip raises nearly anything
-            log.warning("%s cannot be read (%s); trying the one before it", path, type(error).__name__)
-            continue
-        log.info("resuming from %s, step %d", path, checkpoint["global_step"])
-        return path
-    if candidates:
-        raise UserError(f"no checkpoint in {folder} can be read; delete the folder to train from the start")
-    return None
-
-
-def _check_settings(folder: Path, stored: Any, wanted: dict[str, Any]) -> None:
-    if stored != wanted:
-        keys = [key for key in wanted if not isinstance(stored, dict) or stored.get(key) != wanted[key]]
-        raise UserError(
-            f"{folder} holds a fit with other settings ({', '.join(keys)}); delete it or use another folder"
-        )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"{folder} is in use by another process; wait for it or stop it") from error
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose a writable folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    except Exception as error:
+        if lacks_memory(error):
+            raise UserError(
+                f"{type(module).__name__}: not enough memory to train; lower the batch of its section of train, raise "
+                "machine.accumulate, or give the process more"
+            ) from error
+        raise
 
 
 @contextmanager

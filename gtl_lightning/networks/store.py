@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import load_tensors, save_tensors
+from gtl_lightning.files import ANY, load_tensors, record, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
 
 T = TypeVar("T", bound=type[nn.Module])
@@ -46,28 +46,30 @@ def load_network(
         denoiser: the frozen denoiser, for a `FeatureTokenRatio` (or an ensemble of them): it is not stored with it.
 
     Raises:
-        UserError: missing, truncated or foreign file, another class than expected, weights that do not fit, or a
-            denoiser other than the one that the ratio was trained on.
+        UserError: missing, truncated, damaged or foreign file, another class than expected, weights that do not fit or
+            are not finite, or a denoiser other than the one that the ratio was trained on.
     """
     tensors, header = load_tensors(path)
-    description = header.get("network") if isinstance(header, dict) else None
-    if not isinstance(description, dict) or description.get("class") not in REGISTRY:
-        name = description.get("class") if isinstance(description, dict) else None
+    description = header.get("network")
+    name = description.get("class") if isinstance(description, dict) else None
+    if not isinstance(description, dict) or not isinstance(name, str) or name not in REGISTRY:
         raise UserError(f"{path} holds no network of this project (class {name!r}); give a checkpoint made by `gtl`")
     wanted = expect if isinstance(expect, tuple) else (expect,) if expect else ()
-    if wanted and description["class"] not in {cls.__name__ for cls in wanted}:
+    if wanted and name not in {cls.__name__ for cls in wanted}:
         names = " or ".join(cls.__name__ for cls in wanted)
-        raise UserError(f"{path} holds a {description['class']}, not a {names}; give the right checkpoint")
+        raise UserError(f"{path} holds a {name}, not a {names}; give the right checkpoint")
     try:
         with seeded(0):
             network = build(description, denoiser)
-        fresh = set(unshared(network.state_dict()))
-        if fresh != set(tensors):
-            raise KeyError(f"weights missing or left over: {', '.join(sorted(fresh ^ set(tensors))[:3])}")
+        fresh = unshared(network.state_dict())
+        if fresh.keys() != tensors.keys():
+            raise KeyError(f"weights missing or left over: {', '.join(sorted(fresh.keys() ^ tensors.keys())[:3])}")
+        if other := [key for key in fresh if fresh[key].dtype != tensors[key].dtype]:
+            raise TypeError(f"{other[0]} is {tensors[other[0]].dtype}, not {fresh[other[0]].dtype}")
         network.load_state_dict(tensors, strict=False)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: weights and configuration do not fit ({reason}); train it again") from error
     return network.eval()
@@ -80,7 +82,7 @@ def read_meta(path: Path | str) -> dict[str, Any]:
         UserError: as `load_network`.
     """
     _, header = load_tensors(path)
-    return cast(dict[str, Any], header.get("meta", {}))
+    return record(header.get("meta", {}), path, ANY)
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
