@@ -25,8 +25,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.board import Board
 from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
-from flows.group import GRACE_SECONDS, stop_all
+from flows.group import GRACE_SECONDS, is_stopped, stop_all
 from flows.liveness import note_process
+from flows.lockfile import BUSY, mend_rwlock, wait_until_free
 from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
@@ -214,7 +215,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         if limits.deployment and (warning := check_pool(limits.deployment)):
             log.warning("%s", warning)
         params = settle(wanted, root)
-        grid = read_grid(params, root)
+        grid = _grid_when_free(params, root)
         stages = grid.with_upstream(targets(params, grid))
         if limits.share:
             check_remote(root)
@@ -233,6 +234,19 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     if holes:
         return Failed(message=f"{summary}. {'; '.join(holes)}")
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
+
+
+def _grid_when_free(params: Params, root: Path) -> Grid:
+    """The grid; what another process of this checkout has locked for the moment is waited for."""
+    owner = str(flow_run.get_id())
+    mend_rwlock(root)
+    while True:
+        try:
+            return read_grid(params, root)
+        except UserError as error:
+            busy = BUSY.search(str(error))
+            if not busy or not wait_until_free(root, busy["path"], get_run_logger().info, lambda: is_stopped(owner)):
+                raise
 
 
 def run_sweep() -> int:

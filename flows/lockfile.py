@@ -1,21 +1,40 @@
-"""dvc.lock after a kill: DVC writes it in place, so a SIGKILL at that moment leaves half a file, which DVC refuses."""
+"""DVC's own files between processes: dvc.lock and rwlock after a kill, and paths that another process has locked.
+
+DVC writes both in place, so a SIGKILL at that moment leaves half a file, which DVC refuses.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from pathlib import Path
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
+import psutil
 import yaml
+
+from gtl_lightning.files import remove, write_json, writing
 
 LOCKFILE = "dvc.lock"
 DAMAGED = "dvc.lock.damaged"
+RWLOCK = Path(".dvc", "tmp", "rwlock")
+BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:")
+"""What DVC says of a path that another process reads or writes."""
+POLL_SECONDS = 1.0
+SAY_SECONDS = 60.0
 
 
 def mend_lockfile(root: Path) -> bool:
     """Move a half-written dvc.lock aside; return whether it was one.
 
     Nothing is lost: DVC's run-cache still knows what every stage made, and writes the file anew without running any.
+
+    Raises:
+        UserError: it cannot be moved.
     """
     path = root / LOCKFILE
     if not path.exists() or _is_whole(path):
@@ -26,8 +45,137 @@ def mend_lockfile(root: Path) -> bool:
         # Now that nobody writes it, look again.
         if not path.exists() or _is_whole(path):
             return False
-        os.replace(path, root / DAMAGED)
+        with writing(path):
+            os.replace(path, root / DAMAGED)
     return True
+
+
+def mend_rwlock(root: Path) -> bool:
+    """Take out of DVC's rwlock what dead processes left there; return whether there was any.
+
+    DVC does so itself where a process is gone. A killed one that its parent has not buried still looks alive to it,
+    and half a file stops it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = root / RWLOCK
+    if not path.exists() or _mended(path) is None:
+        return False
+    with _rwlock_guard(root):
+        # Now that nobody writes it, look again.
+        mended = _mended(path)
+        if mended is None:
+            return False
+        if mended:
+            write_json(path, mended)
+        else:
+            remove(path)
+    return True
+
+
+def holders(root: Path, path: str) -> list[int]:
+    """Ids of the processes that hold a path, one in it, or one around it, as DVC's rwlock has it."""
+    wanted = PurePath(path)
+    found = []
+    for held, pid in _entries(_read_rwlock(root / RWLOCK) or {}):
+        if wanted == PurePath(held) or wanted.is_relative_to(held) or PurePath(held).is_relative_to(wanted):
+            found.append(pid)
+    return sorted({pid for pid in found if _lives(pid)})
+
+
+def wait_until_free(root: Path, path: str, say: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
+    """Wait while other processes hold a path; a dead one's claim is taken away.
+
+    Args:
+        root: the repository.
+        path: as DVC names it.
+        say: told whom it waits for: at once, when that changes, and every minute.
+        stopped: ends the waiting.
+
+    Returns:
+        Whether the path is free; False when stopped.
+    """
+    said: list[int] = []
+    next_word = 0.0
+    while not stopped():
+        mend_rwlock(root)
+        found = holders(root, path)
+        if not found:
+            return True
+        if found != said or time.monotonic() > next_word:
+            said, next_word = found, time.monotonic() + SAY_SECONDS
+            names = ", ".join(f"{pid} ({_command(pid)})" for pid in found)
+            say(f"waiting for {path}, which process {names} has locked; if that is none of DVC's, remove {RWLOCK}")
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+@contextmanager
+def _rwlock_guard(root: Path) -> Iterator[None]:
+    """What DVC takes while it edits rwlock."""
+    from dvc.lock import make_lock
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        guard = make_lock(f"{root / RWLOCK}.lock", tmp_dir=repo.tmp_dir, hardlink_lock=hardlink, wait=True)
+    with guard:
+        yield
+
+
+def _mended(path: Path) -> dict[str, Any] | None:
+    """The content of an rwlock without dead processes: empty where it was half a file; None if nothing is amiss."""
+    content = _read_rwlock(path)
+    if content is None:
+        return {}
+    dead = {pid for _, pid in _entries(content) if not _lives(pid)}
+    if not dead:
+        return None
+    read = {held: [info for info in infos if info["pid"] not in dead] for held, infos in content["read"].items()}
+    return {
+        "write": {held: info for held, info in content["write"].items() if info["pid"] not in dead},
+        "read": {held: infos for held, infos in read.items() if infos},
+    }
+
+
+def _read_rwlock(path: Path) -> dict[str, Any] | None:
+    """DVC's record, empty without a file; None if it is not one."""
+    from dvc.rwlock import SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        content: dict[str, Any] = SCHEMA(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {"write": {}, "read": {}}
+    except (ValueError, Invalid):
+        return None
+    return content
+
+
+def _entries(content: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Path and process of every claim."""
+    for held, info in content.get("write", {}).items():
+        yield held, info["pid"]
+    for held, infos in content.get("read", {}).items():
+        for info in infos:
+            yield held, info["pid"]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # of another user
+        return True
+
+
+def _command(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())[-80:]
+    except psutil.Error:
+        return "of another user"
 
 
 def _is_whole(path: Path) -> bool:

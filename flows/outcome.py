@@ -19,12 +19,14 @@ class StageError(Exception):
     Attributes:
         reason: one line for people.
         retriable: whether the same command may succeed next time.
+        busy: path that another process has locked, where that is the reason.
     """
 
-    def __init__(self, reason: str, retriable: bool = False) -> None:
+    def __init__(self, reason: str, retriable: bool = False, busy: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.retriable = retriable
+        self.busy = busy
 
 
 @dataclass

@@ -21,9 +21,9 @@ from prefect.runtime import flow_run
 
 from flows.dispatch import run_on_pool
 from flows.grid import DATA_SUFFIX
-from flows.group import run_group
+from flows.group import is_stopped, run_group
 from flows.liveness import RUN_VARIABLE
-from flows.lockfile import mend_lockfile
+from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
 from flows.outcome import Result, StageError
 from flows.share import push_command, version
 
@@ -31,6 +31,7 @@ RETRIES = 2
 RETRY_DELAY_SECONDS = 5.0
 USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
 HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
+ADDRESS = re.compile(r"[A-Za-z0-9_][\w.-]*(@[\w.-]+)?")  # DVC's names of stages and of points of a matrix
 NO_SPACE = os.strerror(errno.ENOSPC)
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 # What DVC tells a person at a terminal after every stage; a sweep has dozens.
@@ -81,7 +82,9 @@ class Transcript:
             return StageError("the disk is full; make room and run again: finished stages and checkpoints are kept")
         if self.exit_code is None:
             reason = self._dvc_error or self._last or "DVC ended without a word"
-            return StageError(reason, retriable="is being blocked by" in reason or "Unable to acquire lock" in reason)
+            if busy := BUSY.search(reason):
+                return StageError(reason, retriable=True, busy=busy["path"])
+            return StageError(reason, retriable="Unable to acquire lock" in reason)
         if self.exit_code == USER_ERROR and self._user_error:
             return StageError(self._user_error)
         reason = f"{self._user_error or self._last or self._dvc_error} (exit code {self.exit_code})"
@@ -145,6 +148,8 @@ def reproduce(
 ) -> Result:
     """`dvc repro` of one stage in a process group of its own, every line of output logged.
 
+    What another process of this checkout is making is waited for, and its result taken.
+
     Args:
         stage: address.
         root: the repository.
@@ -159,8 +164,9 @@ def reproduce(
     log = get_run_logger()
     started = time.monotonic()
     limit = None if minutes is None else 60 * minutes
+    check_address(stage)
     command = dvc_command(stage, pull=share, upstream=upstream)
-    result: Result = "ran" if _run_logged(command, stage, root, owner, limit).ran else "cached"
+    result: Result = "ran" if _run_when_free(command, stage, root, owner, limit).ran else "cached"
     if share and not stage.endswith(DATA_SUFFIX):
         push([stage], root, owner=owner)
     log.info("%s: %s in %.1f s", stage, result, time.monotonic() - started)
@@ -174,6 +180,29 @@ def push(stages: list[str], root: Path, *, owner: str) -> None:
         StageError: the remote cannot be reached, refuses, or the push was stopped.
     """
     _run_logged(push_command(stages), stages[0], root, owner)
+
+
+def check_address(stage: str) -> None:
+    """Refuse what is no stage of this pipeline's dvc.yaml: an option of DVC, another folder's file.
+
+    Raises:
+        StageError: naming it.
+    """
+    if not ADDRESS.fullmatch(stage):
+        raise StageError(f"{stage!r} is no address of a stage; `dvc stage list` shows those there are")
+
+
+def _run_when_free(command: list[str], stage: str, root: Path, owner: str, limit: float | None) -> Transcript:
+    log = get_run_logger()
+    while True:
+        try:
+            return _run_logged(command, stage, root, owner, limit)
+        except StageError as failure:
+            if not failure.busy:
+                raise
+            log.info("%s: another process is at it", stage)
+            if not wait_until_free(root, failure.busy, log.info, lambda: is_stopped(owner)):
+                raise StageError("stopped with its flow while it waited for another process") from failure
 
 
 def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: float | None = None) -> Transcript:
@@ -199,6 +228,8 @@ def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: f
         raise StageError(
             "dvc.lock was left half-written by a killed stage; DVC's run-cache restores it", retriable=True
         )
+    if ended.exit_code and transcript.exit_code is None and mend_rwlock(root):  # DVC's own failure, not the stage's
+        raise StageError("a killed process left its claims in DVC's rwlock; they are removed", retriable=True)
     if ended.exit_code:
         raise transcript.failure(ended.exit_code)
     return transcript

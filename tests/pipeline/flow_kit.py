@@ -59,6 +59,7 @@ echo $1 >> attempts.log
 if [ -e fail-$1 ]; then echo "error: $1 has too few examples" >&2; exit 2; fi
 if [ -e crash-$1 ]; then rm crash-$1; exit 9; fi
 if [ -e slow-$1 ]; then echo $$ > pid; trap 'echo stopped > tidy; exit 130' INT; while :; do sleep 0.05; done; fi
+while [ -e hold-$1 ]; do sleep 0.05; done
 if [ -e full-$1 ]; then cat train.sh > /dev/full || exit 1; fi
 echo $1 >> runs.log
 mkdir -p models && echo $1 > models/$1
