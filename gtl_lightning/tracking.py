@@ -1,4 +1,4 @@
-"""MLflow, and the only importer of it: a parent run per study, a child per trained component and per evaluated cell.
+"""MLflow: a parent run per study, a child per trained component and per evaluated cell. Nothing else imports it.
 
 A *study* is one profile on one data set. A child run is found again by its key, so a stage that was killed and runs
 again continues its run, and no cell appears twice.
@@ -6,29 +6,30 @@ again continues its run, and no cell appears twice.
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
+import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from gtl_lightning.addresses import SQLITE, check_reachable, lock_path, resolve_uri
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import writing
+from gtl_lightning.mlflow_client import one_line, open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
     from pytorch_lightning.loggers import MLFlowLogger
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-CONNECT_TIMEOUT_SECONDS = 3.0
+PLAIN = re.compile(r"[\w .,:;@/+=()-]*")
+"""Values that MLflow's filters take as they are. They know no escape: quotes and backslashes are compared here."""
+MODEL_NAME = re.compile(r"\w[\w .-]{0,254}")
+ALIAS = re.compile(r"[\w-]{1,255}")
 
 
 class Run:
@@ -96,9 +97,11 @@ class Run:
         """A Lightning logger that writes learning curves into this run."""
         from pytorch_lightning.loggers import MLFlowLogger
 
-        return MLFlowLogger(
+        logger = MLFlowLogger(
             experiment_name=self._experiment, tracking_uri=self._uri, run_id=self.run_id, log_model=False
         )
+        logger._mlflow_client = self._client  # fails in one line
+        return logger
 
 
 class Study:
@@ -116,27 +119,13 @@ class Study:
     def __init__(self, uri: str, experiment: str, tags: Mapping[str, str]) -> None:
         self.uri = resolve_uri(uri)
         check_reachable(self.uri)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table it creates
         self._experiment = experiment
         self._tags = {**tags, "git_commit": _git_commit()}
-        with FileLock(_lock_path(self.uri)):  # two stages that start at once create one database
-            try:
-                self._client = MlflowClient(tracking_uri=self.uri)
-                self._experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
-                self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
-            except MlflowException as error:
-                raise UserError(
-                    f"tracking at {without_credentials(self.uri)} failed: {str(error).splitlines()[0]}"
-                ) from error
-            except ModuleNotFoundError as error:
-                raise UserError(
-                    f"tracking at {without_credentials(self.uri)} needs the package {error.name}, which is not "
-                    "installed; for PostgreSQL: pip install 'psycopg[binary]'"
-                ) from error
+        lock = lock_path(self.uri)
+        with writing(lock), FileLock(lock):  # two stages that start at once create one database
+            self._client = open_client(self.uri)
+            self._experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
+            self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
 
     @contextmanager
     def child(self, kind: str, name: str, key: str, tags: Mapping[str, Any]) -> Iterator[Run]:
@@ -148,10 +137,11 @@ class Study:
         try:
             yield Run(self._client, run_id, self.uri, self._experiment, tags)
         except BaseException as error:
-            self._client.set_tag(
-                run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__
-            )
-            self._client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            with suppress(UserError):  # of a tracker that fails too: what failed first is what is told
+                self._client.set_tag(
+                    run_id, "error", str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+                )
+                self._client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._client.set_terminated(run_id, "FINISHED")
 
@@ -162,7 +152,7 @@ class Study:
         self._client.set_terminated(self.run_id, "FINISHED")
 
     def register(
-        self, name: str, run_id: str, folder: str, key: str, tags: Mapping[str, Any], aliases: Iterable[str]
+        self, name: str, run_id: str, folder: str, key: str, tags: Mapping[str, Any], aliases: Sequence[str]
     ) -> str:
         """A version of the registered model `name` from a run's artifact folder; the aliases move to it.
 
@@ -175,23 +165,19 @@ class Study:
             aliases: to set.
 
         Raises:
-            UserError: the registry refuses.
+            UserError: a name or an alias that cannot be one, or the registry refuses.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            if not self._client.search_registered_models(f"name = '{name}'"):
-                self._client.create_registered_model(name)
-            known = {
-                version.tags.get("key"): version for version in self._client.search_model_versions(f"name = '{name}'")
-            }
-            source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
-            texts = {"key": key, **{tag: str(value) for tag, value in tags.items()}}
-            version = known.get(key) or self._client.create_model_version(name, source, run_id, tags=texts)
-            for alias in aliases:
-                self._client.set_registered_model_alias(name, alias, version.version)
-        except MlflowException as error:
-            raise UserError(f"{name} cannot be registered: {str(error).splitlines()[0]}") from error
+        check_model(name)
+        for alias in aliases:
+            check_model(name, alias)
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(name)
+        known = {version.tags.get("key"): version for version in self._client.search_model_versions(f"name = '{name}'")}
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
+        texts = {"key": key, **{tag: str(value) for tag, value in tags.items()}}
+        version = known.get(key) or self._client.create_model_version(name, source, run_id, tags=texts)
+        for alias in aliases:
+            self._client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
 
     def _create(self, name: str, tags: Mapping[str, Any]) -> str:
@@ -215,25 +201,37 @@ class Study:
         return str(found.experiment_id) if found else None
 
     def _create_experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
         location = None
-        if self.uri.startswith("sqlite:"):
-            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        if self.uri.startswith(SQLITE):
+            location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
         try:
             return str(self._client.create_experiment(name, artifact_location=location))
-        except MlflowException:
+        except UserError:
             if made := self._find_experiment(name):  # by another host, just now
                 return made
             raise
 
     def _find(self, tags: Mapping[str, Any]) -> MlflowRun | None:
         """The oldest run that has these tags."""
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        runs: Iterable[MlflowRun] = self._client.search_runs(
-            [self._experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        return next(iter(runs), None)
+        wanted = {key: str(value) for key, value in tags.items()}
+        plain = {key: value for key, value in wanted.items() if PLAIN.fullmatch(value)}
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in plain.items())
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                query,
+                max_results=1 if plain == wanted else 200,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            runs: Iterable[MlflowRun] = page
+            for run in runs:
+                if wanted.items() <= run.data.tags.items():
+                    return run
+            token = page.token
+            if not token:
+                return None
 
 
 def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
@@ -242,77 +240,41 @@ def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
     Raises:
         UserError: no such model or alias, or the tracker cannot be reached.
     """
+    check_model(name, alias)
     uri = resolve_uri(uri)
     check_reachable(uri)
-    from mlflow import MlflowClient, artifacts
-    from mlflow.exceptions import MlflowException
+    from mlflow import artifacts
 
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = open_client(uri)
         version = client.get_model_version_by_alias(name, alias)
         source = client.get_model_version_download_uri(name, version.version)
-        return Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        reason, where = str(error).splitlines()[0], without_credentials(uri)
-        raise UserError(
-            f"model {name}@{alias} cannot be fetched from {where} ({reason}); `gtl register` makes it"
-        ) from error
+        with one_line(uri):
+            return Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
+    except UserError as error:
+        raise UserError(f"model {name}@{alias} cannot be fetched: {error}; `gtl register` makes it") from error
 
 
-def resolve_uri(uri: str) -> str:
-    """The tracking address: MLFLOW_TRACKING_URI if set, else `uri`; a SQLite path is made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", uri)
-    prefix = "sqlite:///"
-    return prefix + str(Path(uri.removeprefix(prefix)).resolve()) if uri.startswith(prefix) else uri
-
-
-def check_reachable(uri: str) -> None:
-    """Fail within seconds when nobody listens at a server's address.
+def check_model(name: str, alias: str = "best") -> None:
+    """Refuse what cannot be the name or the alias of a registered model, before it enters a query or a path.
 
     Raises:
-        UserError: naming the address.
+        UserError: naming it, and what it may hold.
     """
-    if reason := unreachable(uri):
+    if not MODEL_NAME.fullmatch(name):
         raise UserError(
-            f"tracking server {without_credentials(uri)} does not answer ({reason}); "
-            "start it, or unset MLFLOW_TRACKING_URI to log into the local database"
+            f"{name!r} cannot name a registered model: letters, digits, spaces, `.`, `_` and `-` can; write "
+            "NAME@ALIAS, or change tracking.experiment, with which names begin"
         )
-
-
-def unreachable(uri: str) -> str | None:
-    """Why no connection to a server's address can be made; None when one can, or the address is no server's."""
-    address = urlsplit(uri)
-    ports = {"http": 80, "https": 443, "postgresql": 5432}
-    scheme = address.scheme.partition("+")[0]
-    if scheme not in ports or not address.hostname:
-        return None
-    try:
-        socket.create_connection((address.hostname, address.port or ports[scheme]), CONNECT_TIMEOUT_SECONDS).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def without_credentials(uri: str) -> str:
-    """An address as it may be shown: no user, no password, no query."""
-    address = urlsplit(uri)
-    if not address.hostname:
-        return uri
-    host = f"{address.hostname}:{address.port}" if address.port else address.hostname
-    return f"{address.scheme}://{host}{address.path}"
-
-
-def _lock_path(uri: str) -> str:
-    if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"tracking database folder {folder} cannot be written; set tracking.uri in params.yaml")
-        return str(folder / ".mlflow.lock")
-    return ".mlflow.lock"
+    if not ALIAS.fullmatch(alias):
+        raise UserError(f"{alias!r} cannot be an alias of {name}: letters, digits, `_` and `-` can; `best` is one")
 
 
 def _git_commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

@@ -1,0 +1,89 @@
+"""Addresses of servers and databases: whether one answers, how it may be shown, and what a failure there is called."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gtl_lightning.errors import UserError
+
+SQLITE = "sqlite:///"
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+
+def resolve_uri(uri: str) -> str:
+    """The tracking address: MLFLOW_TRACKING_URI if set, else `uri`; a SQLite path is made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve()) if uri.startswith(SQLITE) else uri
+
+
+def check_reachable(uri: str) -> None:
+    """Fail within seconds when nobody listens at a server's address, or a database's file is none.
+
+    Raises:
+        UserError: naming the address.
+    """
+    if uri.startswith(SQLITE):
+        _check_sqlite(Path(uri.removeprefix(SQLITE)))
+    if reason := unreachable(uri):
+        raise UserError(
+            f"tracking server {without_credentials(uri)} does not answer ({reason}); "
+            "start it, or unset MLFLOW_TRACKING_URI to log into the local database"
+        )
+
+
+def unreachable(uri: str) -> str | None:
+    """Why no connection to a server's address can be made; None when one can, or the address is no server's."""
+    address = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432}
+    scheme = address.scheme.partition("+")[0]
+    if scheme not in ports or not address.hostname:
+        return None
+    try:
+        socket.create_connection((address.hostname, address.port or ports[scheme]), CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def without_credentials(uri: str) -> str:
+    """An address as it may be shown: no user, no password, no query."""
+    address = urlsplit(uri)
+    if not address.hostname:
+        return uri
+    host = f"{address.hostname}:{address.port}" if address.port else address.hostname
+    return f"{address.scheme}://{host}{address.path}"
+
+
+def lock_path(uri: str) -> Path:
+    """The file that stages on one host lock while they open a tracker.
+
+    Raises:
+        UserError: the folder of the database cannot be written.
+    """
+    if not uri.startswith(SQLITE):
+        return Path(".mlflow.lock")
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"tracking database folder {folder} cannot be written; set tracking.uri in params.yaml")
+    return folder / ".mlflow.lock"
+
+
+def _check_sqlite(path: Path) -> None:
+    """MLflow tries a file that is no database again and again, for minutes."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):  # somebody writes: MLflow waits for that
+            raise UserError(f"tracking database {path} cannot be opened ({error}); set tracking.uri") from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"tracking database {path} is damaged ({error}); move it away to begin a new one, or set tracking.uri"
+        ) from error
