@@ -9,7 +9,8 @@ from typing import Any
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_json, write_text
-from gtl_lightning.stages.common import REPORTS, device_of, log
+from gtl_lightning.stages.common import REPORTS, log
+from gtl_lightning.stages.corpus import device_of
 
 ROWS = REPORTS / "bench.json"
 PAGE = Path("docs/benchmarks.md")

@@ -14,7 +14,8 @@ from gtl_lightning.config import PARAMS, Params, load_params, write_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file, write_json
 from gtl_lightning.settings import Tracking
-from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell, Corpus
+from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.stages.corpus import Corpus
 
 MANIFEST = "bundle.json"
 LENGTHS = "lengths.json"

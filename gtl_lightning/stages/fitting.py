@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
 from gtl_lightning.sections import Training
-from gtl_lightning.stages.common import (
-    RESULT,
-    TOKENS,
-    Cell,
-    Corpus,
-    data_hash,
-    log,
-    state_dir,
-    study,
-    trainable_parameters,
-)
+from gtl_lightning.stages.common import RESULT, TOKENS, Cell, data_hash, log, state_dir, study, trainable_parameters
+from gtl_lightning.stages.corpus import Corpus
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule

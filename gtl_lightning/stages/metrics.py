@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_json
-from gtl_lightning.stages.common import DATA, MODELS, NETWORK, Corpus
+from gtl_lightning.stages.common import DATA, MODELS, NETWORK
+from gtl_lightning.stages.corpus import Corpus
 from gtl_lightning.stages.text import decode_all
 
 if TYPE_CHECKING:
