@@ -151,7 +151,15 @@ def evaluate(
     """Select on validation data, read the test data once, sample, measure."""
     from gtl_lightning import stages
 
-    stages.evaluate(_params(), method, fraction, seed)
+    stages.evaluate_cell(_params(), method, fraction, seed)
+
+
+@app.command()
+def real() -> None:
+    """Measure real target text: what every cell is compared with."""
+    from gtl_lightning import stages
+
+    stages.measure_real(_params())
 
 
 @app.command()
@@ -167,7 +175,7 @@ def report() -> None:
     """Tables, figures, report.md and report.html."""
     from gtl_lightning import stages
 
-    stages.report(_params())
+    stages.make_report(_params())
 
 
 @markov_app.command("source")
@@ -207,7 +215,7 @@ def register() -> None:
     """Register the best ratio network and denoiser of every fraction in MLflow."""
     from gtl_lightning import stages
 
-    stages.register(_params())
+    stages.register_best(_params())
 
 
 @app.command()
@@ -221,7 +229,7 @@ def bench(
     from gtl_lightning import stages
 
     params = _params(profile)
-    stages.bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
+    stages.run_bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
 
 
 @app.command()
@@ -229,7 +237,7 @@ def tradeoff() -> None:
     """Speed against quality of one trained cell, over positions per step and blocks; adds to the benchmarks."""
     from gtl_lightning import stages
 
-    stages.tradeoff(_params())
+    stages.measure_tradeoff(_params())
 
 
 @app.command()

@@ -10,36 +10,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gtl_lightning.stages.bench import bench
+    from gtl_lightning.stages.bench import run_bench
     from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
-    from gtl_lightning.stages.evaluate import ablation, evaluate
+    from gtl_lightning.stages.evaluate import ablation, evaluate_cell
     from gtl_lightning.stages.markov import markov_cells, markov_report, markov_source
     from gtl_lightning.stages.markov_overlap import markov_overlap
-    from gtl_lightning.stages.register import load_model, register
-    from gtl_lightning.stages.report import report
+    from gtl_lightning.stages.real import measure_real
+    from gtl_lightning.stages.register import load_model, register_best
+    from gtl_lightning.stages.report import make_report
     from gtl_lightning.stages.sample import sample_cell, sample_model
-    from gtl_lightning.stages.tradeoff import tradeoff
+    from gtl_lightning.stages.tradeoff import measure_tradeoff
     from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
 
 __all__ = [
     "ablation",
-    "bench",
     "data_download",
     "data_import",
     "data_sample",
-    "evaluate",
+    "evaluate_cell",
     "load_model",
+    "make_report",
     "markov_cells",
     "markov_overlap",
     "markov_report",
     "markov_source",
-    "register",
-    "report",
+    "measure_real",
+    "measure_tradeoff",
+    "register_best",
+    "run_bench",
     "sample_cell",
     "sample_model",
     "split",
     "tokenize",
-    "tradeoff",
     "train_cell",
     "train_classifier",
     "train_judge",
@@ -48,15 +50,16 @@ __all__ = [
 ]
 
 HOMES = {
-    "bench": ("bench",),
+    "bench": ("run_bench",),
     "data": ("data_download", "data_import", "data_sample", "split", "tokenize"),
-    "evaluate": ("ablation", "evaluate"),
+    "evaluate": ("ablation", "evaluate_cell"),
     "markov": ("markov_cells", "markov_report", "markov_source"),
     "markov_overlap": ("markov_overlap",),
-    "register": ("load_model", "register"),
-    "report": ("report",),
+    "real": ("measure_real",),
+    "register": ("load_model", "register_best"),
+    "report": ("make_report",),
     "sample": ("sample_cell", "sample_model"),
-    "tradeoff": ("tradeoff",),
+    "tradeoff": ("measure_tradeoff",),
     "train": ("train_cell", "train_classifier", "train_judge", "train_planner", "train_source"),
 }
 

@@ -9,6 +9,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
 from gtl_lightning.stages.common import MODELS, Cell, log
 from gtl_lightning.stages.corpus import Corpus, device_of
+from gtl_lightning.stages.provenance import made_with
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +62,7 @@ def advise_cell(params: Params, corpus: Corpus, cell: Cell, target_val: TokenDat
         {
             "verdict": advice.verdict,
             "sentence": advice.sentence,
+            "made_with": made_with(device.type, "32-true"),
             "levels": [asdict(level) for level in levels],
             "rows": rows,
         },

@@ -18,7 +18,7 @@ GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "ca
 """What is measured together: what the sampler's cases vary, and training."""
 
 
-def bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
+def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     """Measure, then write reports/bench.json, docs/benchmarks.md and its figure.
 
     Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles, and of groups that

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gtl_lightning.closure import code_hash
 from gtl_lightning.config import Params
 from gtl_lightning.files import digest, read_json, sha256_file
 
@@ -23,6 +24,7 @@ SNAPSHOT = DATA / "snapshot.jsonl.gz"
 SPLITS = Path("splits")
 TOKENS = Path("tokens")
 MODELS = Path("models")
+REAL = Path("real")
 CELLS = Path("cells")
 ABLATION = Path("ablation")
 REPORTS = Path("reports")
@@ -33,6 +35,8 @@ SOURCE = MODELS / "source" / NETWORK
 RESULT = "result.json"
 ROW = "row.json"
 SAMPLES = "samples.jsonl"
+REAL_VALUES = REAL / "values.json"
+REAL_TEXTS = REAL / "texts.json"
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,19 @@ def data_hash() -> str:
     return str(provenance["sha256"])[:12]
 
 
-def state_dir(name: str, settings: dict[str, Any], *inputs: Path) -> Path:
+def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> Path:
     """Folder of a training run's resumable state, outside of what DVC manages (it deletes outputs before a run).
 
     It is named by all that the run depends on, so that a change never resumes from another run's state.
+
+    Args:
+        name: for people.
+        settings: values that the run depends on.
+        inputs: files that it reads; their contents count.
+        code: module that it starts in; all project files that this may run count.
     """
     read = {str(path): sha256_file(path) for path in inputs}
-    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read})}"
+    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read, 'code': code_hash(code)})}"
 
 
 def fraction_of(cell: Cell) -> float:

@@ -29,6 +29,7 @@ class Corpus:
     pad_index: int
     eos_index: int
     length: int
+    sizes: dict[str, int]
 
     @classmethod
     def open(cls, params: Params, root: Path = Path()) -> Corpus:
@@ -38,16 +39,39 @@ class Corpus:
             UserError: not tokenised yet, or an n_ratio above the vocabulary.
         """
         meta = read_json(root / TOKENS / "meta.json")
-        corpus = cls(**{key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")})
+        known = {key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")}
+        corpus = cls(**known, sizes={split: found["examples"] for split, found in meta["splits"].items()})
+        corpus.check(params)
+        return corpus
+
+    def check(self, params: Params) -> None:
+        """Compare the parameters with what the data decide, before anything is trained on them.
+
+        Raises:
+            UserError: an n_ratio above the vocabulary, fewer target test texts than MAUVE can be computed of, or a
+                fraction of the sweep that leaves too few examples.
+        """
+        from gtl_lightning.data.split import fraction_size
+
         asked = {
             "sampling.n_ratio": params.sampling.n_ratio or 1,
             "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
             "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
         }
         for key, value in asked.items():
-            if value > corpus.vocab_size:
-                raise UserError(f"{key} = {value} exceeds the vocabulary of {corpus.vocab_size}; use at most that")
-        return corpus
+            if value > self.vocab_size:
+                raise UserError(f"{key} = {value} exceeds the vocabulary of {self.vocab_size}; use at most that")
+        test, buckets = self.sizes["target_test"], params.evaluation.mauve_buckets
+        if test < 2 * buckets:
+            raise UserError(
+                f"evaluation.mauve_buckets = {buckets} needs {2 * buckets} target test texts, there are {test}; "
+                "lower it, raise data.target_test, or bring more target records"
+            )
+        for fraction in params.sweep.fractions:
+            try:
+                fraction_size(self.sizes["target_train"], fraction, params.data.min_examples)
+            except UserError as error:
+                raise UserError(f"sweep.fractions: {error}") from error
 
     def dataset(self, split: str) -> TokenDataset:
         """The examples of a split, in the order of their rank."""

@@ -90,7 +90,7 @@ def markov_source(params: Params) -> None:
         steps=training.steps,
         check_every=training.check_every,
         patience=training.patience,
-        state_dir=state_dir("markov-source", key),
+        state_dir=state_dir("markov-source", key, code=__name__),
         precision="32-true",
         ema_decay=training.ema,
         accelerator="cpu",

@@ -96,15 +96,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stages.train_source(params)
         stages.train_judge(params)
         stages.train_planner(params)
+        stages.measure_real(params)
         for fraction in params.sweep.fractions:
             stages.train_classifier(params, fraction, 0)
             for method in (*params.sweep.baselines, *params.sweep.ratios):
                 stages.train_cell(params, method, fraction, 0)
-                stages.evaluate(params, method, fraction, 0)
-        stages.evaluate(params, "source", None, 0)
+                stages.evaluate_cell(params, method, fraction, 0)
+        stages.evaluate_cell(params, "source", None, 0)
         stages.ablation(params)
-        stages.report(params)
-        stages.register(params)
+        stages.make_report(params)
+        stages.register_best(params)
     return folder
 
 

@@ -76,7 +76,7 @@ def test_evaluating_again_gives_the_same_row_and_the_same_samples(workspace: Pat
     before, texts = read_json(folder / "row.json"), (folder / "samples.jsonl").read_text()
     shutil.rmtree(folder)
     with inside(workspace):
-        stages.evaluate(tiny(), "gtl", 0.3, 0)
+        stages.evaluate_cell(tiny(), "gtl", 0.3, 0)
     after = read_json(folder / "row.json")
     assert (folder / "samples.jsonl").read_text() == texts
     assert {key: value for key, value in after.items() if key != "sample_seconds"} == {
@@ -162,7 +162,7 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
 def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
     shutil.rmtree(workspace / "cells" / "lora-0.3-0")
     with inside(workspace):
-        stages.report(tiny())
+        stages.make_report(tiny())
     page = (workspace / "reports" / "report.md").read_text()
     assert "cells/lora-0.3-0" in page
 
