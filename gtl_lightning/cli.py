@@ -199,7 +199,7 @@ def markov_overlap() -> None:
     """The target moved away from the source, and the advisor's word on it."""
     from gtl_lightning import stages
 
-    stages.markov_overlap(_params())
+    stages.measure_overlap(_params())
 
 
 @markov_app.command("report")

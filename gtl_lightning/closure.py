@@ -19,6 +19,7 @@ WITHOUT_RESULT = frozenset(
         "__init__.py",  # names for people's own code, imported when used
         "stages/__init__.py",  # the same for the command line
         "errors.py",  # one exception
+        "closure.py",  # names states
         "resources.py",  # memory and threads of the process
         "tracking.py",  # tells MLflow what came out
         "stages/progress.py",  # tells a person how far it is

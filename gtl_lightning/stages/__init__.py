@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from gtl_lightning.stages.bench import run_bench
     from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
     from gtl_lightning.stages.evaluate import ablation, evaluate_cell
-    from gtl_lightning.stages.markov import markov_cells, markov_report, markov_source
-    from gtl_lightning.stages.markov_overlap import markov_overlap
+    from gtl_lightning.stages.markov import markov_cells, markov_source
+    from gtl_lightning.stages.markov_overlap import measure_overlap
+    from gtl_lightning.stages.markov_page import markov_report
     from gtl_lightning.stages.real import measure_real
     from gtl_lightning.stages.register import load_model, register_best
     from gtl_lightning.stages.report import make_report
@@ -31,9 +32,9 @@ __all__ = [
     "load_model",
     "make_report",
     "markov_cells",
-    "markov_overlap",
     "markov_report",
     "markov_source",
+    "measure_overlap",
     "measure_real",
     "measure_tradeoff",
     "register_best",
@@ -53,8 +54,9 @@ HOMES = {
     "bench": ("run_bench",),
     "data": ("data_download", "data_import", "data_sample", "split", "tokenize"),
     "evaluate": ("ablation", "evaluate_cell"),
-    "markov": ("markov_cells", "markov_report", "markov_source"),
-    "markov_overlap": ("markov_overlap",),
+    "markov": ("markov_cells", "markov_source"),
+    "markov_overlap": ("measure_overlap",),
+    "markov_page": ("markov_report",),
     "real": ("measure_real",),
     "register": ("load_model", "register_best"),
     "report": ("make_report",),
