@@ -163,11 +163,14 @@ def real() -> None:
 
 
 @app.command()
-def ablation() -> None:
+def ablation(
+    seed: Annotated[int | None, typer.Option(help="repetition (default: the first of the sweep)")] = None,
+) -> None:
     """Resample one trained ratio over gamma and n_ratio."""
     from gtl_lightning import stages
 
-    stages.ablation(_params())
+    params = _params()
+    stages.ablation(params, params.sweep.seeds[0] if seed is None else seed)
 
 
 @app.command()

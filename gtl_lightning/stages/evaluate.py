@@ -109,10 +109,10 @@ def settings_of(params: Params, *, guided: bool) -> dict[str, Any]:
     }
 
 
-def ablation(params: Params) -> None:
+def ablation(params: Params, seed: int) -> None:
     """Resample one trained ratio over gamma and over n_ratio; scores are of validation data, nothing is trained."""
     settings = params.ablation
-    cell = Cell(settings.method, settings.fraction, params.sweep.seeds[0])
+    cell = Cell(settings.method, settings.fraction, seed)
     sampler = Sampler.open(params, cell)
     if sampler.guidance is None:
         raise UserError(f"ablation.method = {settings.method} has no ratio to guide with; choose one of sweep.ratios")

@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 stages.train_cell(params, method, fraction, 0)
                 stages.evaluate_cell(params, method, fraction, 0)
         stages.evaluate_cell(params, "source", None, 0)
-        stages.ablation(params)
+        stages.ablation(params, 0)
         stages.make_report(params)
         stages.register_best(params)
     return folder
