@@ -151,15 +151,26 @@ def evaluate(
     """Select on validation data, read the test data once, sample, measure."""
     from gtl_lightning import stages
 
-    stages.evaluate(_params(), method, fraction, seed)
+    stages.evaluate_cell(_params(), method, fraction, seed)
 
 
 @app.command()
-def ablation() -> None:
+def real() -> None:
+    """Measure real target text: what every cell is compared with."""
+    from gtl_lightning import stages
+
+    stages.measure_real(_params())
+
+
+@app.command()
+def ablation(
+    seed: Annotated[int | None, typer.Option(help="repetition (default: the first of the sweep)")] = None,
+) -> None:
     """Resample one trained ratio over gamma and n_ratio."""
     from gtl_lightning import stages
 
-    stages.ablation(_params())
+    params = _params()
+    stages.ablation(params, params.sweep.seeds[0] if seed is None else seed)
 
 
 @app.command()
@@ -167,7 +178,7 @@ def report() -> None:
     """Tables, figures, report.md and report.html."""
     from gtl_lightning import stages
 
-    stages.report(_params())
+    stages.make_report(_params())
 
 
 @markov_app.command("source")
@@ -191,7 +202,7 @@ def markov_overlap() -> None:
     """The target moved away from the source, and the advisor's word on it."""
     from gtl_lightning import stages
 
-    stages.markov_overlap(_params())
+    stages.measure_overlap(_params())
 
 
 @markov_app.command("report")
@@ -207,7 +218,7 @@ def register() -> None:
     """Register the best ratio network and denoiser of every fraction in MLflow."""
     from gtl_lightning import stages
 
-    stages.register(_params())
+    stages.register_best(_params())
 
 
 @app.command()
@@ -221,7 +232,7 @@ def bench(
     from gtl_lightning import stages
 
     params = _params(profile)
-    stages.bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
+    stages.run_bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
 
 
 @app.command()
@@ -229,7 +240,7 @@ def tradeoff() -> None:
     """Speed against quality of one trained cell, over positions per step and blocks; adds to the benchmarks."""
     from gtl_lightning import stages
 
-    stages.tradeoff(_params())
+    stages.measure_tradeoff(_params())
 
 
 @app.command()

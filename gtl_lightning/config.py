@@ -16,20 +16,20 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.markov_config import Markov
-from gtl_lightning.sections import Lora, Network, Section, Training
+from gtl_lightning.sections import Network, Section, Training
 from gtl_lightning.settings import (
     Ablation,
     Bench,
+    Classifier,
     Data,
     Evaluation,
     Machine,
+    Methods,
     Networks,
-    Ratio,
     Sampling,
     Schedule,
     Sweep,
     Tokenizer,
-    TokenRatio,
     Tracking,
     Train,
 )
@@ -47,8 +47,8 @@ class Params(Section):
     schedule: Schedule = Field("loglinear", description="noise schedule alpha_t")
     networks: Networks = Networks()
     train: Train = Train()
-    ratio: Ratio = Ratio()
-    lora: Lora = Lora()
+    classifier: Classifier = Classifier()
+    methods: Methods = Methods()
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
     ablation: Ablation = Ablation()
@@ -127,12 +127,12 @@ def write_params(params: Params, path: Path | str = PARAMS) -> None:
 
 def _section_lines(section: BaseModel, depth: int) -> list[str]:
     lines: list[str] = []
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+    for attribute, field in type(section).model_fields.items():
+        value, name = getattr(section, attribute), field.alias or attribute
         indent = "  " * depth
         if isinstance(value, BaseModel):
             title = (type(value).__doc__ or "").strip().splitlines()[0]
-            repeated = type(value) in (Network, Training, TokenRatio)
+            repeated = type(value) in (Network, Training)
             lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
             lines.extend(_section_lines(value, depth + 1))
         else:

@@ -12,9 +12,12 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: immutable, and a key it does not know is an error."""
+    """A part of params.yaml: immutable, and a key it does not know is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A field whose name in params.yaml is no Python name (`gtl-head`) has that name as its alias.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class Network(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gtl_lightning.sections import Network, Positive, PositiveFloat, Section, Share, Training
+from gtl_lightning.sections import Lora, Network, Positive, PositiveFloat, Section, Share, Training
 
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
@@ -46,16 +46,48 @@ class Tokenizer(Section):
 
 
 class Networks(Section):
-    """Every network's size."""
+    """Sizes of the networks that the methods share; a method's own network stands with the method."""
 
     denoiser: Network = Network(width=96, depth=3, heads=4)
-    ratio: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
+    classifier: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
     planner: Network = Network(width=48, depth=2, heads=4)
     reference: Network = Network(width=64, depth=2, heads=4, dropout=0.1)
 
 
+class Train(Section):
+    """Training of what the methods share, and what every training scores itself on."""
+
+    val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
+    val_draws: Positive = Field(2, description="noise draws of each in that score")
+    source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
+    planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
+    reference: Training = Training(steps=300, batch=64, lr=2e-3, check_every=50, patience=2)
+    classifier: Training = Training(steps=125, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+
+
+class Classifier(Section):
+    """The domain classifiers, whose log-ratio sequence-level ratios and borrowing read (docs/method.md 2.1)."""
+
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
+    )
+    unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
+
+
+class Tuned(Section):
+    """A denoiser trained on the target: from nothing, or every weight of the source's."""
+
+    train: Training
+
+
+class LowRank(Lora):
+    """Low-rank fine-tuning (peft)."""
+
+    train: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
+
+
 class TokenRatio(Section):
-    """One token-level ratio: its loss, and how many networks are averaged."""
+    """A token-level ratio: its loss, and how many networks are averaged (docs/method.md 2.2)."""
 
     bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9")
     nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9'")
@@ -63,45 +95,54 @@ class TokenRatio(Section):
     borrowed: int = Field(
         0, ge=0, description="target texts' worth of source texts, drawn by the clean classifier's ratio (eq. 9'')"
     )
-    members: Positive = Field(1, description="networks in the ensemble; train.* is the budget of each")
+    clip: PositiveFloat = Field(5.0, description="largest |log r*| that source texts are borrowed by")
+    members: Positive = Field(1, description="networks in the ensemble; train is the budget of each")
+    train: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
 
 
-class Ratio(Section):
-    """How the density-ratio networks learn (docs/method.md 2.1, 2.2)."""
+class SmallRatio(TokenRatio):
+    """The token-level ratio as a small network of its own."""
 
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
-    )
-    unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
-    clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters a sequence-level loss")
+    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
+    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+
+
+class HeadRatio(TokenRatio):
+    """The token-level ratio as a head on the frozen denoiser's features."""
+
+    rank: Positive = Field(64, description="rank of the map on the frozen features")
+
+
+class WarmRatio(TokenRatio):
+    """The token-level ratio as the difference of a warm-started copy and the frozen denoiser."""
+
+    dropout: Share = Field(0.1, description="dropout of the copy of the denoiser while it is trained")
+    bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9")
+    members: Positive = Field(2, description="networks in the ensemble; train is the budget of each")
+    train: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
+
+
+class SequenceRatio(Section):
+    """A sequence-level ratio (docs/method.md 2.1)."""
+
+    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
+    clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters the loss")
     eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
-    token: TokenRatio = TokenRatio()
-    head: TokenRatio = TokenRatio()
-    warm: TokenRatio = TokenRatio(bce_weight=0.0, members=2)
-    head_rank: Positive = Field(64, description="rank of gtl-head's map on the frozen features")
-    warm_dropout: Share = Field(0.1, description="dropout of gtl-warm's copy of the denoiser while it is trained")
-
-    @property
-    def undone_smoothing(self) -> float:
-        """Label smoothing that is undone when the clean classifier's logit is read as a log-ratio."""
-        return self.label_smoothing if self.unsmooth else 0.0
+    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
 
 
-class Train(Section):
-    """One training run per component."""
+class Methods(Section):
+    """What is trained for every cell, each method with all that is its own."""
 
-    val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
-    val_draws: Positive = Field(2, description="noise draws of each in that score")
-    source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    vanilla: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    finetune: Training = Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-    lora: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    classifier: Training = Training(steps=125, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
-    ratio: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-    head: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
-    warm: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-    planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
-    reference: Training = Training(steps=300, batch=64, lr=2e-3, check_every=50, patience=2)
+    vanilla: Tuned = Tuned(train=Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4))
+    finetune: Tuned = Tuned(train=Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4))
+    lora: LowRank = LowRank()
+    gtl: SmallRatio = SmallRatio()
+    gtl_head: HeadRatio = Field(HeadRatio(), alias="gtl-head")
+    gtl_warm: WarmRatio = Field(WarmRatio(), alias="gtl-warm")
+    gtl_sequence_gkl: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-gkl")
+    gtl_sequence_bce: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-bce")
+    gtl_sequence_log_mse: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-log-mse")
 
 
 class Sampling(Section):

@@ -7,9 +7,11 @@ other model, by folder or by hub name, are loaded with `hub`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -37,6 +39,11 @@ class Featurizer(Protocol):
     @property
     def name(self) -> str:
         """Name and version, as the report declares it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two featurizers only if both give equal features; others must not be compared."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -76,6 +83,16 @@ class TransformerFeaturizer:
     def name(self) -> str:
         """Name and version, as the report declares it."""
         return self._name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The name, and a short hash of weights, vocabulary and pooling: a name may come to mean other weights."""
+        settings = (self._pooling, self._normalise, self._max_tokens, sorted(self._tokenizer.get_vocab().items()))
+        found = hashlib.blake2b(repr(settings).encode(), digest_size=6)
+        for name, weight in self._model.state_dict().items():
+            found.update(name.encode())
+            found.update(weight.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        return f"{self._name} {found.hexdigest()}"
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Features Float[n, d] (float32) of n texts; the batch size changes no more than rounding.

@@ -9,7 +9,8 @@ from typing import Any
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_json, write_text
-from gtl_lightning.stages.common import REPORTS, device_of, log
+from gtl_lightning.stages.common import REPORTS, log
+from gtl_lightning.stages.corpus import device_of
 
 ROWS = REPORTS / "bench.json"
 PAGE = Path("docs/benchmarks.md")
@@ -17,7 +18,7 @@ GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "ca
 """What is measured together: what the sampler's cases vary, and training."""
 
 
-def bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
+def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     """Measure, then write reports/bench.json, docs/benchmarks.md and its figure.
 
     Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles, and of groups that

@@ -26,6 +26,7 @@ from gtl_lightning.networks import (
 )
 from gtl_lightning.reuse import Blocks
 from gtl_lightning.sampling import sample
+from gtl_lightning.sections import Network
 
 Row = dict[str, Any]
 MASK, PAD = 1, 0
@@ -56,25 +57,34 @@ class Bench:
 
     def __init__(self, params: Params, device: torch.device) -> None:
         self.params, self.settings, self.device = params, params.bench, device
+        methods, networks = params.methods, params.networks
+        self.sizes = {
+            "denoiser": networks.denoiser,
+            "planner": networks.planner,
+            "reference": networks.reference,
+            "classifier": networks.classifier,
+            "token": methods.gtl.network,
+            "sequence": methods.gtl_sequence_gkl.network,
+        }
         with seeded(0):
-            self.denoiser = MaskedDenoiser(self.backbone("denoiser")).eval().to(device)
-            own = TokenRatioNetwork(self.backbone("ratio"))
+            self.denoiser = MaskedDenoiser(self.backbone(self.sizes["denoiser"])).eval().to(device)
+            own = TokenRatioNetwork(self.backbone(self.sizes["token"]))
             self.ratios = {
                 "token": own.eval().to(device),
-                "head": FeatureTokenRatio(self.denoiser, params.ratio.head_rank).eval().to(device),
+                "head": FeatureTokenRatio(self.denoiser, methods.gtl_head.rank).eval().to(device),
                 "warm": DifferenceTokenRatio(self.denoiser).eval().to(device),
             }
-            self.sequence = SequenceRatioNetwork(self.backbone("ratio")).eval().to(device)
-            self.planner = PositionNetwork(self.backbone("planner")).eval().to(device)
+            self.sequence = SequenceRatioNetwork(self.backbone(self.sizes["sequence"])).eval().to(device)
+            self.planner = PositionNetwork(self.backbone(self.sizes["planner"])).eval().to(device)
 
-    def backbone(self, name: str) -> BackboneConfig:
-        """Configuration of a network of that role."""
+    def backbone(self, size: Network) -> BackboneConfig:
+        """Configuration of a network of that size."""
         return BackboneConfig(
             vocab_size=self.vocab_size,
             length=max(*self.settings.lengths, self.length),
             mask_index=MASK,
             pad_index=PAD,
-            **getattr(self.params.networks, name).model_dump(),
+            **size.model_dump(),
         )
 
     @property

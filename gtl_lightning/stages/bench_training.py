@@ -21,6 +21,7 @@ from gtl_lightning.modules.fit import resolve_precision
 from gtl_lightning.modules.planner import PlannerModule
 from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
 from gtl_lightning.networks import CausalLM, SequenceRatioNetwork, copy_of
+from gtl_lightning.settings import TokenRatio
 from gtl_lightning.stages.bench_sampling import PAD, Bench, Row
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -28,18 +29,19 @@ _EXAMPLES, _LOADED = 4096, 32
 
 
 def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
-    """Every module that the pipeline trains, named as in params.train; networks with random weights."""
+    """Every kind of module that the pipeline trains; networks with random weights."""
     yield "source", DenoiserModule(copy_of(bench.denoiser))
-    for name, ratio in (("ratio", "token"), ("head", "head"), ("warm", "warm")):
-        loss = getattr(bench.params.ratio, "token" if name == "ratio" else name)
+    methods = bench.params.methods
+    token_ratios: dict[str, TokenRatio] = {"token": methods.gtl, "head": methods.gtl_head, "warm": methods.gtl_warm}
+    for name, (ratio, loss) in zip(("ratio", "head", "warm"), token_ratios.items(), strict=True):
         weights = {key: getattr(loss, key) for key in ("bce_weight", "nll_weight", "martingale_weight")}
         yield name, TokenRatioModule(copy_of(bench.ratios[ratio]), bench.denoiser, **weights)  # type: ignore[arg-type]
     for name, kind in (("sequence", SequenceRatioModule), ("classifier", ClassifierModule)):
-        network = SequenceRatioNetwork(bench.backbone("ratio"))
+        network = SequenceRatioNetwork(bench.backbone(bench.sizes["sequence" if name == "sequence" else "classifier"]))
         extra: dict[str, Any] = {"loss": "bce", "eta_1": 0.0} if name == "sequence" else {"noised": True}
         yield name, kind(network, **extra)
     yield "planner", PlannerModule(copy_of(bench.planner), bench.denoiser)  # type: ignore[arg-type]
-    yield "reference", CausalLMModule(CausalLM(bench.backbone("reference")))
+    yield "reference", CausalLMModule(CausalLM(bench.backbone(bench.sizes["reference"])))
 
 
 def training_rows(bench: Bench) -> list[Row]:

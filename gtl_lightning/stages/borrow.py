@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtl_lightning.config import Params
-from gtl_lightning.stages.common import MODELS, Cell, Corpus, device_of
+from gtl_lightning.stages.common import MODELS, Cell
+from gtl_lightning.stages.corpus import Corpus, device_of
 from gtl_lightning.stages.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 POOL = 4000
 """Few target texts are repeated to about so many, so that more than `borrowed` different ones come beside them."""
+WEIGHED = 64
+"""Source texts per forward pass of the classifier."""
 
 
 def clean_classifier(cell: Cell) -> Path:
@@ -25,8 +28,17 @@ def clean_classifier(cell: Cell) -> Path:
     return MODELS / Cell("classifier", cell.fraction, cell.seed).name / "clean.safetensors"
 
 
-def with_borrowed(params: Params, corpus: Corpus, cell: Cell, target: TokenDataset, count: int) -> TokenDataset:
+def undone_smoothing(params: Params) -> float:
+    """Label smoothing that is undone when the clean classifier's logit is read as a log-ratio."""
+    return params.classifier.label_smoothing if params.classifier.unsmooth else 0.0
+
+
+def with_borrowed(
+    params: Params, corpus: Corpus, cell: Cell, target: TokenDataset, count: int, clip: float
+) -> TokenDataset:
     """The target texts, and with the weight of `count` of them source texts drawn in proportion to the ratio.
+
+    Log-ratios are clipped to [-clip, clip], as they are for a sequence-level loss.
 
     Raises:
         UserError: the classifier is missing, truncated or foreign.
@@ -39,25 +51,26 @@ def with_borrowed(params: Params, corpus: Corpus, cell: Cell, target: TokenDatas
 
     source = corpus.dataset("source_train")
     device = device_of(params)
-    log_r = _log_ratios(params, load_network(clean_classifier(cell)).to(device), source, device)
+    log_r = _log_ratios(load_network(clean_classifier(cell)).to(device), source, undone_smoothing(params), clip, device)
     times = max(1, POOL // max(len(target), count))
     drawn = importance_draws(log_r, times * count, torch.Generator().manual_seed(cell.seed))
     own = np.tile(np.arange(len(target)), times)
     return target.take(own).joined(source.take(drawn.numpy()))
 
 
-def _log_ratios(params: Params, classifier: nn.Module, texts: TokenDataset, device: torch.device) -> Tensor:
-    """Float[n] log q/p of every text, clipped as it is for a sequence-level loss."""
+def _log_ratios(
+    classifier: nn.Module, texts: TokenDataset, smoothing: float, clip: float, device: torch.device
+) -> Tensor:
+    """Float[n] log q/p of every text."""
     import torch
 
     from gtl_lightning.modules.classifier import frozen_log_ratio
 
-    ratio, size = params.ratio, params.evaluation.batch
     found = []
     with progress_bar("weighing source texts") as progress:
-        for start in range(0, len(texts), size):
-            x_0 = texts.batch(range(start, min(start + size, len(texts)))).to(device)
+        for start in range(0, len(texts), WEIGHED):
+            x_0 = texts.batch(range(start, min(start + WEIGHED, len(texts)))).to(device)
             clean = torch.zeros(len(x_0), device=device)
-            found.append(frozen_log_ratio(classifier, x_0, clean, ratio.undone_smoothing, 0.5, ratio.clip).cpu())
+            found.append(frozen_log_ratio(classifier, x_0, clean, smoothing, 0.5, clip).cpu())
             progress(start + len(x_0), len(texts))
     return torch.cat(found)

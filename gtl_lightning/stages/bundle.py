@@ -13,8 +13,9 @@ from typing import Any
 from gtl_lightning.config import PARAMS, Params, load_params, write_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file, write_json
-from gtl_lightning.settings import Tracking
-from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell, Corpus
+from gtl_lightning.settings import Evaluation
+from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.stages.corpus import Corpus
 
 MANIFEST = "bundle.json"
 LENGTHS = "lengths.json"
@@ -38,8 +39,7 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
             raise UserError(f"{path} does not exist; `dvc repro` makes it")
         (folder / path.parent).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / path)
-    # Without the tracker's address, which may hold a password.
-    write_params(params.model_copy(update={"tracking": Tracking()}), folder / PARAMS)
+    write_params(sampling_params(params), folder / PARAMS)
     train, _ = corpus.target(cell.fraction or 1.0, params.data.min_examples)
     write_json(folder / LENGTHS, [int(length) for length in train.lengths[:KEPT_LENGTHS]])
     made = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -51,6 +51,12 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def sampling_params(params: Params) -> Params:
+    """What sampling depends on. The rest is as by default, the tracker's address too, which may hold a password."""
+    kept = {"profile": params.profile, "schedule": params.schedule, "sampling": params.sampling}
+    return Params().model_copy(update={**kept, "evaluation": Evaluation(batch=params.evaluation.batch)})
 
 
 def open_bundle(folder: Path) -> tuple[Params, Cell]:

@@ -1,4 +1,4 @@
-"""Where everything lies, and what every stage opens: tokens, networks, the study."""
+"""Where everything lies, the cells of the grid, and the study that a stage is tracked in."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gtl_lightning.closure import code_hash
 from gtl_lightning.config import Params
-from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, read_json, sha256_file
-from gtl_lightning.sections import Network
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from gtl_lightning.data.dataset import TokenDataset
-    from gtl_lightning.networks import MaskedDenoiser
-    from gtl_lightning.networks.block import BackboneConfig
     from gtl_lightning.tracking import Study
 
 log = logging.getLogger("gtl")
@@ -29,6 +24,7 @@ SNAPSHOT = DATA / "snapshot.jsonl.gz"
 SPLITS = Path("splits")
 TOKENS = Path("tokens")
 MODELS = Path("models")
+REAL = Path("real")
 CELLS = Path("cells")
 ABLATION = Path("ablation")
 REPORTS = Path("reports")
@@ -39,6 +35,8 @@ SOURCE = MODELS / "source" / NETWORK
 RESULT = "result.json"
 ROW = "row.json"
 SAMPLES = "samples.jsonl"
+REAL_VALUES = REAL / "values.json"
+REAL_TEXTS = REAL / "texts.json"
 
 
 @dataclass(frozen=True)
@@ -58,90 +56,6 @@ class Cell:
         return "-".join(str(part) for part in (self.method, self.fraction, self.seed) if part is not None)
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The token arrays and what their ids mean."""
-
-    vocab_size: int
-    mask_index: int
-    pad_index: int
-    eos_index: int
-    length: int
-
-    @classmethod
-    def open(cls, params: Params, root: Path = Path()) -> Corpus:
-        """Read tokens/meta.json below `root` and check the parameters that depend on the vocabulary.
-
-        Raises:
-            UserError: not tokenised yet, or an n_ratio above the vocabulary.
-        """
-        meta = read_json(root / TOKENS / "meta.json")
-        corpus = cls(**{key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")})
-        asked = {
-            "sampling.n_ratio": params.sampling.n_ratio or 1,
-            "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
-            "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
-        }
-        for key, value in asked.items():
-            if value > corpus.vocab_size:
-                raise UserError(f"{key} = {value} exceeds the vocabulary of {corpus.vocab_size}; use at most that")
-        return corpus
-
-    def dataset(self, split: str) -> TokenDataset:
-        """The examples of a split, in the order of their rank."""
-        from gtl_lightning.data.dataset import TokenDataset
-
-        return TokenDataset(TOKENS, split, self.pad_index)
-
-    def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
-        """The nested target subset: examples to train on and, in the same proportion, examples to select on.
-
-        Raises:
-            UserError: fewer than `min_examples` to train on.
-        """
-        from gtl_lightning.data.split import fraction_size
-
-        train, val = self.dataset("target_train"), self.dataset("target_val")
-        wanted = fraction_size(len(train), fraction, min_examples)
-        held_out = max(fraction_size(len(val), fraction), min(min_examples, len(val)))
-        return train.subset(wanted), val.subset(held_out)
-
-    def backbone(self, network: Network) -> BackboneConfig:
-        """The configuration of a network over these tokens."""
-        from gtl_lightning.networks.block import BackboneConfig
-
-        return BackboneConfig(
-            vocab_size=self.vocab_size,
-            length=self.length,
-            mask_index=self.mask_index,
-            pad_index=self.pad_index,
-            **network.model_dump(),
-        )
-
-
-def device_of(params: Params) -> torch.device:
-    """The device that evaluation runs on."""
-    import torch
-
-    wanted = params.machine.accelerator
-    if wanted == "gpu" and not torch.cuda.is_available():
-        raise UserError("machine.accelerator = gpu, and no GPU is to be seen; set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
-    """The trained denoiser of models/NAME below `root`.
-
-    Raises:
-        UserError: missing, truncated, foreign, or no denoiser.
-    """
-    from gtl_lightning.networks import MaskedDenoiser, load_network
-
-    network = load_network(root / MODELS / name / NETWORK, expect=MaskedDenoiser)
-    assert isinstance(network, MaskedDenoiser)
-    return network
-
-
 def study(params: Params) -> Study:
     """The MLflow study of this profile on this data.
 
@@ -159,13 +73,19 @@ def data_hash() -> str:
     return str(provenance["sha256"])[:12]
 
 
-def state_dir(name: str, settings: dict[str, Any], *inputs: Path) -> Path:
+def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> Path:
     """Folder of a training run's resumable state, outside of what DVC manages (it deletes outputs before a run).
 
     It is named by all that the run depends on, so that a change never resumes from another run's state.
+
+    Args:
+        name: for people.
+        settings: values that the run depends on.
+        inputs: files that it reads; their contents count.
+        code: module that it starts in; all project files that this may run count.
     """
     read = {str(path): sha256_file(path) for path in inputs}
-    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read})}"
+    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read, 'code': code_hash(code)})}"
 
 
 def fraction_of(cell: Cell) -> float:

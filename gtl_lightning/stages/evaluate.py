@@ -20,12 +20,15 @@ from gtl_lightning.stages.common import (
     ROW,
     SAMPLES,
     Cell,
+    data_hash,
     log,
     study,
 )
-from gtl_lightning.stages.metrics import SHOWN_TEXTS, memorisation_metrics, sample_metrics
+from gtl_lightning.stages.metrics import memorisation_metrics, sample_metrics
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
+from gtl_lightning.stages.provenance import made_with
+from gtl_lightning.stages.real import SHOWN_TEXTS, RealText
 from gtl_lightning.stages.selection import choose_setting, trial_rows
 from gtl_lightning.stages.text import decode_all
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from gtl_lightning.gtl import Guidance
 
 
-def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> None:
+def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int) -> None:
     """One cell: cells/NAME/row.json, one flat row, and its samples.
 
     Raises:
@@ -46,10 +49,12 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
     """
     cell = Cell(method, fraction, seed)
     sampler = Sampler.open(params, cell)
+    real = RealText.open(params, sampler.corpus)
     tags = {"method": method, "fraction": fraction, "seed": seed}
-    key = f"{cell.name}-{digest([sampler.versions, params.sampling.model_dump(), params.evaluation.model_dump()])}"
+    settings = settings_of(params, guided=sampler.guidance is not None)
+    key = f"{cell.name}-{digest([sampler.versions, settings])}"
     with study(params).child("cell", cell.name, key, tags) as run:
-        run.log_params({"sampling": params.sampling.model_dump(), "evaluation": params.evaluation.model_dump()})
+        run.log_params(settings)
         train, val = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
         row: dict[str, Any] = {
             "method": method,
@@ -62,10 +67,11 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
         setting, trials = choose_setting(params, sampler, val, row["gamma"], seed)
         row |= {"temperature": setting.temperature, "sample_gamma": setting.gamma, "trials": trial_rows(trials)}
         guidance = at_gamma(params, sampler.guidance, setting.gamma)
-        sampled, texts, seconds = _samples(setting.applied(params), sampler, guidance, train, seed)
-        row |= sample_metrics(params, sampler.corpus, texts, sampled)
-        row |= memorisation_metrics(params, sampled, texts, train if fraction is not None else None)
+        sampled, texts, seconds = _samples(setting.applied(params), sampler, guidance, train, real.samples, seed)
+        row |= sample_metrics(params, sampler.corpus, real, texts, sampled)
+        row |= memorisation_metrics(sampler.corpus, real, sampled, texts, train if fraction is not None else None)
         row |= {
+            "samples": len(texts),
             "n_ratio": guidance.n_ratio if guidance else None,
             "trainable_parameters": sampler.training.get("trainable_parameters"),
             "steps": sampler.training.get("steps"),
@@ -73,29 +79,45 @@ def evaluate(params: Params, method: str, fraction: float | None, seed: int) -> 
             "train_seconds": sampler.training.get("seconds"),
             "sample_seconds": round(seconds, 2),
             "verdict": _verdict(cell),
+            "made_with": made_with(sampler.device.type, "32-true"),
+            "trained_with": sampler.training.get("made_with"),
             "mlflow_run": run.run_id,
         }
         _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)
         run.log_metrics(row)
-        run.log_data("arxiv-target", read_json(DATA / "provenance.json")["sha256"][:12], str(DATA))
+        run.log_data("arxiv-target", data_hash(), str(DATA))
         run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
         if trials:
             run.log_table(row["trials"], "trials.json")
-        run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"]})
+        run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"], "made_with": row["made_with"]})
     log.info(
         "%s: test NELBO %.4f (gamma %s), MAUVE %.3f (gamma %s, temperature %g)",
         *(cell.name, row["nelbo"], row["gamma"], row["mauve"], setting.gamma, setting.temperature),
     )
 
 
-def ablation(params: Params) -> None:
+GUIDANCE = {"gammas", "sample_gammas", "gamma_end", "n_ratio", "n_ratio_sequence"}
+"""What of params.sampling concerns guidance alone: a change of it makes no unguided cell another."""
+
+
+def settings_of(params: Params, *, guided: bool) -> dict[str, Any]:
+    """All that an evaluated cell depends on beside its networks and real text: what its run is found again by."""
+    return {
+        "schedule": params.schedule,
+        "sampling": params.sampling.model_dump(exclude=set() if guided else GUIDANCE),
+        "evaluation": params.evaluation.model_dump(exclude={"neighbours"}),  # of real text alone
+    }
+
+
+def ablation(params: Params, seed: int) -> None:
     """Resample one trained ratio over gamma and over n_ratio; scores are of validation data, nothing is trained."""
     settings = params.ablation
-    cell = Cell(settings.method, settings.fraction, params.sweep.seeds[0])
+    cell = Cell(settings.method, settings.fraction, seed)
     sampler = Sampler.open(params, cell)
     if sampler.guidance is None:
         raise UserError(f"ablation.method = {settings.method} has no ratio to guide with; choose one of sweep.ratios")
     train, val = sampler.corpus.target(settings.fraction, params.data.min_examples)
+    real = RealText.open(params, sampler.corpus)
     n_ratio = sampler.guidance.n_ratio
     points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
     points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
@@ -105,7 +127,7 @@ def ablation(params: Params) -> None:
         curve = _choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)
-            sampled, texts, seconds = _samples(params, sampler, guidance, train, cell.seed)
+            sampled, texts, seconds = _samples(params, sampler, guidance, train, real.samples, cell.seed)
             row = {
                 **whose,
                 "axis": axis,
@@ -113,8 +135,8 @@ def ablation(params: Params) -> None:
                 "n_ratio": count,
                 "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
             }
-            row |= sample_metrics(params, sampler.corpus, texts, sampled)
-            row |= {"sample_seconds": round(seconds, 2)}
+            row |= sample_metrics(params, sampler.corpus, real, texts, sampled)
+            row |= {"sample_seconds": round(seconds, 2), "made_with": made_with(sampler.device.type, "32-true")}
             rows.append(row)
             run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key not in whose}, step)
         run.log_table(rows, "ablation.json")
@@ -181,9 +203,9 @@ def masking(params: Params, sampler: Sampler) -> Masking:
 
 
 def _samples(
-    params: Params, sampler: Sampler, guidance: Guidance | None, train: TokenDataset, seed: int
+    params: Params, sampler: Sampler, guidance: Guidance | None, train: TokenDataset, count: int, seed: int
 ) -> tuple[list[Tensor], list[str], float]:
-    lengths = draw_lengths(train.lengths, params.evaluation.samples, seed)
+    lengths = draw_lengths(train.lengths, count, seed)
     start = time.perf_counter()
     with progress_bar("sampling") as progress:
         sampled = sampler.draw(params, lengths, guidance=guidance, seed=seed, progress=progress)

@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
 from gtl_lightning.sections import Training
-from gtl_lightning.stages.common import (
-    RESULT,
-    TOKENS,
-    Cell,
-    Corpus,
-    data_hash,
-    log,
-    state_dir,
-    study,
-    trainable_parameters,
-)
+from gtl_lightning.stages.common import RESULT, TOKENS, Cell, log, state_dir, study, trainable_parameters
+from gtl_lightning.stages.corpus import Corpus, device_of
+from gtl_lightning.stages.provenance import made_with
+
+TRAINING = "gtl_lightning.stages.train"
+"""Where every training of the pipeline starts."""
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -75,6 +70,7 @@ class Trained:
     parameters: int
     steps: int
     seconds: float
+    made_with: str
 
 
 def fit_best(
@@ -99,10 +95,10 @@ def fit_best(
         module = build(optimiser(training, lr))
         parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
-        result = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
+        result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
         steps, spent = steps + result.steps, spent + result.seconds
         if best is None or result.best_score < best.result.best_score:
-            best = Trained(module.network, result, lr, parameters, 0, 0.0)
+            best = Trained(module.network, result, lr, parameters, 0, 0.0, made)
     assert best is not None
     return replace(best, steps=steps, seconds=spent)
 
@@ -118,22 +114,31 @@ def _fit_tracked(
     inputs: tuple[Path, ...],
     part: str,
     seed: int | None,
-) -> FitResult:
-    """Fit one network in its own resumable state and its own tracked run.
+) -> tuple[FitResult, str]:
+    """Fit one network in its own resumable state and its own tracked run; also says what it was made with.
 
     Raises:
         UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
     """
-    from gtl_lightning.modules.fit import fit
+    import torch
 
+    from gtl_lightning.modules.fit import fit, resolve_precision
+
+    machine = params.machine
     own = {**training.model_dump(exclude={"also_lr"}), "lr": lr}
     settings = {**settings, "training": own, "fraction": cell.fraction, "seed": cell.seed}
     # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
-    settings |= {"data": params.data, "tokenizer": params.tokenizer, "data_hash": data_hash()}
     settings |= {"val_examples": params.train.val_examples, "val_draws": params.train.val_draws}
+    settings |= {"min_examples": params.data.min_examples} if cell.fraction is not None else {}
     plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
-    state = state_dir(f"{cell.name}-{part}", plain, TOKENS / "meta.json", *inputs)
-    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part}
+    # DVC does not know where a network was trained; state of another place would be taken for this one's.
+    precision = resolve_precision(machine.precision, module.width, machine.accelerator)
+    device = device_of(params).type
+    place: dict[str, Any] = {"precision": precision, "device": device, "torch": torch.__version__}
+    place["parts"] = machine.devices * machine.accumulate
+    state = state_dir(f"{cell.name}-{part}", plain | place, TOKENS / "meta.json", *inputs, code=TRAINING)
+    made = made_with(device, precision)
+    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
     with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
         run.log_params(plain)
         result = fit(
@@ -143,14 +148,14 @@ def _fit_tracked(
             check_every=training.check_every,
             patience=training.patience,
             state_dir=state,
-            precision=params.machine.precision,
+            precision=machine.precision,
             ema_decay=training.ema,
             seed=cell.seed if seed is None else seed,
             logger=run.lightning_logger(),
-            accelerator=params.machine.accelerator,
-            devices=params.machine.devices,
-            strategy=params.machine.strategy,
-            accumulate=params.machine.accumulate,
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            strategy=machine.strategy,
+            accumulate=machine.accumulate,
         )
         run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
     log.info(
@@ -162,7 +167,7 @@ def _fit_tracked(
         result.steps,
         result.seconds,
     )
-    return result
+    return result, made
 
 
 def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *, part: str = "network") -> None:
@@ -176,6 +181,7 @@ def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *
         "steps": sum(member.steps for member in trained),
         "seconds": round(sum(member.seconds for member in trained), 2),
         "trainable_parameters": sum(member.parameters for member in trained),
+        "made_with": best.made_with,
     }
     save_network(folder / f"{part}.safetensors", network, summary)
     history = best.result.history

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import digest, read_json, write_json
-from gtl_lightning.stages.common import NETWORK, REPORTS, RESULT, log, state_dir
+from gtl_lightning.files import digest, write_json
+from gtl_lightning.stages.common import NETWORK, RESULT, log, state_dir
 from gtl_lightning.stages.fitting import optimiser
 from gtl_lightning.stages.markov_cell import Row, evaluate, model_kl
 from gtl_lightning.stages.markov_chains import (
@@ -90,7 +90,7 @@ def markov_source(params: Params) -> None:
         steps=training.steps,
         check_every=training.check_every,
         patience=training.patience,
-        state_dir=state_dir("markov-source", key),
+        state_dir=state_dir("markov-source", key, code=__name__),
         precision="32-true",
         ema_decay=training.ema,
         accelerator="cpu",
@@ -126,38 +126,6 @@ def markov_cells(params: Params, seed: int) -> None:
 def _cells(params: Params, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
     problem = Problem(params, *chains(params.markov), load_source(), n, seed)
     return [evaluate(problem, method) for method in methods]
-
-
-def markov_report(params: Params) -> None:
-    """reports/markov.json, markov_calibration.json, markov_overlap.json, markov.md and the figures in reports/markov.
-
-    Raises:
-        UserError: a repetition or the overlap study is missing.
-    """
-    from gtl_lightning.report.markov import write_markov_report
-    from gtl_lightning.report.markov_panels import means
-
-    settings = params.markov
-    cells = [read_json(cells_file(seed)) for seed in settings.seeds]
-    rows = [row for cell in cells for row in cell["rows"]]
-    calibration = [row for cell in cells for row in cell["calibration"]]
-    overlap = read_json(OVERLAP)
-    write_json(REPORTS / "markov.json", rows)
-    write_json(REPORTS / "markov_calibration.json", calibration)
-    write_json(REPORTS / "markov_overlap.json", overlap)
-    target = chains(settings)[1].transition.tolist()
-    written = write_markov_report(REPORTS, rows, calibration, overlap, target, settings.model_dump(mode="json"))
-    summary = {
-        f"{method}.{n}.{metric}": means(rows, metric, method=method, n=n)[0]
-        for method in dict.fromkeys(row["method"] for row in rows)
-        for n in settings.sizes
-        for metric in ("row_kl", "diagonal", "kl")
-    }
-    with study(params).parent() as run:
-        run.log_metrics(summary)
-        for path in written:
-            run.log_file(path, "report")
-    log.info("markov report: %s", written[0])
 
 
 def with_runs(params: Params, rows: list[Row], kind: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.stages.common import log
 from gtl_lightning.stages.markov_chains import SAMPLE_STREAM, SCORE_STREAM, generator, mixed
 from gtl_lightning.stages.markov_models import Model, Problem, sample_model
+from gtl_lightning.stages.provenance import made_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ def evaluate(problem: Problem, method: str) -> tuple[Row, list[Row]]:
             errors = [{**row, **error} for error in _calibration(problem, model)]
     found = measure_samples(x, problem.target)
     row |= {
+        "made_with": made_with("cpu", "32-true"),
         "row_kl": found.row_kl,
         "diagonal": found.diagonal,
         "nll": found.nll,

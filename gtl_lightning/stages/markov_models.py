@@ -279,7 +279,7 @@ class Problem:
             steps=training.steps,
             check_every=training.check_every,
             patience=training.patience,
-            state_dir=state_dir(f"markov-{name}-{self.n}-{self.seed}", settings, SOURCE / NETWORK),
+            state_dir=state_dir(f"markov-{name}-{self.n}-{self.seed}", settings, SOURCE / NETWORK, code=__name__),
             precision="32-true",  # these networks are far too narrow for bf16 to pay
             ema_decay=training.ema,
             seed=self.seed,

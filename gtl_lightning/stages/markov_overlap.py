@@ -26,7 +26,7 @@ SIDE_BY_SIDE = ((REWEIGHTED,), ("gtl-token", "source", "bigram"))
 """What runs in one process, the longest first. The advisor speaks before the first is sampled."""
 
 
-def markov_overlap(params: Params) -> None:
+def measure_overlap(params: Params) -> None:
     """The target moved away from the source: transfer error, overlap and the advisor's word on it.
 
     Raises:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file
-from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, Cell, Corpus, device_of, load_denoiser
+from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, Cell
+from gtl_lightning.stages.corpus import Corpus, device_of, load_denoiser
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,7 @@ BEST = "best"
 ARTIFACT = "bundle"
 
 
-def register(params: Params) -> None:
+def register_best(params: Params) -> None:
     """Register EXPERIMENT-ratio and EXPERIMENT-denoiser, one version for each share of the target data.
 
     The cell with the lowest validation NELBO of a share gets the alias `best-SHARE` (in percent, `best-5`), that of the

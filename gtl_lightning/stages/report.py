@@ -12,6 +12,8 @@ from gtl_lightning.stages.common import (
     CELLS,
     DATA,
     MODELS,
+    REAL_TEXTS,
+    REAL_VALUES,
     REPORTS,
     ROW,
     SPLITS,
@@ -20,11 +22,12 @@ from gtl_lightning.stages.common import (
     read_samples,
     study,
 )
+from gtl_lightning.stages.provenance import mixtures
 
 SHOWN = ("mauve", "nelbo", "domain_score")
 
 
-def report(params: Params) -> None:
+def make_report(params: Params) -> None:
     """reports/: transfer.json, ablation.json, advisor.json, metrics.json, report.md, report.html, figures/.
 
     A cell of the grid without a result is shown as a hole, with its reason.
@@ -32,6 +35,7 @@ def report(params: Params) -> None:
     from gtl_lightning.report import summarise, write_report
 
     rows, holes = _rows(params)
+    measured = read_json(REAL_VALUES)["measured"]
     ablation = read_json(ABLATION / "rows.json")
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
     write_json(REPORTS / "transfer.json", rows)
@@ -53,10 +57,11 @@ def report(params: Params) -> None:
             "sample_fraction": params.ablation.fraction,
             "planner": params.sampling.planner,
             "positions_per_step": params.sampling.positions_per_step,
-            "featurizer": params.evaluation.featurizer,
-            "samples": params.evaluation.samples,
+            "featurizer": measured["featurizer"],
+            "samples": measured["samples"],
+            "mauve_buckets": measured["mauve_buckets"],
         },
-        notes=[],
+        notes=mixtures(rows),
         holes=holes,
     )
     means = {
@@ -107,4 +112,4 @@ def _samples(params: Params) -> dict[str, list[str]]:
     cells = [Cell("source", None, seed)]
     cells += [Cell(method, fraction, seed) for method in (*params.sweep.baselines, *params.sweep.ratios)]
     found = {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
-    return {"real": read_json(MODELS / "judge" / "real_texts.json"), **found}
+    return {"real": read_json(REAL_TEXTS), **found}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.stages.common import TOKENS, Corpus
+from gtl_lightning.stages.common import TOKENS
+from gtl_lightning.stages.corpus import Corpus
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,10 +15,11 @@ from gtl_lightning.stages.common import Cell, log
 from gtl_lightning.stages.evaluate import masking, selected_gamma
 from gtl_lightning.stages.metrics import sample_metrics
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
+from gtl_lightning.stages.real import RealText
 from gtl_lightning.stages.text import decode_all
 
 
-def tradeoff(params: Params) -> None:
+def measure_tradeoff(params: Params) -> None:
     """Sample the ablation's cell for every k and block of params.bench; add the rows to reports/bench.json.
 
     Nothing is trained or selected: gamma is the one that validation chooses for the cell.
@@ -31,8 +32,9 @@ def tradeoff(params: Params) -> None:
     if sampler.guidance is None:
         raise UserError(f"ablation.method = {cell.method} has no ratio to guide with; choose one of sweep.ratios")
     train, val = sampler.corpus.target(params.ablation.fraction, params.data.min_examples)
+    real = RealText.open(params, sampler.corpus)
     gamma = selected_gamma(params, sampler, val)
-    lengths = draw_lengths(train.lengths, params.evaluation.samples, cell.seed)
+    lengths = draw_lengths(train.lengths, real.samples, cell.seed)
     rows = []
     for block, k in itertools.product((0, *params.bench.blocks), params.bench.positions_per_step):
         point = _with(params, k, block)
@@ -42,7 +44,7 @@ def tradeoff(params: Params) -> None:
         start = clock()
         sampled = sampler.draw(point, lengths, guidance=guidance, seed=cell.seed)
         seconds = clock() - start
-        found = sample_metrics(params, sampler.corpus, decode_all(sampled), sampled)
+        found = sample_metrics(params, sampler.corpus, real, decode_all(sampled), sampled)
         row: dict[str, Any] = {
             "profile": params.profile,
             "part": "quality",

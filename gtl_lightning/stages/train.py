@@ -10,22 +10,14 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
-from gtl_lightning.stages.common import (
-    MODELS,
-    SOURCE,
-    Cell,
-    Corpus,
-    fraction_of,
-    load_denoiser,
-    log,
-)
+from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
+from gtl_lightning.stages.corpus import Corpus, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
     scoring,
     texts_of,
 )
-from gtl_lightning.stages.metrics import measure_real
 from gtl_lightning.stages.text import decode_all
 from gtl_lightning.stages.train_ratio import RATIOS
 
@@ -119,7 +111,6 @@ def train_judge(params: Params) -> None:
         folder=MODELS / "judge",
     )
     judge.save(MODELS / "judge" / "judge.safetensors")
-    measure_real(params)
 
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
@@ -131,11 +122,11 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
     from gtl_lightning.networks import SequenceRatioNetwork, seeded
 
     cell = Cell("classifier", fraction, seed)
-    for kind, noised, smoothing in (("clean", False, params.ratio.label_smoothing), ("noised", True, 0.0)):
+    for kind, noised, smoothing in (("clean", False, params.classifier.label_smoothing), ("noised", True, 0.0)):
 
         def build(optimiser: OptimiserConfig, noised: bool = noised, smoothing: float = smoothing) -> TrainedModule:
             with seeded(seed):
-                network = SequenceRatioNetwork(corpus.backbone(params.networks.ratio))
+                network = SequenceRatioNetwork(corpus.backbone(params.networks.classifier))
             settings = {"noised": noised, "smoothing": smoothing, **scoring(params, val)}
             return ClassifierModule(network, optimiser=optimiser, **settings)
 
@@ -145,7 +136,7 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
             build,
             domains_of(params, train, val, training, corpus, seed),
             training,
-            {"network": params.networks.ratio, "kind": kind, "smoothing": smoothing, "schedule": params.schedule},
+            {"network": params.networks.classifier, "kind": kind, "smoothing": smoothing, "schedule": params.schedule},
             folder=MODELS / cell.name,
             part=kind,
         )
@@ -172,29 +163,33 @@ def _vanilla(params: Params, cell: Cell) -> None:
         with seeded(cell.seed):
             return MaskedDenoiser(corpus.backbone(params.networks.denoiser))
 
-    _fit_denoiser(params, corpus, cell, fresh, params.train.vanilla, {})
+    size = {"network": params.networks.denoiser}
+    _fit_denoiser(params, corpus, cell, fresh, params.methods.vanilla.train, size)
 
 
 def _finetune(params: Params, cell: Cell) -> None:
     from gtl_lightning.networks import copy_of
 
     source = load_denoiser("source")
-    _fit_denoiser(params, Corpus.open(params), cell, partial(copy_of, source), params.train.finetune, {}, SOURCE)
+    training = params.methods.finetune.train
+    _fit_denoiser(params, Corpus.open(params), cell, partial(copy_of, source), training, {}, SOURCE)
 
 
 def _lora(params: Params, cell: Cell) -> None:
     from gtl_lightning.modules.lora import add_lora, merge_lora
 
+    own = params.methods.lora
+
     def adapted() -> nn.Module:
-        return add_lora(load_denoiser("source"), rank=params.lora.rank, alpha=params.lora.alpha, seed=cell.seed)
+        return add_lora(load_denoiser("source"), rank=own.rank, alpha=own.alpha, seed=cell.seed)
 
     _fit_denoiser(
         params,
         Corpus.open(params),
         cell,
         adapted,
-        params.train.lora,
-        {"lora": params.lora.model_dump()},
+        own.train,
+        {"lora": own.model_dump(exclude={"train"})},
         SOURCE,
         finish=merge_lora,
     )
@@ -219,7 +214,7 @@ def _fit_denoiser(
         lambda optimiser: DenoiserModule(network(), optimiser, **scoring(params, val)),
         texts_of(params, train, val, training, corpus, cell.seed),
         training,
-        {"network": params.networks.denoiser, "schedule": params.schedule, **settings},
+        {"schedule": params.schedule, **settings},
         *inputs,
         folder=MODELS / cell.name,
         finish=finish,

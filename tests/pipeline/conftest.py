@@ -12,24 +12,27 @@ import pytest
 from gtl_lightning import config, stages
 from gtl_lightning.config import Params
 from gtl_lightning.data.sample import write_sample
+from gtl_lightning.settings import Methods
 from tests.pipeline.flow_kit import make_project
 
 QUICK = "{steps: 6, batch: 16, lr: 0.002, warmup: 2, check_every: 3, patience: 2}"
 TINY = (
     "networks.denoiser={width: 16, depth: 1, heads: 2}",
-    "networks.ratio={width: 16, depth: 1, heads: 2}",
+    "networks.classifier={width: 16, depth: 1, heads: 2}",
     "networks.planner={width: 16, depth: 1, heads: 2}",
     "networks.reference={width: 16, depth: 1, heads: 2}",
+    *(f"train.{name}={QUICK}" for name in ("classifier", "planner", "reference")),
+    *(f"methods.{name}.train={QUICK}" for name in Methods().model_dump()),
     *(
-        f"train.{name}={QUICK}"
-        for name in ("vanilla", "finetune", "lora", "classifier", "ratio", "head", "warm", "planner", "reference")
+        f"methods.{name}.network={{width: 16, depth: 1, heads: 2}}"
+        for name in ("gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse")
     ),
     "train.source={steps: 20, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}",
     "train.val_examples=32",
     "sweep.fractions=[1.0, 0.3]",
     "sweep.ratios=[gtl, gtl-head, gtl-warm, gtl-sequence-gkl]",
-    "ratio.head_rank=4",
-    "ratio.warm.borrowed=24",
+    "methods.gtl-head.rank=4",
+    "methods.gtl-warm.borrowed=24",
     "ablation.fraction=0.3",
     "ablation.gammas=[0.0, 1.0]",
     "ablation.n_ratios=[4]",
@@ -93,15 +96,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stages.train_source(params)
         stages.train_judge(params)
         stages.train_planner(params)
+        stages.measure_real(params)
         for fraction in params.sweep.fractions:
             stages.train_classifier(params, fraction, 0)
             for method in (*params.sweep.baselines, *params.sweep.ratios):
                 stages.train_cell(params, method, fraction, 0)
-                stages.evaluate(params, method, fraction, 0)
-        stages.evaluate(params, "source", None, 0)
-        stages.ablation(params)
-        stages.report(params)
-        stages.register(params)
+                stages.evaluate_cell(params, method, fraction, 0)
+        stages.evaluate_cell(params, "source", None, 0)
+        stages.ablation(params, 0)
+        stages.make_report(params)
+        stages.register_best(params)
     return folder
 
 

@@ -48,7 +48,7 @@ def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
     """gamma = 0 is the source denoiser: on the same held-out texts it scores what an unguided evaluation scores."""
     from gtl_lightning.evaluation.likelihood import nelbo
     from gtl_lightning.evaluation.masked_likelihood import Masking
-    from gtl_lightning.stages.common import Corpus, load_denoiser
+    from gtl_lightning.stages.corpus import Corpus, load_denoiser
 
     rows = read_json(trained / "reports" / "ablation.json")
     first = next(row for row in rows if row["axis"] == "gamma" and row["gamma"] == 0.0)
@@ -76,7 +76,7 @@ def test_evaluating_again_gives_the_same_row_and_the_same_samples(workspace: Pat
     before, texts = read_json(folder / "row.json"), (folder / "samples.jsonl").read_text()
     shutil.rmtree(folder)
     with inside(workspace):
-        stages.evaluate(tiny(), "gtl", 0.3, 0)
+        stages.evaluate_cell(tiny(), "gtl", 0.3, 0)
     after = read_json(folder / "row.json")
     assert (folder / "samples.jsonl").read_text() == texts
     assert {key: value for key, value in after.items() if key != "sample_seconds"} == {
@@ -99,7 +99,7 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
         shutil.rmtree(workspace / "models" / "finetune-0.3-0")
         with inside(workspace):
             quick = f"{{steps: 6, batch: 16, lr: {lr}, also_lr: [{also}], warmup: 2, check_every: 3, patience: 2}}"
-            stages.train_cell(tiny(f"train.finetune={quick}"), "finetune", 0.3, 0)
+            stages.train_cell(tiny(f"methods.finetune.train={quick}"), "finetune", 0.3, 0)
         result = read_json(workspace / "models" / "finetune-0.3-0" / "result.json")
         assert result["lr"] == 5e-3
         assert result["steps"] == 12
@@ -108,7 +108,8 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
 def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_target(trained: Path) -> None:
     from gtl_lightning.networks import load_network
     from gtl_lightning.stages.borrow import clean_classifier, with_borrowed
-    from gtl_lightning.stages.common import Cell, Corpus
+    from gtl_lightning.stages.common import Cell
+    from gtl_lightning.stages.corpus import Corpus
 
     cell = Cell("gtl-warm", 0.3, 0)
     with inside(trained):
@@ -116,7 +117,7 @@ def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_targe
         corpus = Corpus.open(params)
         target, _ = corpus.target(0.3, params.data.min_examples)
         source = corpus.dataset("source_train")
-        joined = with_borrowed(params, corpus, cell, target, 2 * len(target))
+        joined = with_borrowed(params, corpus, cell, target, 2 * len(target), clip=5.0)
         classifier = load_network(clean_classifier(cell))
     own = len(joined) // 3
     assert own % len(target) == 0
@@ -161,7 +162,7 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
 def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
     shutil.rmtree(workspace / "cells" / "lora-0.3-0")
     with inside(workspace):
-        stages.report(tiny())
+        stages.make_report(tiny())
     page = (workspace / "reports" / "report.md").read_text()
     assert "cells/lora-0.3-0" in page
 

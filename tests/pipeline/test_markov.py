@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params = tiny()
         stages.markov_source(params)
         stages.markov_cells(params, 0)
-        stages.markov_overlap(params)
+        stages.measure_overlap(params)
         stages.markov_report(params)
     return folder
 

@@ -52,7 +52,7 @@ def test_registering_again_makes_no_second_version(workspace: Path) -> None:
     client = MlflowClient(tracker(workspace))
     before = len(client.search_model_versions(f"name = '{RATIO}'"))
     with inside(workspace):
-        stages.register(tiny())
+        stages.register_best(tiny())
     assert len(client.search_model_versions(f"name = '{RATIO}'")) == before == 2
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gtl_lightning.gtl import Guidance, TokenRatio
-from gtl_lightning.stages.common import Cell, Corpus
+from gtl_lightning.stages.common import Cell
+from gtl_lightning.stages.corpus import Corpus
 from gtl_lightning.stages.selection import Setting, choose_setting, chosen_setting
 from tests.pipeline.conftest import inside, tiny
 

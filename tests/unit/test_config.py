@@ -33,22 +33,27 @@ def test_overrides_win_over_the_profile() -> None:
 
 def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     edited = configure("paper", ("train.source.steps=7",), profiles=ROOT / "profiles")
-    changed = override(edited, ("ratio.warm.members=3", "networks.ratio={depth: 5}"))
-    assert changed.ratio.warm.members == 3
-    assert changed.networks.ratio.depth == 5
-    undone = (f"ratio.warm.members={edited.ratio.warm.members}", f"networks.ratio.depth={edited.networks.ratio.depth}")
+    changed = override(edited, ("methods.gtl-warm.members=3", "methods.gtl.network={depth: 5}"))
+    assert changed.methods.gtl_warm.members == 3
+    assert changed.methods.gtl.network.depth == 5
+    methods = edited.methods
+    undone = (
+        f"methods.gtl-warm.members={methods.gtl_warm.members}",
+        f"methods.gtl.network.depth={methods.gtl.network.depth}",
+    )
     assert override(changed, undone) == edited
     assert override(edited, ()) == edited
 
 
 @pytest.mark.parametrize(
-    "change", ["ratio.warm.members", "ratio.warm.members=0", "ratio.nosuch=1", "ratio.warm.members=[1"]
+    "change",
+    ["methods.gtl-warm.members", "methods.gtl-warm.members=0", "methods.nosuch=1", "methods.gtl-warm.members=[1"],
 )
 def test_a_bad_override_is_one_clear_line(change: str) -> None:
     with pytest.raises(UserError) as refused:
         override(Params(), (change,))
     assert "\n" not in str(refused.value)
-    assert "ratio" in str(refused.value)
+    assert "methods" in str(refused.value)
 
 
 def test_every_parameter_is_described() -> None:

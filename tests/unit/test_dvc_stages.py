@@ -1,19 +1,86 @@
-"""dvc.yaml: what a change of a parameter reruns, and what it leaves alone."""
+"""dvc.yaml: what a change of a file or of a parameter reruns, and what it leaves alone."""
 
-from pathlib import Path
+import inspect
+import re
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from flows.cli import app
+from gtl_lightning.closure import ROOT, WITHOUT_RESULT, closure
 from gtl_lightning.config import Params
+from gtl_lightning.settings import Methods
+from gtl_lightning.stages import HOMES
 
-STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TRAINING = ("source", "judge", "planner", "classifier", "baseline", "ratio")
+EVALUATION = ("evaluate-source", "evaluate-baseline", "evaluate-ratio")
 
 
-def reads(stage: str, key: str) -> bool:
-    """Whether a change of params.yaml's `key` makes the stage stale."""
-    return any(key == name or key.startswith(f"{name}.") for name in map(str, STAGES[stage].get("params", [])))
+def reads(stage: str, key: str, method: str = "") -> bool:
+    """Whether a change of params.yaml's `key` makes the stage, or its cells of `method`, stale."""
+    names = [str(name).replace("${item.method}", method) for name in STAGES[stage].get("params", [])]
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def entry(stage: str) -> str:
+    """The module that a stage's command starts in, as the command line has it."""
+    command = typer.main.get_command(app)
+    words = STAGES[stage]["cmd"].replace("${item.method}", "gtl").split()[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    source = inspect.getsource(inspect.unwrap(command.callback))
+    (function,) = set(re.findall(r"stages\.(\w+)\(", source))
+    (home,) = [home for home, names in HOMES.items() if function in names]
+    return f"gtl_lightning.stages.{home}"
+
+
+def code(stage: str) -> list[str]:
+    """The stage's dependencies on files and folders of the project."""
+    return [dep for dep in STAGES[stage]["deps"] if dep.startswith("gtl_lightning/")]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all single values."""
+    return [
+        name
+        for key, value in values.items()
+        for name in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
+    ]
+
+
+def covers(dep: str, path: str) -> bool:
+    return path == dep or path.startswith(f"{dep}/")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_file_of_the_project_that_it_runs(stage: str) -> None:
+    runs = closure(entry(stage)) - WITHOUT_RESULT
+    assert len(runs) > 3
+    missing = sorted(path for path in runs if not any(covers(dep, path) for dep in code(stage)))
+    assert not missing, f"add to the deps of {stage} in dvc.yaml: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_file_of_the_project_that_it_does_not_run(stage: str) -> None:
+    runs = closure(entry(stage)) - WITHOUT_RESULT
+    idle = [dep for dep in code(stage) if not any(covers(dep, path) for path in runs)]
+    assert not idle, f"remove from the deps of {stage} in dvc.yaml: {', '.join(idle)}"
+    assert len(set(code(stage))) == len(code(stage))
+
+
+def test_compiled_code_is_no_dependency() -> None:
+    """DVC hashes a folder as a whole, and a first run leaves compiled files in it."""
+    assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
+
+
+def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
+    for path in WITHOUT_RESULT:
+        assert (ROOT / path).is_file(), path
+    for name in ("config", "settings", "sections", "markov_config", "errors"):
+        assert closure(f"gtl_lightning.{name}") <= WITHOUT_RESULT | {"gtl_lightning/files.py"}, name
 
 
 @pytest.mark.parametrize("stage", TRAINING)
@@ -34,9 +101,32 @@ def test_gamma_resamples_guided_cells_alone() -> None:
     assert not reads("evaluate-source", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.sample_gammas")
-    for stage in ("evaluate-source", "evaluate-baseline", "evaluate-ratio"):
+    for stage in EVALUATION:
         assert reads(stage, "sampling.top_p")
         assert reads(stage, "sampling.also_temperatures")
+
+
+def test_what_changes_every_sample_makes_every_cell_stale() -> None:
+    """Guided and unguided cells are compared: neither may be left as it was."""
+    for key in ("sampling.block", "sampling.block_margin", "evaluation.samples", "evaluation.mauve_buckets"):
+        assert all(reads(stage, key) for stage in EVALUATION), key
+    for key in ("evaluation.samples", "evaluation.featurizer", "evaluation.mauve_buckets", "evaluation.mauve_seeds"):
+        assert reads("real-text", key)
+        assert not any(reads(stage, key) for stage in TRAINING), key
+
+
+def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
+    settings = {"methods": Methods().model_dump()}
+    assert len(flat(settings)) > 100
+    for key in flat(settings):
+        for stage in STAGES:
+            for method in settings["methods"]:
+                denoiser = method in ("vanilla", "finetune", "lora")
+                trained = stage == ("baseline" if denoiser else "ratio") and method == key.split(".")[1]
+                if trained or stage not in ("baseline", "ratio"):
+                    assert reads(stage, key, method) == trained, (stage, key, method)
+                elif method != key.split(".")[1]:
+                    assert not reads(stage, key, method), (stage, key, method)
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("report", "register")])
@@ -61,11 +151,3 @@ def test_every_parameter_that_a_stage_reads_exists(stage: str) -> None:
 def test_every_matrix_reads_the_one_grid(stage: str) -> None:
     grid = "${markov." if stage.startswith("markov") else "${sweep."
     assert all(value.startswith(grid) for value in STAGES[stage]["matrix"].values())
-
-
-def test_every_code_dependency_exists() -> None:
-    root = Path(__file__).parents[2]
-    named = {dep for stage in STAGES.values() for dep in stage.get("deps", []) if dep.startswith("gtl_lightning")}
-    assert named
-    for dep in named:
-        assert (root / dep).exists(), dep

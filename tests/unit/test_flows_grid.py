@@ -54,7 +54,7 @@ def test_every_point_of_the_grid_is_evaluated_once(grid: Grid) -> None:
 
 def test_only_report_and_registry_gather_and_they_gather_the_cells(grid: Grid) -> None:
     assert set(grid.gatherers()) == {"report", "register"}
-    assert set(grid.stages["report"].gathers) == set(grid.evaluations())
+    assert set(grid.stages["report"].gathers) > set(grid.evaluations())
     assert set(grid.stages["register"].gathers) > set(grid.evaluations())
 
 

@@ -22,7 +22,7 @@ from gtl_lightning.evaluation.speed import (
     share_of_rate,
 )
 from gtl_lightning.report.benchmarks import benchmark_page, benchmark_panels, quality_panels
-from gtl_lightning.stages.bench import GROUPS, _check, bench
+from gtl_lightning.stages.bench import GROUPS, _check, run_bench
 from gtl_lightning.stages.bench_sampling import MASK, Bench, Case
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
 
@@ -133,13 +133,13 @@ def test_operations_do_not_grow_with_the_candidates_and_fall_with_k() -> None:
 
 def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    bench(tiny(), "gtl bench")
-    bench(tiny().model_copy(update={"profile": "paper"}), "gtl bench --profile paper")
+    run_bench(tiny(), "gtl bench")
+    run_bench(tiny().model_copy(update={"profile": "paper"}), "gtl bench --profile paper")
     rows = json.loads(Path("reports/bench.json").read_text())
     assert {row["profile"] for row in rows} == {"default", "paper"}
     own = [row for row in rows if row["profile"] == "default"]
     assert {row["group"] for row in own} == {*GROUPS, "growth", "machine"}
-    bench(tiny(), "gtl bench --only k", only=("k",))
+    run_bench(tiny(), "gtl bench --only k", only=("k",))
     again = [row for row in json.loads(Path("reports/bench.json").read_text()) if row["profile"] == "default"]
     assert len(again) == len(own)
     for group in GROUPS:
@@ -159,7 +159,7 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_unknown_group_is_refused() -> None:
     with pytest.raises(UserError, match="--only speed is no group of benchmarks; choose some of batch, length"):
-        bench(tiny(), "gtl bench", only=("speed",))
+        run_bench(tiny(), "gtl bench", only=("speed",))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Which of the project's files a module runs: its import closure, read from the source text without importing anything.
+
+DVC's dependencies of a stage have to cover it (`tests/unit/test_dvc_stages.py`), and the resumable state of a training
+is keyed by it: a changed loss never resumes from, or returns, what the old one trained.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "gtl_lightning"
+ROOT = Path(__file__).parent.parent
+WITHOUT_RESULT = frozenset(
+    f"{PACKAGE}/{name}"
+    for name in (
+        "__init__.py",  # names for people's own code, imported when used
+        "stages/__init__.py",  # the same for the command line
+        "errors.py",  # one exception
+        "closure.py",  # names states
+        "resources.py",  # memory and threads of the process
+        "tracking.py",  # tells MLflow what came out
+        "stages/progress.py",  # tells a person how far it is
+        "stages/provenance.py",  # says what a result was made with
+        # Parameters: their values come from params.yaml, by which DVC and the state are keyed one by one.
+        "config.py",
+        "settings.py",
+        "sections.py",
+        "markov_config.py",
+    )
+)
+"""Files that say something and compute nothing: a change of them makes no result another."""
+
+
+def closure(module: str) -> frozenset[str]:
+    """Paths, relative to the project, of all files of the package that `module` may run, its own included.
+
+    Imports inside functions count, those for type checkers do not; importing a module runs the packages around it.
+    """
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        waiting += [name.rpartition(".")[0], *_imports(path)]
+    return frozenset(found.values())
+
+
+@cache
+def code_hash(module: str) -> str:
+    """Short hash of the closure's files that compute something.
+
+    Raises:
+        OSError: a file was taken away meanwhile.
+    """
+    found = hashlib.sha256()
+    for path in sorted(closure(module) - WITHOUT_RESULT):
+        found.update(f"{path}\0".encode() + (ROOT / path).read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _file_of(module: str) -> str | None:
+    """The file of a module of the package; None for anything else, a function's name among it."""
+    if module.partition(".")[0] != PACKAGE:
+        return None
+    path = Path(*module.split("."))
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if (ROOT / candidate).is_file():
+            return candidate.as_posix()
+    return None
+
+
+@cache
+def _imports(path: str) -> tuple[str, ...]:
+    """Dotted names that a file imports; of `from a import b` both a and a.b, as b may be a module."""
+    found: list[str] = []
+
+    class Imports(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            for part in node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else ast.iter_child_nodes(node):
+                self.visit(part)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.extend(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.module is not None and not node.level, f"{path} imports relatively"
+            found.append(node.module)
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Imports().visit(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    return tuple(found)

@@ -1,0 +1,129 @@
+"""What a stage opens: the token arrays, the device, the trained denoisers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtl_lightning.config import Params
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import read_json
+from gtl_lightning.sections import Network
+from gtl_lightning.stages.common import MODELS, NETWORK, TOKENS
+
+if TYPE_CHECKING:
+    import torch
+
+    from gtl_lightning.data.dataset import TokenDataset
+    from gtl_lightning.networks import MaskedDenoiser
+    from gtl_lightning.networks.block import BackboneConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The token arrays and what their ids mean."""
+
+    vocab_size: int
+    mask_index: int
+    pad_index: int
+    eos_index: int
+    length: int
+    sizes: dict[str, int]
+
+    @classmethod
+    def open(cls, params: Params, root: Path = Path()) -> Corpus:
+        """Read tokens/meta.json below `root` and check the parameters that depend on the vocabulary.
+
+        Raises:
+            UserError: not tokenised yet, or an n_ratio above the vocabulary.
+        """
+        meta = read_json(root / TOKENS / "meta.json")
+        known = {key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")}
+        corpus = cls(**known, sizes={split: found["examples"] for split, found in meta["splits"].items()})
+        if root == Path():  # what a registered model holds was looked at when it was made
+            corpus.check(params)
+        return corpus
+
+    def check(self, params: Params) -> None:
+        """Compare the parameters with what the data decide, before anything is trained on them.
+
+        Raises:
+            UserError: an n_ratio above the vocabulary, fewer target test texts than MAUVE can be computed of, or a
+                fraction of the sweep that leaves too few examples.
+        """
+        from gtl_lightning.data.split import fraction_size
+
+        asked = {
+            "sampling.n_ratio": params.sampling.n_ratio or 1,
+            "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
+            "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
+        }
+        for key, value in asked.items():
+            if value > self.vocab_size:
+                raise UserError(f"{key} = {value} exceeds the vocabulary of {self.vocab_size}; use at most that")
+        test, buckets = self.sizes["target_test"], params.evaluation.mauve_buckets
+        if test < 2 * buckets:
+            raise UserError(
+                f"evaluation.mauve_buckets = {buckets} needs {2 * buckets} target test texts, there are {test}; "
+                "lower it, raise data.target_test, or bring more target records"
+            )
+        for fraction in params.sweep.fractions:
+            try:
+                fraction_size(self.sizes["target_train"], fraction, params.data.min_examples)
+            except UserError as error:
+                raise UserError(f"sweep.fractions: {error}") from error
+
+    def dataset(self, split: str) -> TokenDataset:
+        """The examples of a split, in the order of their rank."""
+        from gtl_lightning.data.dataset import TokenDataset
+
+        return TokenDataset(TOKENS, split, self.pad_index)
+
+    def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
+        """The nested target subset: examples to train on and, in the same proportion, examples to select on.
+
+        Raises:
+            UserError: fewer than `min_examples` to train on.
+        """
+        from gtl_lightning.data.split import fraction_size
+
+        train, val = self.dataset("target_train"), self.dataset("target_val")
+        wanted = fraction_size(len(train), fraction, min_examples)
+        held_out = max(fraction_size(len(val), fraction), min(min_examples, len(val)))
+        return train.subset(wanted), val.subset(held_out)
+
+    def backbone(self, network: Network) -> BackboneConfig:
+        """The configuration of a network over these tokens."""
+        from gtl_lightning.networks.block import BackboneConfig
+
+        return BackboneConfig(
+            vocab_size=self.vocab_size,
+            length=self.length,
+            mask_index=self.mask_index,
+            pad_index=self.pad_index,
+            **network.model_dump(),
+        )
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that evaluation runs on."""
+    import torch
+
+    wanted = params.machine.accelerator
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("machine.accelerator = gpu, and no GPU is to be seen; set it to auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
+    """The trained denoiser of models/NAME below `root`.
+
+    Raises:
+        UserError: missing, truncated, foreign, or no denoiser.
+    """
+    from gtl_lightning.networks import MaskedDenoiser, load_network
+
+    network = load_network(root / MODELS / name / NETWORK, expect=MaskedDenoiser)
+    assert isinstance(network, MaskedDenoiser)
+    return network

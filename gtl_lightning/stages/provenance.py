@@ -1,0 +1,37 @@
+"""What a result was made with: versions, device, precision, threads; and whether one table mixes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+MADE_WITH = ("made_with", "trained_with")
+
+
+def made_with(device: str, precision: str) -> str:
+    """For example `gtl-lightning 0.1.0, torch 2.13.0+cpu, cpu, 32-true, 1 thread`.
+
+    DVC knows none of it: it takes a result made with other versions or on another device for the same result.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    where = torch.cuda.get_device_name() if device == "cuda" else device
+    count = f"{threads} thread{'' if threads == 1 else 's'}"
+    return ", ".join(
+        (f"gtl-lightning {version('gtl-lightning')}", f"torch {torch.__version__}", where, precision, count)
+    )
+
+
+def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each way in which the rows of one table were not made alike; none if they were."""
+    found = list(rows)
+    sentences = []
+    for key, what in zip(MADE_WITH, ("evaluated", "trained"), strict=True):
+        kinds = Counter(row[key] for row in found if row.get(key))
+        if len(kinds) > 1:
+            listed = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
+            sentences.append(f"Not all of these cells were {what} alike: {listed}.")
+    return sentences

@@ -1,0 +1,117 @@
+"""dvc.yaml says what each stage reads: no key and no file more, and none less. Found by running every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gtl_lightning import config
+from gtl_lightning.data.sample import write_sample
+from tests.pipeline.conftest import inside, tiny
+from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
+
+ONE = ("sweep.fractions=[0.3]", "ablation.fraction=0.3", "sweep.ratios=[gtl, gtl-head, gtl-warm, gtl-sequence-gkl]")
+OTHER = (
+    "sampling.planner=learned",
+    "sampling.block=4",
+    "sampling.block_margin=1",
+    "ablation.method=gtl-sequence-gkl",
+)
+"""What some keys are read for only when others have a value."""
+AGAIN = ("evaluate-source", "evaluate-baseline", "evaluate-ratio", "ablation", "register")
+NAMES_THE_STUDY = "data/provenance.json"
+"""Its hash names the MLflow run that a stage is tracked in; other data would have other tokens."""
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Reading:
+    """Every stage run once, those that sample once more with other settings."""
+    reading = Reading()
+    folder = tmp_path_factory.mktemp("reading")
+    with inside(folder):
+        write_sample(Path("data"), seed=0, source_records=400, target_records=300)
+        config.write_params(tiny(*ONE))
+        run_all(points(tiny(*ONE)), reading)
+        other = tiny(*ONE, *OTHER)
+        config.write_params(other)
+        run_all([point for point in points(other) if point.stage in AGAIN], reading)
+    return reading
+
+
+def listed(what: str, found: set[Any]) -> str:
+    return "\n".join([what, *(" ".join(filter(None, row)) for row in sorted(found))])
+
+
+def covered(key: str, declared: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in declared)
+
+
+def test_every_stage_has_run(reading: Reading) -> None:
+    assert {point.stage for point in reading.params} >= {
+        "split",
+        "tokenize",
+        "ratio",
+        "report",
+        "register",
+        "real-text",
+    }
+    assert all(reading.files[point] for point in reading.files)
+
+
+def test_every_parameter_that_a_stage_reads_makes_it_stale(reading: Reading) -> None:
+    unknown = {
+        (point.stage, point.method, key)
+        for point, keys in reading.params.items()
+        for key in keys
+        if not key.startswith(SAYS_WHERE) and not covered(key, point.params)
+    }
+    assert not unknown, listed("add to params in dvc.yaml", unknown)
+
+
+def test_no_parameter_that_a_stage_does_not_read_makes_it_stale(reading: Reading) -> None:
+    leaves = flat(tiny(*ONE).model_dump(mode="json"))
+    by_stage: dict[str, list[Point]] = {}
+    for point in reading.params:
+        by_stage.setdefault(point.stage, []).append(point)
+    idle = set()
+    for stage, found in by_stage.items():
+        for key in {key for point in found for key in leaves if covered(key, point.params)}:
+            # A method's own settings are for each method; what methods share may be read by one of them.
+            readers = [point for point in found if covered(key, point.params)]
+            if not any(key in reading.params[point] for point in readers):
+                idle.add((stage, key))
+    assert not idle, listed("remove from params in dvc.yaml", idle)
+
+
+def test_an_evaluation_is_found_again_by_all_that_it_reads(reading: Reading) -> None:
+    """MLflow's run of a cell is keyed by these settings: others must give another run."""
+    for point, said in reading.said.items():
+        if point.stage.startswith("evaluate"):
+            used = {key for key in reading.params[point] if key.startswith(("schedule", "sampling.", "evaluation."))}
+            assert used - said <= {"schedule", "evaluation.neighbours"}, point
+
+
+def test_every_file_that_a_stage_reads_makes_it_stale(reading: Reading) -> None:
+    def known(path: str, point: Point) -> bool:
+        return path == NAMES_THE_STUDY or any(path == dep or path.startswith(f"{dep}/") for dep in point.deps)
+
+    unknown = {
+        (point.stage, point.method, path)
+        for point, files in reading.files.items()
+        for path in files
+        if not known(path, point)
+    }
+    assert not unknown, listed("add to deps in dvc.yaml", unknown)
+
+
+def test_no_folder_that_a_stage_does_not_read_makes_it_stale(reading: Reading) -> None:
+    idle = set()
+    for stage in {point.stage for point in reading.files}:
+        found = [point for point in reading.files if point.stage == stage]
+        read = {path for point in found for path in reading.files[point]}
+        for dep in {dep for point in found for dep in point.deps}:
+            if not any(path == dep or path.startswith(f"{dep}/") for path in read):
+                idle.add((stage, dep))
+    assert not idle, listed("remove from deps in dvc.yaml", idle)
