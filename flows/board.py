@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from flows.grid import Stage
 from flows.outcome import BAD, GOOD, Outcome, Progress, count_outcomes
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json
+from gtl_lightning.records import read_record
 
 REFRESH_SECONDS = 15.0  # durations of running stages are brought up to date this often
 FIGURE = Path("reports/figures/headline.svg")
@@ -114,7 +114,7 @@ class Board:
         if stage.row is None:
             return {}
         try:
-            return dict(read_json(self._root / stage.row))
+            return read_record(self._root / stage.row)
         except UserError:
             return {}
 

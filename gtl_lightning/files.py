@@ -1,7 +1,7 @@
 """Every file is read and written here: whole or absent, checked when read, one line when the machine refuses.
 
 Written to a temporary name and renamed. Weights travel as safetensors only, with a hash of their own content; JSON that
-a run is continued from carries one too (`sealed`). The hashes detect damage. They are no signature: whoever can write
+a run is continued from carries one too (records.py). The hashes detect damage. They are no signature: whoever can write
 a file can also write its hash.
 """
 
@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEADER, SEAL = "gtl", "sha256"
-Shape = Mapping[str, type | tuple[type, ...]]
-"""Keys that an object must have, and the types that each may be of; True and False are no numbers."""
-ANY: Shape = {}
 
 
 @contextmanager
@@ -77,6 +75,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards.
+
+    Raises:
+        UserError: the system's folder for temporary files cannot be written, before or inside.
+    """
+    with writing("the folder for temporary files (TMPDIR)"), tempfile.TemporaryDirectory(prefix="gtl-") as folder:
+        yield Path(folder)
+
+
 def make_folder(path: Path | str) -> None:
     """Make a folder and those around it, if they are missing.
 
@@ -116,101 +125,20 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity become null, which every JSON reader accepts."""
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON: NaN and infinity are none.
     """
     try:
         with reading(path):
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from error
-
-
-def read_record(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        required: keys and types that it must have.
-
-    Raises:
-        UserError: as `read_json`; another shape.
-    """
-    return record(read_json(path), path, required)
-
-
-def record(value: Any, path: Path | str, required: Shape) -> dict[str, Any]:
-    """`value`, if it is an object with the keys and types of `read_record`.
-
-    Raises:
-        UserError: naming `path` and the key at fault.
-    """
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds {_kind(value)} where an object belongs; delete it and run its stage again")
-    for key, wanted in required.items():
-        if key not in value:
-            raise UserError(f"{path} has no {key!r}; delete it and run its stage again")
-        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-        if not isinstance(value[key], kinds) or (isinstance(value[key], bool) and bool not in kinds):
-            raise UserError(
-                f"{path}: {key!r} is {_kind(value[key])}, not {_names(kinds)}; delete it and run its stage again"
-            )
-    return value
-
-
-def read_records(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
-    """Read a JSON list of objects, each with the keys and types of `read_record`.
-
-    Raises:
-        UserError: as `read_record`.
-    """
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path} holds {_kind(rows)} where a list belongs; delete it and run its stage again")
-    return [record(row, f"{path}, entry {number}", required) for number, row in enumerate(rows)]
-
-
-def read_lines(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
-    """Read JSON lines, each an object with the keys and types of `read_record`.
-
-    Raises:
-        UserError: missing, cannot be read, or a line that is no such object: cut off, for example.
-    """
-    rows = []
-    try:
-        with reading(path), open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                rows.append(record(json.loads(line), f"{path}, line {number}", required))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{path}, line {len(rows) + 1} is not valid JSON ({error}); delete the file and run its stage again"
-        ) from error
-    return rows
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with a hash of its content, to be written by `write_json` and checked by `read_sealed`."""
-    content = _finite(dict(value))
-    return {**content, SEAL: digest(content, 64)}
-
-
-def read_sealed(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
-    """Read what `sealed` gave.
-
-    Raises:
-        UserError: as `read_record`; content that does not fit its hash.
-    """
-    content = read_record(path, {**required, SEAL: str})
-    seal = content.pop(SEAL)
-    if digest(content, 64) != seal:
-        raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and run its stage again")
-    return content
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -252,12 +180,11 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error}); delete it and train again") from error
-    try:
-        meta = record(json.loads(header[HEADER]), path, ANY)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} was not written by this project (no `gtl` header); give a checkpoint made by `gtl`"
-        ) from error
+    meta: Any = None
+    with suppress(KeyError, json.JSONDecodeError):
+        meta = json.loads(header[HEADER])
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} was not written by this project (no `gtl` header); give a checkpoint made by `gtl`")
     if SEAL in meta and meta.pop(SEAL) != _tensor_hash(tensors, meta):
         raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and train again")
     for name, tensor in tensors.items():
@@ -292,21 +219,21 @@ def _tensor_hash(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+def refuse_constant(constant: str) -> None:
+    """What `json.loads` calls at NaN and infinity.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{constant} is no number of JSON")
 
 
-def _names(kinds: Iterable[type]) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return " or ".join(dict.fromkeys(names.get(kind, "a number") for kind in kinds))
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as JSON keeps it: NaN and infinity become null, tuples lists."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

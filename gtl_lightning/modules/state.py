@@ -18,19 +18,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import (
-    load_tensors,
-    make_folder,
-    read_json,
-    read_sealed,
-    remove,
-    sha256_file,
-    write_json,
-    writing,
-)
+from gtl_lightning.files import load_tensors, make_folder, read_json, remove, sha256_file, write_json, writing
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Keeper
 from gtl_lightning.networks.store import unshared
+from gtl_lightning.records import read_sealed
 from gtl_lightning.resources import lacks_memory
 
 log = logging.getLogger(__name__)

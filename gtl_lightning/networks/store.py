@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import ANY, load_tensors, record, save_tensors
+from gtl_lightning.files import load_tensors, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
+from gtl_lightning.records import ANY, record
 
 T = TypeVar("T", bound=type[nn.Module])
 REGISTRY: dict[str, type[nn.Module]] = {}

@@ -8,7 +8,8 @@ from typing import Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, write_json, write_text
+from gtl_lightning.files import write_json, write_text
+from gtl_lightning.records import read_records
 from gtl_lightning.stages.common import REPORTS, log
 from gtl_lightning.stages.corpus import device_of
 
@@ -44,7 +45,7 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
 
 def measured() -> list[dict[str, Any]]:
     """The rows of reports/bench.json."""
-    return list(read_json(ROWS)) if ROWS.exists() else []
+    return read_records(ROWS, {"profile": str, "group": str}) if ROWS.exists() else []
 
 
 def write_page() -> None:

@@ -6,20 +6,23 @@ safetensors, everything else is JSON or YAML; a list of hashes guards all of it.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-from typing import Any
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 from gtl_lightning.config import PARAMS, Params, load_params, write_params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, sha256_file, write_json
-from gtl_lightning.settings import Evaluation
+from gtl_lightning.files import copy_file, sha256_file, write_json
+from gtl_lightning.records import read_list, read_record
+from gtl_lightning.settings import BaselineMethod, Evaluation, RatioMethod
 from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
 from gtl_lightning.stages.corpus import Corpus
 
 MANIFEST = "bundle.json"
 LENGTHS = "lengths.json"
 KEPT_LENGTHS = 512
+AGAIN = "register it again (`gtl register`)"
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
@@ -37,8 +40,7 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     for path in files:
         if not path.is_file():
             raise UserError(f"{path} does not exist; `dvc repro` makes it")
-        (folder / path.parent).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / path)
+        copy_file(path, folder / path)
     write_params(sampling_params(params), folder / PARAMS)
     train, _ = corpus.target(cell.fraction or 1.0, params.data.min_examples)
     write_json(folder / LENGTHS, [int(length) for length in train.lengths[:KEPT_LENGTHS]])
@@ -62,19 +64,50 @@ def sampling_params(params: Params) -> Params:
 def open_bundle(folder: Path) -> tuple[Params, Cell]:
     """Check a bundle's files; return its parameters and its cell.
 
+    The hashes tell damage. Somebody who writes weights and manifest anew is not told by them: that is the affair of who
+    may write to the registry.
+
     Raises:
-        UserError: no bundle, or a file that is missing, changed or unexpected.
+        UserError: no bundle, a manifest of another shape, or a file that is missing, changed or unexpected.
     """
-    manifest = read_json(folder / MANIFEST)
-    expected = manifest["files"] if isinstance(manifest, dict) and "files" in manifest else {}
-    found = {
-        str(path.relative_to(folder)): sha256_file(path)
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    }
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            what = "missing" if name not in found else "not part of it" if name not in expected else "damaged"
-            raise UserError(f"registered model: {name} is {what}; register it again (`gtl register`)")
-    params = load_params(folder / PARAMS)
-    return params, Cell(manifest["method"], manifest["fraction"], manifest["seed"])
+    try:
+        cell, expected = _manifest(folder / MANIFEST)
+        found = {}
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise UserError(f"{name} is a link, which no bundle has")
+            if path.is_file() and name != MANIFEST:
+                found[name] = sha256_file(path)
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                what = "missing" if name not in found else "not part of it" if name not in expected else "damaged"
+                raise UserError(f"{name} is {what}")
+        if min(read_list(folder / LENGTHS, int), default=0) < 1:
+            raise UserError(f"{LENGTHS} names no length, or one below 1")
+        return load_params(folder / PARAMS), cell
+    except UserError as error:
+        reason = str(error).replace(f"{folder}/", "").partition("; ")[0]
+        raise UserError(f"registered model: {reason}; {AGAIN}") from error
+
+
+def _manifest(path: Path) -> tuple[Cell, dict[str, str]]:
+    """The cell, and file -> hash.
+
+    Raises:
+        UserError: a key that is missing or of another type, a method that does not exist, a path that leads elsewhere.
+    """
+    manifest = read_record(path, {"method": str, "fraction": float, "seed": int, "files": dict})
+    method, fraction, seed = manifest["method"], manifest["fraction"], manifest["seed"]
+    known = (*get_args(BaselineMethod), *get_args(RatioMethod))
+    if method not in known:
+        raise UserError(f"{MANIFEST}: method {method!r} is none of {', '.join(known)}")
+    if not 0 < fraction <= 1 or seed < 0:
+        raise UserError(f"{MANIFEST}: fraction {fraction} and seed {seed} must be a share and at least 0")
+    for name, value in manifest["files"].items():
+        plain = PurePosixPath(name)
+        if not plain.parts or plain.is_absolute() or ".." in plain.parts or str(plain) != name or "\\" in name:
+            raise UserError(f"{MANIFEST}: {name!r} is no path within the bundle")
+        if not isinstance(value, str) or not HASH.fullmatch(value):
+            raise UserError(f"{MANIFEST}: the hash of {name} is none")
+    return Cell(method, fraction, seed), manifest["files"]

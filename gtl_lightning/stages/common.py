@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.closure import code_hash
 from gtl_lightning.config import Params
-from gtl_lightning.files import digest, read_json, sha256_file
+from gtl_lightning.files import digest, sha256_file
+from gtl_lightning.records import read_lines, read_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +69,7 @@ def study(params: Params) -> Study:
 
 def data_hash() -> str:
     """Short hash of the snapshot that data/ holds."""
-    provenance = read_json(DATA / "provenance.json")
-    return str(provenance["sha256"])[:12]
+    return str(read_record(DATA / "provenance.json", {"sha256": str})["sha256"])[:12]
 
 
 def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> Path:
@@ -101,5 +100,4 @@ def trainable_parameters(network: nn.Module) -> int:
 
 def read_samples(folder: Path) -> list[str]:
     """The texts of a samples.jsonl."""
-    with open(folder / SAMPLES, encoding="utf-8") as file:
-        return [str(json.loads(line)["text"]) for line in file]
+    return [row["text"] for row in read_lines(folder / SAMPLES, {"text": str})]

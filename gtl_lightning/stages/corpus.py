@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json
+from gtl_lightning.records import read_record, record
 from gtl_lightning.sections import Network
 from gtl_lightning.stages.common import MODELS, NETWORK, TOKENS
 
@@ -38,9 +38,13 @@ class Corpus:
         Raises:
             UserError: not tokenised yet, or an n_ratio above the vocabulary.
         """
-        meta = read_json(root / TOKENS / "meta.json")
-        known = {key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")}
-        corpus = cls(**known, sizes={split: found["examples"] for split, found in meta["splits"].items()})
+        ids = ("vocab_size", "mask_index", "pad_index", "eos_index", "length")
+        path = root / TOKENS / "meta.json"
+        meta = read_record(path, {**dict.fromkeys(ids, int), "splits": dict})
+        splits = {
+            split: record(found, f"{path}, {split}", {"examples": int}) for split, found in meta["splits"].items()
+        }
+        corpus = cls(**{key: meta[key] for key in ids}, sizes={split: splits[split]["examples"] for split in splits})
         if root == Path():  # what a registered model holds was looked at when it was made
             corpus.check(params)
         return corpus

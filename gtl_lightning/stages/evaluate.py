@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import digest, read_json, write_json, write_text
+from gtl_lightning.files import digest, write_json, write_text
+from gtl_lightning.records import read_record
 from gtl_lightning.stages.common import (
     ABLATION,
     CELLS,
@@ -217,7 +218,7 @@ def _verdict(cell: Cell) -> str | None:
     if not cell.method.startswith("gtl"):
         return None
     path = MODELS / Cell("classifier", cell.fraction, cell.seed).name / "advisor.json"
-    return str(read_json(path)["verdict"])
+    return str(read_record(path, {"verdict": str})["verdict"])
 
 
 def _write_cell(folder: Path, row: dict[str, Any], texts: list[str], versions: dict[str, str], seed: int) -> None:

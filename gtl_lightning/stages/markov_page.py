@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import read_json, write_json
+from gtl_lightning.files import write_json
+from gtl_lightning.records import read_record, read_records
 from gtl_lightning.stages.common import REPORTS, log
 from gtl_lightning.stages.markov import OVERLAP, cells_file, study
 from gtl_lightning.stages.markov_chains import chains
@@ -19,10 +20,10 @@ def markov_report(params: Params) -> None:
     from gtl_lightning.report.markov_panels import means
 
     settings = params.markov
-    cells = [read_json(cells_file(seed)) for seed in settings.seeds]
+    cells = [read_record(cells_file(seed), {"rows": list, "calibration": list}) for seed in settings.seeds]
     rows = [row for cell in cells for row in cell["rows"]]
     calibration = [row for cell in cells for row in cell["calibration"]]
-    overlap = read_json(OVERLAP)
+    overlap = read_records(OVERLAP)
     write_json(REPORTS / "markov.json", rows)
     write_json(REPORTS / "markov_calibration.json", calibration)
     write_json(REPORTS / "markov_overlap.json", overlap)

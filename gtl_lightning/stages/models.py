@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.files import sha256_file
+from gtl_lightning.records import read_record
 from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, Cell
 from gtl_lightning.stages.corpus import Corpus, device_of, load_denoiser
 
@@ -74,7 +75,7 @@ class Sampler:
             corpus=corpus,
             device=device,
             versions={str(path): sha256_file(root / path)[:12] for path in weights},
-            training=read_json(root / own / RESULT) if cell.fraction is not None else {},
+            training=read_record(root / own / RESULT) if cell.fraction is not None else {},
             root=root,
         )
 

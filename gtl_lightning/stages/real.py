@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import load_tensors, read_json, save_tensors, sha256_file, write_json
+from gtl_lightning.files import load_tensors, save_tensors, sha256_file, write_json
+from gtl_lightning.records import Shape, read_record
 from gtl_lightning.stages.common import DATA, MODELS, REAL, REAL_TEXTS, REAL_VALUES, TOKENS, log
 from gtl_lightning.stages.corpus import Corpus
 from gtl_lightning.stages.provenance import made_with
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gtl_lightning.evaluation.features import Featurizer
 
 FEATURES = REAL / "features.safetensors"
+SHAPE: Shape = {"measured": dict, "exact_domain": (str, type(None)), "values": dict}
 JUDGE = MODELS / "judge"
 SHOWN_TEXTS = 32
 """Real and generated texts kept for people to read, in the report and in MLflow."""
@@ -78,11 +80,11 @@ class RealText:
         """
         from gtl_lightning.evaluation.features import load_featurizer
 
-        stored, (features, header) = read_json(REAL_VALUES), load_tensors(FEATURES)
+        stored, (features, header) = read_record(REAL_VALUES, SHAPE), load_tensors(FEATURES)
         featurizer = load_featurizer(params.evaluation.featurizer)
         wanted = how(params, corpus, featurizer)
         for key, value in asdict(wanted).items():
-            for place, found in ((REAL_VALUES, stored.get("measured", {})), (FEATURES, header)):
+            for place, found in ((REAL_VALUES, stored["measured"]), (FEATURES, header)):
                 if found.get(key) != value:
                     raise UserError(
                         f"{place} was measured with {key} = {found.get(key)}, and {value} is asked for; measure real "
@@ -165,4 +167,4 @@ def measure_real(params: Params) -> None:
 
 def _exact_domain(params: Params) -> str | None:
     target = params.data.target
-    return target[0] if read_json(DATA / "provenance.json").get("generated") and len(target) == 1 else None
+    return target[0] if read_record(DATA / "provenance.json").get("generated") and len(target) == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import PARAMS, Params, load_params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import digest, read_json, write_json
+from gtl_lightning.files import digest, temporary_folder, write_json
+from gtl_lightning.records import NUMBER, read_record
 from gtl_lightning.stages.bundle import open_bundle, write_bundle
 from gtl_lightning.stages.common import CELLS, REPORTS, ROW, Cell, log, study
 
@@ -129,8 +129,8 @@ def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
     from gtl_lightning.tracking import fetch_model
 
     model, _, alias = name.partition("@")
-    with tempfile.TemporaryDirectory(prefix="gtl-") as folder:
-        yield fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, Path(folder))
+    with temporary_folder() as folder:
+        yield fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
 
 
 def _tracking_uri() -> str:
@@ -140,14 +140,14 @@ def _tracking_uri() -> str:
 def _best(params: Params, methods: Iterable[str], fraction: float) -> tuple[Cell, float] | None:
     cells = [Cell(method, fraction, seed) for method in methods for seed in params.sweep.seeds]
     paths = {cell: CELLS / cell.name / ROW for cell in cells}
-    scores = {cell: float(read_json(path)["nelbo_val"]) for cell, path in paths.items() if path.exists()}
+    found = {cell: read_record(path, {"nelbo_val": NUMBER}) for cell, path in paths.items() if path.exists()}
+    scores = {cell: float(row["nelbo_val"]) for cell, row in found.items()}
     return min(scores.items(), key=lambda item: item[1]) if scores else None
 
 
 def _register(params: Params, name: str, cell: Cell, score: float, aliases: list[str]) -> str:
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "nelbo_val": score}
-    with tempfile.TemporaryDirectory(prefix="gtl-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         key = f"bundle-{cell.name}-{digest(write_bundle(params, cell, folder))}"
         opened = study(params)
         with opened.child("model", f"model {cell.name}", key, tags) as run:

@@ -6,7 +6,8 @@ import itertools
 from typing import Any
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import read_json, write_json
+from gtl_lightning.files import write_json
+from gtl_lightning.records import Shape, read_list, read_record, read_records
 from gtl_lightning.stages.common import (
     ABLATION,
     CELLS,
@@ -24,6 +25,8 @@ from gtl_lightning.stages.common import (
 )
 from gtl_lightning.stages.provenance import mixtures
 
+POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
+"""What every row of a cell says of where it belongs."""
 SHOWN = ("mauve", "nelbo", "domain_score")
 
 
@@ -35,8 +38,8 @@ def make_report(params: Params) -> None:
     from gtl_lightning.report import summarise, write_report
 
     rows, holes = _rows(params)
-    measured = read_json(REAL_VALUES)["measured"]
-    ablation = read_json(ABLATION / "rows.json")
+    measured = read_record(REAL_VALUES, {"measured": dict})["measured"]
+    ablation = read_records(ABLATION / "rows.json")
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
@@ -47,8 +50,8 @@ def make_report(params: Params) -> None:
         ablation=ablation,
         advisor=advisor,
         samples=_samples(params),
-        data_summary=read_json(SPLITS / "summary.json"),
-        provenance=read_json(DATA / "provenance.json"),
+        data_summary=read_record(SPLITS / "summary.json"),
+        provenance=read_record(DATA / "provenance.json"),
         settings={
             "profile": params.profile,
             "methods": ["source", *params.sweep.baselines, *params.sweep.ratios],
@@ -84,7 +87,7 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for cell in _grid(params):
         path = CELLS / cell.name / ROW
         if path.exists():
-            rows.append(read_json(path))
+            rows.append(read_record(path, POINT))
         else:
             cause = f"{path} does not exist: its stage failed or has not run"
             holes.append({"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "cause": cause})
@@ -104,7 +107,7 @@ def _classifiers(params: Params) -> list[Cell]:
 
 def _advice(cell: Cell) -> list[dict[str, Any]]:
     path = MODELS / cell.name / "advisor.json"
-    return list(read_json(path)["rows"]) if path.exists() else []
+    return list(read_record(path, {"rows": list})["rows"]) if path.exists() else []
 
 
 def _samples(params: Params) -> dict[str, list[str]]:
@@ -112,4 +115,4 @@ def _samples(params: Params) -> dict[str, list[str]]:
     cells = [Cell("source", None, seed)]
     cells += [Cell(method, fraction, seed) for method in (*params.sweep.baselines, *params.sweep.ratios)]
     found = {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
-    return {"real": read_json(REAL_TEXTS), **found}
+    return {"real": read_list(REAL_TEXTS, str), **found}

@@ -9,7 +9,8 @@ from typing import Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, write_text
+from gtl_lightning.files import write_text
+from gtl_lightning.records import read_list
 from gtl_lightning.stages.bundle import LENGTHS, open_bundle
 from gtl_lightning.stages.common import SAMPLES, Cell
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
@@ -103,6 +104,6 @@ def _real_lengths(params: Params, sampler: Sampler, fraction: float | None) -> A
     """Lengths of real target texts; a bundle has a list of them in place of the texts."""
     kept = sampler.root / LENGTHS
     if kept.exists():
-        return read_json(kept)
+        return read_list(kept, int)
     train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
     return train.lengths

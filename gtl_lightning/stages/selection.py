@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import read_json
+from gtl_lightning.records import NUMBER, read_record
 from gtl_lightning.stages.common import CELLS, ROW, Cell, log
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
@@ -76,7 +76,7 @@ def chosen_setting(params: Params, cell: Cell, root: Path) -> Setting:
     temperature = params.sampling.temperature
     if not path.exists():
         return Setting(temperature, 1.0 if cell.method.startswith("gtl") else None)
-    row = read_json(path)
+    row = read_record(path, {"temperature": NUMBER, "sample_gamma": (*NUMBER, type(None))})
     return Setting(row["temperature"] if params.sampling.also_temperatures else temperature, row["sample_gamma"])
 
 

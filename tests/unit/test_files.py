@@ -18,16 +18,12 @@ from gtl_lightning.files import (
     load_tensors,
     make_folder,
     read_json,
-    read_lines,
-    read_record,
-    read_records,
-    read_sealed,
     save_tensors,
-    sealed,
     sha256_file,
     write_json,
     write_text,
 )
+from gtl_lightning.records import read_lines, read_record, read_records, read_sealed, sealed
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:

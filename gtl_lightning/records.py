@@ -1,0 +1,139 @@
+"""JSON of a known shape: what is missing or of another type is one line that names file and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import SEAL, digest, finite, read_json, reading, refuse_constant
+
+T = TypeVar("T")
+Shape = Mapping[str, type | tuple[type, ...]]
+"""Keys that an object must have, and the types that each may be of; True and False are no numbers."""
+ANY: Shape = {}
+NUMBER = (int, float)
+NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number with a point",
+    type(None): "null",
+}
+
+
+def read_record(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        required: keys and types that it must have.
+
+    Raises:
+        UserError: as `read_json`; another shape.
+    """
+    return record(read_json(path), path, required)
+
+
+def record(value: Any, path: Path | str, required: Shape) -> dict[str, Any]:
+    """`value`, if it is an object with the keys and types of `read_record`.
+
+    Raises:
+        UserError: naming `path` and the key at fault.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {_kind(value)} where an object belongs; delete it and run its stage again")
+    for key, wanted in required.items():
+        if key not in value:
+            raise UserError(f"{path} has no {key!r}; delete it and run its stage again")
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        if not isinstance(value[key], kinds) or (isinstance(value[key], bool) and bool not in kinds):
+            raise UserError(
+                f"{path}: {key!r} is {_kind(value[key])}, not {_names(kinds)}; delete it and run its stage again"
+            )
+    return value
+
+
+def read_list(path: Path | str, kind: type[T]) -> list[T]:
+    """Read a JSON list of texts, of numbers, of objects.
+
+    Raises:
+        UserError: as `read_json`; another shape.
+    """
+    items = _items(path)
+    for number, item in enumerate(items):
+        if type(item) is not kind:
+            raise UserError(
+                f"{path}, entry {number}: {_kind(item)}, not {_names([kind])}; delete it and run its stage again"
+            )
+    return items
+
+
+def read_records(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
+    """Read a JSON list of objects, each with the keys and types of `read_record`.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    return [record(row, f"{path}, entry {number}", required) for number, row in enumerate(_items(path))]
+
+
+def read_lines(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
+    """Read JSON lines, each an object with the keys and types of `read_record`.
+
+    Raises:
+        UserError: missing, cannot be read, or a line that is no such object: cut off, for example.
+    """
+    rows = []
+    try:
+        with reading(path), open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                rows.append(
+                    record(json.loads(line, parse_constant=refuse_constant), f"{path}, line {number}", required)
+                )
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}, line {len(rows) + 1} is not valid JSON ({error}); delete the file and run its stage again"
+        ) from error
+    return rows
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with a hash of its content, to be written by `write_json` and checked by `read_sealed`."""
+    content = finite(dict(value))
+    return {**content, SEAL: digest(content, 64)}
+
+
+def read_sealed(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
+    """Read what `sealed` gave.
+
+    Raises:
+        UserError: as `read_record`; content that does not fit its hash.
+    """
+    content = read_record(path, {**required, SEAL: str})
+    seal = content.pop(SEAL)
+    if digest(content, 64) != seal:
+        raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and run its stage again")
+    return content
+
+
+def _items(path: Path | str) -> list[Any]:
+    items = read_json(path)
+    if not isinstance(items, list):
+        raise UserError(f"{path} holds {_kind(items)} where a list belongs; delete it and run its stage again")
+    return items
+
+
+def _kind(value: Any) -> str:
+    return NAMES[type(value)]
+
+
+def _names(kinds: Iterable[type]) -> str:
+    names = dict.fromkeys(NAMES[kind] for kind in kinds)
+    if {NAMES[int], NAMES[float]} <= names.keys():
+        del names[NAMES[float]]
+    return " or ".join(names)
