@@ -6,12 +6,18 @@ import ctypes
 import os
 import sys
 
+from gtl_lightning.errors import UserError
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets."""
 _LARGEST = 32 << 20
 """Bytes, the most that glibc says it takes: larger tensors still come from the system and go back to it."""
 _KEPT = 1 << 30
 """Bytes of freed memory that a process keeps."""
+
+LEAST_ADDRESS_SPACE = 3 << 29
+"""Bytes. Training the smallest networks, tracker included, took 1.3 GB (Linux, one thread); without room for threads
+and for growth it dies anywhere."""
 
 
 def keep_freed_memory() -> None:
@@ -37,6 +43,27 @@ def limit_threads(count: int | None) -> None:
     """
     if count is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(count))
+
+
+def check_address_space() -> None:
+    """Refuse a process in which torch, Lightning and MLflow do not fit, before any of them is loaded.
+
+    Where an import or a thread finds no room, each library has its own end: an exception, an abort, a crash, or a wait
+    for nothing.
+
+    Raises:
+        UserError: the limit on the process's address space (`ulimit -v`) is too low.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise UserError(
+            f"this process may use {limit >> 20} MiB of address space, and torch, Lightning and MLflow need "
+            f"{LEAST_ADDRESS_SPACE >> 20} MiB; raise the limit (`ulimit -v unlimited`)"
+        )
 
 
 def lacks_memory(error: BaseException) -> bool:

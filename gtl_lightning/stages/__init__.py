@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gtl_lightning.resources import check_address_space
+
 if TYPE_CHECKING:
     from gtl_lightning.stages.bench import run_bench
     from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
@@ -50,6 +52,7 @@ __all__ = [
     "train_source",
 ]
 
+WITHOUT_TORCH = ("data",)
 HOMES = {
     "bench": ("run_bench",),
     "data": ("data_download", "data_import", "data_sample", "split", "tokenize"),
@@ -71,4 +74,6 @@ def __getattr__(name: str) -> Any:
     home = next((home for home, names in HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if home not in WITHOUT_TORCH:
+        check_address_space()
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
