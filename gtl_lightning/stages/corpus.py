@@ -10,6 +10,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json
 from gtl_lightning.sections import Network
+from gtl_lightning.stages.checks import check_corpus
 from gtl_lightning.stages.common import MODELS, NETWORK, TOKENS
 
 if TYPE_CHECKING:
@@ -42,37 +43,8 @@ class Corpus:
         known = {key: meta[key] for key in ("vocab_size", "mask_index", "pad_index", "eos_index", "length")}
         corpus = cls(**known, sizes={split: found["examples"] for split, found in meta["splits"].items()})
         if root == Path():  # what a registered model holds was looked at when it was made
-            corpus.check(params)
+            check_corpus(params, corpus.vocab_size, corpus.sizes)
         return corpus
-
-    def check(self, params: Params) -> None:
-        """Compare the parameters with what the data decide, before anything is trained on them.
-
-        Raises:
-            UserError: an n_ratio above the vocabulary, fewer target test texts than MAUVE can be computed of, or a
-                fraction of the sweep that leaves too few examples.
-        """
-        from gtl_lightning.data.split import fraction_size
-
-        asked = {
-            "sampling.n_ratio": params.sampling.n_ratio or 1,
-            "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
-            "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
-        }
-        for key, value in asked.items():
-            if value > self.vocab_size:
-                raise UserError(f"{key} = {value} exceeds the vocabulary of {self.vocab_size}; use at most that")
-        test, buckets = self.sizes["target_test"], params.evaluation.mauve_buckets
-        if test < 2 * buckets:
-            raise UserError(
-                f"evaluation.mauve_buckets = {buckets} needs {2 * buckets} target test texts, there are {test}; "
-                "lower it, raise data.target_test, or bring more target records"
-            )
-        for fraction in params.sweep.fractions:
-            try:
-                fraction_size(self.sizes["target_train"], fraction, params.data.min_examples)
-            except UserError as error:
-                raise UserError(f"sweep.fractions: {error}") from error
 
     def dataset(self, split: str) -> TokenDataset:
         """The examples of a split, in the order of their rank."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.stages.checks import check_corpus
 from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, TOKENS, log
 
 
@@ -71,16 +72,22 @@ def split(params: Params) -> None:
 
 
 def tokenize(params: Params) -> None:
-    """The tokenizer and every split's token arrays."""
+    """The tokenizer and every split's token arrays.
+
+    Raises:
+        UserError: the parameters ask for more than the splits hold (`check_corpus`).
+    """
     from gtl_lightning.data.tokens import tokenize_splits
 
-    tokenize_splits(
+    meta = tokenize_splits(
         SPLITS,
         TOKENS,
         name=params.tokenizer.name,
         vocab_size=params.tokenizer.vocab_size,
         length=params.tokenizer.length,
     )
+    sizes = {name: found["examples"] for name, found in meta["splits"].items()}
+    check_corpus(params, meta["vocab_size"], sizes)  # now, not after minutes of training
 
 
 def _version() -> None:
