@@ -373,8 +373,8 @@ def strength_at(gamma: float | Callable[[float], float], share: float) -> float:
     """
     value = gamma(share) if callable(gamma) else gamma
     try:
-        strength = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+        strength = value.__float__()  # not float(), which reads text
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"gamma must be a number, or a function of the revealed share that returns one; got {type(value).__name__}"
         ) from error
