@@ -75,6 +75,21 @@ def called(network: object, role: Role) -> str:
     return f"{role} ({getattr(network, '__name__', None) or type(network).__name__})"
 
 
+def check_weights(network: nn.Module) -> None:
+    """Refuse a network that is damaged or diverged; one look at the device.
+
+    Raises:
+        UserError: a weight is NaN or infinite; the first is named.
+    """
+    weights = dict(network.named_parameters())
+    finite = [weight.detach().isfinite().all() for weight in weights.values()]
+    for name, fine in zip(weights, torch.stack(finite).tolist() if finite else [], strict=True):
+        if not fine:
+            raise UserError(
+                f"weight {name} of the {type(network).__name__} holds NaN or infinity; train that network again"
+            )
+
+
 @contextmanager
 def evaluating(*networks: object) -> Iterator[None]:
     """Inside, modules among the networks are in eval mode, so that no dropout samples; afterwards as they were.
