@@ -20,7 +20,7 @@ from torch import Tensor
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise, uniform_rate, uniform_score
 from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_probs, strength_at, tilt
-from gtl_lightning.guard import Guard, called, law, tensor_of, wide
+from gtl_lightning.guard import Guard, law, tensor_of, wide
 from gtl_lightning.protocols import Denoiser
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
@@ -239,11 +239,11 @@ def _step(
     now = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
     # The time in double precision for the rates; networks see it in single.
     exact = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
-    log_p = noise.law(tensor_of(denoiser(x_t, now), called(denoiser, "denoiser"), (*x_t.shape, "v")), x_t)
+    log_p = noise.law(tensor_of(denoiser(x_t, now), (*x_t.shape, "v"), denoiser, "denoiser"), x_t)
     guard.note_law(log_p)
     rate = noise.guided(log_p, x_t, exact, schedule, guidance)
     guard.note("ratio" if guidance is not None else "denoiser", rate)
-    jump = tensor_of(leap(rate, t - s), called(leap, "leap"), tuple(rate.shape))
+    jump = tensor_of(leap(rate, t - s), tuple(rate.shape), leap, "leap")
     guard.note("leap", jump)
     stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0.0)
     return jump.scatter(-1, x_t[..., None], stay)
@@ -316,7 +316,7 @@ def _log_ratios(guidance: Guidance, x: Tensor, t: Tensor, vocabulary: int, v: in
     """
     seen = t.float()
     if not isinstance(guidance.ratio, SequenceRatio):
-        log_r = tensor_of(guidance.ratio.f(x, seen), called(guidance.ratio.f, "ratio"), (*x.shape, vocabulary))
+        log_r = tensor_of(guidance.ratio.f(x, seen), (*x.shape, vocabulary), guidance.ratio.f, "ratio")
         return wide(log_r), None
     batch, length = x.shape
     row = torch.arange(batch, device=x.device).repeat_interleave(length)

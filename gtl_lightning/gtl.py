@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.guard import called, tensor_of, wide
+from gtl_lightning.guard import tensor_of, wide
 from gtl_lightning.protocols import Hidden, RatioNetwork, TokenLogRatio
 
 GAMMA_MAX = 1e6
@@ -255,7 +255,7 @@ class SequenceRatio:
         Raises:
             UserError: f gives no tensor, or one of another shape.
         """
-        return wide(tensor_of(self.f(x_t, t), called(self.f, "ratio"), (len(x_t),)))
+        return wide(tensor_of(self.f(x_t, t), (len(x_t),), self.f, "ratio"))
 
     def score(
         self,

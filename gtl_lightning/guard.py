@@ -24,6 +24,8 @@ Problem = Literal["numbers", "promise"]
 
 UNREAD = 4096
 """Notes at most that wait to be read: what a long run holds of them is bounded."""
+TRIED = 4
+"""Positions at which a promise is tried."""
 TOLERANCE = 1e-3
 """Nats by which the law of a denoiser that promises one may miss a sum of one."""
 
@@ -44,33 +46,36 @@ def law(logits: Tensor, excluded: Tensor | None = None) -> Tensor:
     return torch.log_softmax(logits if excluded is None else logits.masked_fill(excluded, -math.inf), -1)
 
 
-def tensor_of(output: object, who: str, shape: tuple[int | str, ...]) -> Tensor:
+def tensor_of(output: object, shape: tuple[int | str, ...], network: object, role: str) -> Tensor:
     """What a callable gave, as the tensor that was asked for.
 
     Args:
         output: a tensor, or an object that has one as `logits` (what Hugging Face models return).
-        who: names the callable.
         shape: expected sizes; a name stands for any size.
+        network: the callable.
+        role: what it is called.
 
     Raises:
         UserError: anything else, or another shape.
     """
     inner = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    wanted = f"[{', '.join(map(str, shape))}]"
     if not isinstance(inner, Tensor):
-        raise UserError(f"the {who} gave a {type(output).__name__}; let it return one tensor of shape {wanted}")
-    fits = len(shape) == inner.dim() and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, inner.shape, strict=True)
-    )
-    if not fits:
-        raise UserError(f"the {who} gave a tensor of shape {list(inner.shape)}; expected is {wanted}")
+        raise UserError(f"the {called(network, role)} gave a {type(output).__name__}; {_wanted(shape)}")
+    if len(shape) != inner.dim() or any(
+        want != got for want, got in zip(shape, inner.shape, strict=True) if not isinstance(want, str)
+    ):
+        raise UserError(f"the {called(network, role)} gave a tensor of shape {list(inner.shape)}; {_wanted(shape)}")
     if inner.is_complex():
-        raise UserError(f"the {who} gave {inner.dtype}; let it return real numbers")
+        raise UserError(f"the {called(network, role)} gave {inner.dtype}; let it return real numbers")
     # Double precision, so that no score of a planner that counts is rounded.
     return inner if inner.is_floating_point() else inner.double()
 
 
-def called(network: object, role: Role) -> str:
+def _wanted(shape: tuple[int | str, ...]) -> str:
+    return f"let it return one tensor of shape [{', '.join(map(str, shape))}]"
+
+
+def called(network: object, role: str) -> str:
     """`role` and the name of a callable, for messages."""
     return f"{role} ({getattr(network, '__name__', None) or type(network).__name__})"
 
@@ -170,11 +175,13 @@ class Guard:
             log_p = wide(output)
             if not self._tried and log_p.numel():
                 self._try(log_p)
+            self.note_law(log_p)
         else:
             if mask is not None and (self._excluded is None or self._excluded.device != output.device):
                 self._excluded = torch.arange(v, device=output.device) == mask
             log_p = law(output, self._excluded)
-        self.note_law(log_p)
+            # Whatever is wrong with a row, log_softmax makes all of it NaN: one column says so.
+            self.note(self._role, log_p[..., 0])
         return log_p
 
     def note_law(self, log_p: Tensor) -> None:
@@ -210,6 +217,7 @@ class Guard:
 
     def _try(self, log_p: Tensor) -> None:
         self._tried = True
+        log_p = log_p.reshape(-1, log_p.shape[-1])[:TRIED]
         off = torch.logsumexp(log_p, -1).abs().amax()
         if self._mask_index is not None:
             off = off + log_p[..., self._mask_index].exp().amax()

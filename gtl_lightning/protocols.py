@@ -126,10 +126,10 @@ class Hidden:
         # A ratio follows the denoiser that it reads: whole features go with a whole pass.
         if self._places is not None and frozen not in self._states and isinstance(network, Placed):
             hidden = network.encode_at(self.x_t, self.t, self._places, **_features(self._placed.get(frozen)))
-            self._placed[key] = tensor_of(hidden, _part(network, "encode_at"), (*self._places.shape, "d"))
+            self._placed[key] = tensor_of(hidden, (*self._places.shape, "d"), network, "encoder")
             return self._placed[key]
         hidden = self._encode(network, _features(self._states.get(frozen)))
-        self._states[key] = tensor_of(hidden, _part(network, "encode"), (len(self.x_t), "l", "d"))
+        self._states[key] = tensor_of(hidden, (len(self.x_t), "l", "d"), network, "encoder")
         return self._states[key]
 
     def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
@@ -169,7 +169,7 @@ class Hidden:
         return lambda part: output[part]
 
     def _of_tokens(self, output: Tensor, network: object, role: Role, shape: tuple[int, ...]) -> Tensor:
-        output = tensor_of(output, called(network, role), (*shape, "v"))
+        output = tensor_of(output, (*shape, "v"), network, role)
         if self._vocabulary == "v":
             self._vocabulary = output.shape[-1]
         elif output.shape[-1] != self._vocabulary:
@@ -181,10 +181,6 @@ class Hidden:
 
     def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
         return network.encode(self.x_t, self.t, **features)
-
-
-def _part(network: object, name: str) -> str:
-    return f"{name} of {type(network).__name__}"
 
 
 def _features(known: Tensor | None) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from gtl_lightning.drawing import CERTAINTY
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance
-from gtl_lightning.guard import Guard, called, tensor_of, wide
+from gtl_lightning.guard import Guard, tensor_of, wide
 from gtl_lightning.protocols import Denoiser, Hidden, Padded, Planner
 from gtl_lightning.reuse import Blocks, Reuse
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
@@ -131,7 +131,7 @@ class _Order:
             return uniform_noise(tuple(masked.shape), walk.generator, walk.device)
         if isinstance(self.planner, str):
             return self._certainty(walk, known, masked, start, left)
-        score = tensor_of(self.planner(x), called(self.planner, "planner"), tuple(x.shape))
+        score = tensor_of(self.planner(x), tuple(x.shape), self.planner, "planner")
         score = wide(score[:, start : start + masked.shape[1]]).masked_fill(~masked, -math.inf)
         walk.guard.note("planner", score)
         if self.temperature == 0:

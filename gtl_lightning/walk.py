@@ -75,14 +75,15 @@ class Walk:
         return times.clamp(0, 1)
 
     def _table(self, rows: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """Float[rows,length+1], filled up with zeros that nothing reads."""
-        return pad_sequence(rows, batch_first=True).to(self.device, dtype)
+        """Float[length+1], or where rows are padded Float[lengths,length+1], filled up with zeros."""
+        table = pad_sequence(rows, batch_first=True) if self.padding else rows[0]
+        return table.to(self.device, dtype)
 
     def _at(self, table: Tensor, x: Tensor, ahead: int = 0) -> Tensor:
         """Float[b]: the entries of a table for the rows of x, `ahead` positions later."""
         revealed = (x != self.mask_index).sum(-1) + ahead
         if self.padding is None:
-            return table[0][revealed]
+            return table[revealed]
         pads = (x == self.padding.index).sum(-1)
         return table[self.length - pads, revealed - pads]
 
@@ -127,7 +128,8 @@ class Walk:
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
         t, t_next = self.time(x), self.time(x, ahead=1)
         log_r = guidance.ratio.score(x, t, t_next, row, position, tried, guidance.chunk, known)
-        gamma = self._at(self.gammas, x)[row].to(log_p.dtype)
+        self.gammas = self.gammas.to(log_p.dtype)
+        gamma = self._at(self.gammas, x)[row]
         log_w = tilt(log_p, log_r, gamma[:, None])
         self.guard.note("ratio", log_w)
         if guidance.stabilise:

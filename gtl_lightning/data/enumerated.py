@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gtl_lightning.data.exact import ExactDistribution, check_counts, check_probabilities, first_mismatch
 from gtl_lightning.errors import UserError
-from gtl_lightning.guard import Guard, called, tensor_of
+from gtl_lightning.guard import Guard, tensor_of
 
 ENUMERATION_LIMIT = 20_000
 """Most sequences (V^L), or mask patterns (2^L), that are listed one by one."""
@@ -267,7 +267,7 @@ def any_order_kl(
 
 def _law(guard: Guard, conditionals: Conditionals, x_t: Tensor, t: Tensor, mask_index: int) -> Tensor:
     """Float64[b,l,v] of the conditionals at masks, as every reader has it; zeros elsewhere."""
-    output = tensor_of(conditionals(x_t, t), called(conditionals, "denoiser"), (*x_t.shape, "v"))
+    output = tensor_of(conditionals(x_t, t), (*x_t.shape, "v"), conditionals, "denoiser")
     masked = x_t == mask_index
     full = torch.zeros(output.shape, dtype=torch.float64, device=output.device)
     full[masked] = guard.law(output[masked]).double()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.evaluation.likelihood import Likelihood
-from gtl_lightning.guard import Guard, called, tensor_of
+from gtl_lightning.guard import Guard, tensor_of
 
 
 def reference_perplexity(
@@ -55,7 +55,7 @@ def reference_likelihood(
         for rows, padded in batches_by_length(sequences, batch, pad_index):
             x_0 = padded.to(device)
             guard.where = f"sequence {int(rows[0])}"
-            log_p = tensor_of(model(x_0), called(model, "reference model"), (*x_0.shape, "v"))
+            log_p = tensor_of(model(x_0), (*x_0.shape, "v"), model, "reference model")
             log_prob = guard.law(log_p).gather(-1, x_0[..., None]).squeeze(-1).double()
             # A causal model may give the padding probability 0: drop it before it is summed.
             nats[rows] = -log_prob.masked_fill(x_0 == pad_index, 0.0).sum(dim=1).cpu()

@@ -91,12 +91,12 @@ BAD: dict[str, tuple[Net, Guidance | None, str]] = {
     ),
     "gamma NaN": (EXACT, Guidance(TOKEN, lambda share: NAN), "gamma must be"),
     "tuple": (lambda x, t: (x,), None, "the denoiser .* gave a tuple"),
-    "shape": (lambda x, t: torch.zeros(len(x), 5), None, r"expected is \[27, 3, v\]"),
+    "shape": (lambda x, t: torch.zeros(len(x), 5), None, r"let it return one tensor of shape \[27, 3, v\]"),
     "token ratio, vocabulary": (EXACT, Guidance(TokenRatio(constant(0.0, 0.0))), "knows 2 tokens, the denoiser 5"),
     "sequence ratio, column": (
         EXACT,
         Guidance(SequenceRatio(lambda x, t: torch.zeros(len(x), 1))),
-        r"expected is \[27\]",
+        r"let it return one tensor of shape \[27\]",
     ),
 }
 

@@ -291,13 +291,21 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "tuple": (
         lambda x, t: (logits(x, t),),
         {},
-        r"denoiser \(<lambda>\) gave a tuple; .* one tensor of shape \[5, 6, v\]",
+        r"denoiser \(<lambda>\) gave a tuple; let it return one tensor of shape \[5, 6, v\]",
     ),
     "none": (lambda x, t: None, {}, "gave a NoneType"),
     "array": (lambda x, t: logits(x, t).numpy(), {}, "gave a ndarray"),
-    "no vocabulary": (lambda x, t: x.float(), {}, r"shape \[5, 6\]; expected is \[5, 6, v\]"),
-    "vocabulary before positions": (lambda x, t: logits(x, t).mT, {}, r"shape \[5, 7, 6\]; expected is \[5, 6, v\]"),
-    "one position": (lambda x, t: logits(x, t)[:, :1], {}, r"shape \[5, 1, 7\]; expected is \[5, 6, v\]"),
+    "no vocabulary": (lambda x, t: x.float(), {}, r"shape \[5, 6\]; let it return one tensor of shape \[5, 6, v\]"),
+    "vocabulary before positions": (
+        lambda x, t: logits(x, t).mT,
+        {},
+        r"shape \[5, 7, 6\]; let it return one tensor of shape \[5, 6, v\]",
+    ),
+    "one position": (
+        lambda x, t: logits(x, t)[:, :1],
+        {},
+        r"shape \[5, 1, 7\]; let it return one tensor of shape \[5, 6, v\]",
+    ),
     "one row": (lambda x, t: logits(x, t)[:1], {}, r"shape \[1, 6, 7\]"),
     "complex": (lambda x, t: logits(x, t) * 1j, {}, "real numbers"),
     "only the mask": (constant(0.0), {"mask_index": 0}, "knows no token but the mask"),
@@ -306,19 +314,27 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
         token(lambda x, t: torch.zeros(*x.shape, V + 1)),
         r"the ratio \(<lambda>\) knows 8 tokens, the denoiser 7",
     ),
-    "token ratio, sequence-level": (logits, token(sequence_f), r"shape \[5\]; expected is \[5, 6, v\]"),
+    "token ratio, sequence-level": (
+        logits,
+        token(sequence_f),
+        r"shape \[5\]; let it return one tensor of shape \[5, 6, v\]",
+    ),
     "token ratio, tuple": (logits, token(lambda x, t: (x,)), "the ratio .* gave a tuple"),
     "sequence ratio, a column": (
         logits,
         sequence(lambda x, t: torch.zeros(len(x), 1), n_ratio=2),
-        r"the ratio .* gave a tensor of shape \[10, 1\]; expected is \[10\]",
+        r"the ratio .* gave a tensor of shape \[10, 1\]; let it return one tensor of shape \[10\]",
     ),
-    "sequence ratio, one number": (logits, sequence(lambda x, t: torch.tensor(0.0)), r"shape \[\]; expected is"),
-    "sequence ratio, token-level": (logits, sequence(Tiny(1, False)), r"shape \[35, 6, 7\]; expected is \[35\]"),
+    "sequence ratio, one number": (logits, sequence(lambda x, t: torch.tensor(0.0)), r"shape \[\]; let it return"),
+    "sequence ratio, token-level": (
+        logits,
+        sequence(Tiny(1, False)),
+        r"shape \[35, 6, 7\]; let it return one tensor of shape \[35\]",
+    ),
     "planner, one row": (
         logits,
         {"planner": lambda x: torch.zeros(LENGTH)},
-        r"planner .* shape \[6\]; expected is \[5, 6\]",
+        r"planner .* shape \[6\]; let it return one tensor of shape \[5, 6\]",
     ),
     "planner, a column": (logits, {"planner": lambda x: torch.zeros(*x.shape, 1)}, r"planner .* shape \[5, 6, 1\]"),
     "planner, list": (logits, {"planner": lambda x: x.tolist()}, "planner .* gave a list"),
@@ -352,9 +368,13 @@ def test_factored_parts_of_another_shape_are_named() -> None:
         def decode(self, h: Tensor) -> Tensor:
             return super().decode(h)[:1] if self.part == "decode" else super().decode(h)
 
-    with pytest.raises(UserError, match=r"encode of Odd gave a tensor of shape \[5, 6\]; expected is \[5, l, d\]"):
+    with pytest.raises(
+        UserError, match=r"encoder .Odd. gave a tensor of shape \[5, 6\]; let it return one tensor of shape \[5, l, d\]"
+    ):
         draw(Odd("encode"))
-    with pytest.raises(UserError, match=r"denoiser \(Odd\) gave a tensor of shape \[1, 7\]; expected is \[5, v\]"):
+    with pytest.raises(
+        UserError, match=r"denoiser \(Odd\) gave a tensor of shape \[1, 7\]; let it return one tensor of shape \[5, v\]"
+    ):
         draw(Odd("decode"))
 
 
@@ -406,7 +426,12 @@ CONTINUOUS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "token ratio NaN": (EVEN, Absorbing(MASK), token(constant(*[NAN] * V)), "the ratio"),
     "sequence ratio NaN": (EVEN, Uniform(3), sequence(lambda x, t: torch.full((len(x),), NAN)), "the ratio"),
     "token ratio, vocabulary": (EVEN, Absorbing(MASK), token(lambda x, t: torch.zeros(*x.shape, 3)), r"\[5, 6, 7\]"),
-    "sequence ratio, column": (EVEN, Uniform(3), sequence(lambda x, t: torch.zeros(len(x), 1)), r"expected is \["),
+    "sequence ratio, column": (
+        EVEN,
+        Uniform(3),
+        sequence(lambda x, t: torch.zeros(len(x), 1)),
+        r"let it return one tensor of shape \[",
+    ),
     "tuple": (lambda x, t: (x,), Absorbing(MASK), {}, "the denoiser .* gave a tuple"),
     "gamma": (EVEN, Absorbing(MASK), token(EVEN, gamma=lambda share: NAN), "gamma must be"),
     "leap NaN": (EVEN, Absorbing(MASK), {"leap": lambda rate, d: rate * NAN}, "the leap"),
