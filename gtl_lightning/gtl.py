@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.guard import tensor_of, wide
-from gtl_lightning.protocols import Hidden, RatioNetwork, TokenLogRatio
+from gtl_lightning.protocols import Factored, Hidden, RatioNetwork, TokenLogRatio
 
 GAMMA_MAX = 1e6
 """Largest strength: far below it the ratio alone decides, far above it gamma log r leaves single precision."""
@@ -329,10 +329,14 @@ class Guidance:
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, SequenceRatio | TokenRatio):
             raise UserError("guidance ratio must be wrapped: SequenceRatio(f) or TokenRatio(f)")
-        if self.n_ratio is not None and self.n_ratio < 1:
-            raise UserError(f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio}")
-        if self.chunk < 1:
-            raise UserError(f"guidance chunk must be at least 1, got {self.chunk}")
+        if not callable(self.ratio.f) and not isinstance(self.ratio.f, Factored):
+            raise UserError(f"the ratio is a {type(self.ratio.f).__name__}; give a function of (x_t, t)")
+        if self.n_ratio is not None and not (hasattr(self.n_ratio, "__index__") and self.n_ratio >= 1):
+            raise UserError(
+                f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio!r}; a whole number"
+            )
+        if not (hasattr(self.chunk, "__index__") and self.chunk >= 1):
+            raise UserError(f"guidance chunk must be at least 1, got {self.chunk!r}; a whole number")
         if not callable(self.gamma):
             strength_at(self.gamma, 0.0)
 

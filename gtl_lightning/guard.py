@@ -80,6 +80,18 @@ def called(network: object, role: str) -> str:
     return f"{role} ({getattr(network, '__name__', None) or type(network).__name__})"
 
 
+def check_ids(tokens: Tensor, vocabulary: object, what: str) -> None:
+    """Compare token ids with the number of tokens that a network says it knows; what says nothing is not checked.
+
+    Raises:
+        UserError: an id outside the vocabulary.
+    """
+    if isinstance(vocabulary, int) and tokens.numel():
+        low, high = torch.stack(tokens.aminmax()).tolist()
+        if low < 0 or high >= vocabulary:
+            raise UserError(f"{what} holds token {low if low < 0 else high}; ids must lie in 0..{vocabulary - 1}")
+
+
 def check_weights(network: nn.Module) -> None:
     """Refuse a network that is damaged or diverged; one look at the device.
 

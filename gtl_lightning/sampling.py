@@ -21,7 +21,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance
 from gtl_lightning.guard import Guard, tensor_of, wide
-from gtl_lightning.protocols import Denoiser, Hidden, Padded, Planner
+from gtl_lightning.protocols import Denoiser, Factored, Hidden, Padded, Planner
 from gtl_lightning.reuse import Blocks, Reuse
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.walk import COLD, Padding, Walk
@@ -81,8 +81,9 @@ def sample(
         UserError: an argument out of range, a prompt that does not fit, or a callable that gives another shape, NaN,
             infinity or no law.
     """
+    whole = {"mask_index": mask_index, "batch": batch, "length": length, "positions_per_step": positions_per_step}
+    _check_kinds(denoiser, guidance, blocks, schedule, generator, steps=steps, **whole)
     _check(planner, positions_per_step, blocks, steps, temperature, top_p, planner_temperature)
-    _check_kinds(mask_index, batch, length, positions_per_step, steps, guidance, generator)
     x = _start(denoiser, mask_index, batch, length, prompt, generator, device)
     ratio = guidance.ratio.f if guidance else None
     guard = Guard(mask_index, denoiser, ratio=ratio, planner=planner)
@@ -226,25 +227,23 @@ def _start(
 
 
 def _check_kinds(
-    mask_index: object,
-    batch: object,
-    length: object,
-    k: object,
-    steps: object,
-    guidance: object,
-    generator: object,
+    denoiser: object, guidance: object, blocks: object, schedule: object, generator: object, **numbers: object
 ) -> None:
-    """Raise UserError for arguments of another kind."""
-    whole = {"mask_index": mask_index, "batch": batch, "length": length, "positions_per_step": k, "steps": steps}
-    for name, value in whole.items():
+    """Raise UserError for arguments of another kind; `numbers` are whole ones, or None."""
+    for name, value in numbers.items():
         if value is not None and not hasattr(value, "__index__"):
             raise UserError(f"{name} must be a whole number, got {value!r}")
-    if guidance is not None and not isinstance(guidance, Guidance):
-        raise UserError(
-            f"guidance must be a Guidance, got a {type(guidance).__name__}; wrap it: Guidance(TokenRatio(f))"
-        )
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise UserError(f"generator must be a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(0)")
+    if not callable(denoiser) and not isinstance(denoiser, Factored):
+        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+    kinds: dict[str, tuple[object, type, str]] = {
+        "guidance": (guidance, Guidance, "Guidance(TokenRatio(f))"),
+        "blocks": (blocks, Blocks, "Blocks(size)"),
+        "schedule": (schedule, NoiseSchedule, "LogLinear()"),
+        "generator": (generator, torch.Generator, "torch.Generator().manual_seed(0)"),
+    }
+    for name, (value, kind, example) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; give for example {example}")
 
 
 def _check(
@@ -268,7 +267,9 @@ def _check(
     if k < 1:
         raise UserError(f"positions_per_step must be at least 1, got {k}")
     for name, value in (("temperature", temperature), ("planner_temperature", planner_temperature)):
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must lie in (0, 1], got {top_p}")
+        if not (hasattr(value, "__float__") and 0 <= value < math.inf):
+            raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value!r}")
+    if not (hasattr(top_p, "__float__") and 0 < top_p <= 1):
+        raise UserError(f"top_p must lie in (0, 1], got {top_p!r}")
+    if planner is not None and not isinstance(planner, str) and not callable(planner):
+        raise UserError(f"planner is a {type(planner).__name__}; give a name or a function of x_t")

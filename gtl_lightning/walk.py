@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gtl_lightning.drawing import nucleus
 from gtl_lightning.errors import UserError
 from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
-from gtl_lightning.guard import Guard
+from gtl_lightning.guard import Guard, check_ids
 from gtl_lightning.protocols import Denoiser, Hidden
 from gtl_lightning.schedule import NoiseSchedule
 
@@ -105,9 +105,7 @@ class Walk:
         first = torch.zeros(1, dtype=torch.long, device=x.device)
         told = getattr(self.denoiser, "vocab_size", None)
         v = told if isinstance(told, int) else self.log_p(first, first, self.hidden(blank)).shape[-1]
-        low, high = x.min().item(), x.max().item()
-        if low < 0 or high >= v:
-            raise UserError(f"prompt holds token {low if low < 0 else high}; ids must lie in 0..{v - 1}")
+        check_ids(x, v, "prompt")
 
     def weights(
         self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, known: Hidden

@@ -22,12 +22,13 @@ from torch import Tensor
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
-from gtl_lightning.guard import Guard, wide
+from gtl_lightning.guard import Guard, check_ids, wide
 from gtl_lightning.protocols import Denoiser, Hidden
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
 
+TEXT = "the text to evaluate"
 Strength = float | Callable[[float], float]
 
 
@@ -78,6 +79,8 @@ def nelbo_sums(
     sequences = as_sequences(tokens, pad_index)
     if any(bool((row == mask_index).any()) for row in sequences):
         raise UserError(f"the mask token {mask_index} occurs in the tokens to evaluate; give finished sequences")
+    ids = torch.stack(torch.cat(sequences).aminmax())
+    check_ids(ids, getattr(denoiser, "vocab_size", None), TEXT)
     lengths = torch.tensor([len(row) for row in sequences])
     total = torch.zeros(1 + len(strengths), len(sequences), dtype=torch.float64)
     guard = Guard(mask_index, denoiser, ratio=guidance.ratio.f if guidance else None)
@@ -99,7 +102,7 @@ def nelbo_sums(
                     masked=count.to(device),
                     revealed=(1 - count / lengths[rows]).to(device),
                 )
-                sums = _log_prob_sums(denoiser, guidance, strengths, step, masking.positions, guard).cpu()
+                sums = _log_prob_sums(denoiser, guidance, strengths, step, masking.positions, guard, ids).cpu()
                 total[:, rows] -= sums * (lengths[rows] / count)
     return total / masking.draws, lengths
 
@@ -147,6 +150,7 @@ def _log_prob_sums(
     step: _Step,
     positions: int,
     guard: Guard,
+    ids: Tensor,
 ) -> Tensor:
     """Float[1 + strengths, b] (double): sum over masked positions of log p at the true token, then of log p r^gamma."""
     row, position = (step.rank < step.masked[:, None]).nonzero(as_tuple=True)
@@ -159,7 +163,9 @@ def _log_prob_sums(
     chosen = torch.ones_like(row, dtype=torch.bool) if token_level else step.rank[row, position] < positions
     scale = (step.masked / chosen.new_zeros(len(step.x_0), dtype=torch.long).index_add(0, row, chosen.long()))[row]
     score = None if guidance is None else _scorer(guidance, step, row, position, known)
-    for part in _parts(len(row), log_p_at(slice(0, 1)).shape[-1]):
+    v = log_p_at(slice(0, 1)).shape[-1]
+    check_ids(ids, v, TEXT)
+    for part in _parts(len(row), v):
         log_p = guard.law(log_p_at(part))
         unguided = log_p.gather(-1, true_ids[part, None]).squeeze(-1).double()
         terms = [unguided]

@@ -183,6 +183,11 @@ class CausalLM(nn.Module):
         if config.tied:
             self.output.weight = self.backbone.embedding.weight
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids, mask and pad included."""
+        return self.config.vocab_size
+
     def forward(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
         return self.decode(self.encode(x_0))

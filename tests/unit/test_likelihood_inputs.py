@@ -109,6 +109,14 @@ def test_what_is_no_law_is_refused(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("denoiser", [EXACT, small()])
+@pytest.mark.parametrize("token", [9, -2])
+def test_a_text_outside_the_vocabulary_is_refused(denoiser: Net, token: int) -> None:
+    masking = Masking(mask_index=MASK if denoiser is EXACT else 7, pad_index=PAD)
+    with pytest.raises(UserError, match=rf"the text to evaluate holds token {token}; ids must lie in 0..[48]"):
+        nelbo(denoiser, torch.tensor([[0, token, 1]]), masking)
+
+
 def test_gamma_is_not_selected_by_nan() -> None:
     """NaN at one strength alone was passed over, and the others compared."""
     ratio = TokenRatio(lambda x, t: torch.where((x == MASK).all(-1), NAN, 0.0)[:, None, None].expand(*x.shape, V + 2))
@@ -158,6 +166,8 @@ def test_reference_models_are_read_alike() -> None:
     for model in (causal, lambda x: causal(x) + 7, lambda x: SimpleNamespace(logits=causal(x) - 1)):
         value = reference_likelihood(model, rows, pad_index=PAD)
         assert value.per_sequence.item() == pytest.approx(math.log(2) + 2 * math.log(4), abs=1e-5)
+    with pytest.raises(UserError, match="the text to evaluate holds token 9; ids must lie in 0..4"):
+        reference_likelihood(causal, torch.tensor([[0, 9]]), pad_index=PAD)
     with pytest.raises(UserError, match="the reference model .* gave NaN"):
         reference_likelihood(lambda x: causal(x) * NAN, rows, pad_index=PAD)
     with pytest.raises(UserError, match="the reference model .* gave a tuple"):

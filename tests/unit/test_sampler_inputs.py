@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
+from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.continuous import Absorbing, Uniform, sample_continuous
 from gtl_lightning.errors import UserError
 from gtl_lightning.gtl import importance_draws, tilt
@@ -338,8 +338,14 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "planner, a column": (logits, {"planner": lambda x: torch.zeros(*x.shape, 1)}, r"planner .* shape \[5, 6, 1\]"),
     "planner, list": (logits, {"planner": lambda x: x.tolist()}, "planner .* gave a list"),
-    "generator": (logits, {"generator": 3}, "generator must be a torch.Generator, got 3"),
-    "guidance": (logits, {"guidance": TokenRatio(logits)}, "guidance must be a Guidance, got a TokenRatio"),
+    "generator": (logits, {"generator": 3}, "generator is a int, not a Generator; give for example torch.Generator"),
+    "guidance": (logits, {"guidance": TokenRatio(logits)}, "guidance is a TokenRatio, not a Guidance"),
+    "blocks": (logits, {"blocks": 3}, r"blocks is a int, not a Blocks; give for example Blocks\(size\)"),
+    "schedule": (logits, {"schedule": "cosine"}, "schedule is a str, not a NoiseSchedule"),
+    "denoiser": (torch.zeros(3), {}, "the denoiser is a Tensor; give a function"),
+    "planner": (logits, {"planner": 3}, "planner is a int; give a name or a function"),
+    "temperature": (logits, {"temperature": "hot"}, "temperature must be finite and not negative .*, got 'hot'"),
+    "top_p": (logits, {"top_p": None}, r"top_p must lie in \(0, 1\], got None"),
     "length": (logits, {"length": 2.5}, "length must be a whole number, got 2.5"),
     "positions": (logits, {"positions_per_step": 1.5}, "positions_per_step must be a whole number"),
     "steps": (logits, {"steps": 2.0}, "steps must be a whole number"),
@@ -475,3 +481,18 @@ def test_nothing_is_drawn_by_a_ratio_that_is_none(values: list[float]) -> None:
     with pytest.raises(UserError, match="log-ratio to draw by"):
         importance_draws(torch.tensor(values), 3, torch.Generator())
     assert (importance_draws(torch.tensor([-INF, 0.0]), 5, torch.Generator()) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (lambda: Guidance(TokenRatio(torch.zeros(3))), "the ratio is a Tensor; give a function"),  # type: ignore[arg-type]
+        (lambda: Guidance(SequenceRatio(sequence_f), n_ratio=2.5), "n_ratio .* 2.5; a whole number"),  # type: ignore[arg-type]
+        (lambda: Guidance(SequenceRatio(sequence_f), chunk=1.5), "chunk .* 1.5; a whole number"),  # type: ignore[arg-type]
+        (lambda: Blocks(2.5), "blocks must be whole numbers"),  # type: ignore[arg-type]
+        (lambda: Blocks(2, refresh=1.5), "blocks must be whole numbers"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_of_another_kind(build: Callable[[], object], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        build()
