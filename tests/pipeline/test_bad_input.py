@@ -1,6 +1,7 @@
 """Each mistake: one clear line that names it, exit code 2, nothing lost."""
 
 import gzip
+import math
 import shutil
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from gtl_lightning.config import write_params
 from gtl_lightning.data.sample import write_sample
+from gtl_lightning.files import load_tensors, save_tensors
 from tests.pipeline.conftest import Gtl, inside, tiny
 
 
@@ -111,6 +113,21 @@ def test_truncated_and_foreign_checkpoints(gtl: Gtl, trained: Path, tmp_path: Pa
     refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "truncated")
     shutil.copy(workspace / "models" / "planner" / "network.safetensors", path)
     refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "PositionNetwork")
+
+
+def test_checkpoint_with_a_weight_that_is_no_number(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    """Neither an empty sample nor a row without a likelihood: the line, and what was there stays."""
+    workspace = Path(shutil.copytree(trained, tmp_path / "workspace"))
+    path = workspace / "models" / "source" / "network.safetensors"
+    tensors, header = load_tensors(path)
+    tensors["output.bias"][-1] = math.nan
+    save_tensors(path, tensors, header)
+    row = workspace / "cells" / "source-0" / "row.json"
+    before = row.read_text()
+    refused(gtl("sample", "--method", "source", "--count", "3", "--out", "out", cwd=workspace), "Denoiser", "NaN")
+    assert not (workspace / "out").exists()
+    refused(gtl("evaluate", "source", cwd=workspace), "Denoiser", "NaN")
+    assert row.read_text() == before
 
 
 def test_unreachable_tracking_server(gtl: Gtl, workspace: Path) -> None:
