@@ -1,12 +1,13 @@
 """The one configuration object: params.yaml -> frozen pydantic models, unknown keys refused.
 
 The defaults of the sections (settings.py) are the profile `default`; `profiles/NAME.yaml` holds what another profile
-changes. `gtl configure` writes params.yaml (defaults, then the profile, then `--set` overrides), and everything reads
-params.yaml: DVC, the command line and the flows.
+changes. `gtl configure` writes params.yaml (reconfigure.py), and everything reads params.yaml: DVC, the command line
+and the flows.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def load_params(path: Path | str = PARAMS) -> Params:
     Raises:
         UserError: missing, not YAML, an unknown key or a value out of range; the line names the key.
     """
-    return validate(_read_yaml(Path(path)), Path(path))
+    return validate(read_values(path), path)
 
 
 def validate(values: dict[str, Any], origin: Path | str) -> Params:
@@ -97,9 +98,8 @@ def configure(profile: str = "default", overrides: tuple[str, ...] = (), profile
     Raises:
         UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
     """
-    values: dict[str, Any] = {} if profile == "default" else _read_yaml(_profile_path(profile, profiles))
-    base = _merge(Params().model_dump(mode="json"), {**values, "profile": profile})
-    return _changed(base, overrides, f"profile {profile}")
+    values: dict[str, Any] = {} if profile == "default" else read_values(_profile_path(profile, profiles))
+    return overlaid({**values, "profile": profile}, overrides, f"profile {profile}")
 
 
 def override(params: Params, overrides: tuple[str, ...]) -> Params:
@@ -108,7 +108,42 @@ def override(params: Params, overrides: tuple[str, ...]) -> Params:
     Raises:
         UserError: an override without `=`, an unknown key, a value out of range.
     """
-    return _changed(params.model_dump(mode="json"), overrides, "overrides")
+    return overlaid(params.model_dump(mode="json"), overrides, "overrides")
+
+
+def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | str) -> Params:
+    """Defaults, then `values`, then `key=value` overrides.
+
+    Raises:
+        UserError: naming `origin`; an override without `=`, an unknown key, a value out of range.
+    """
+    laid: dict[str, Any] = {}
+    for change in overrides:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
+        if key.strip() == "profile":
+            raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
+        _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
+    told = f"{origin} with --set {', '.join(overrides)}" if overrides else origin
+    return validate(_merge(full(values), laid), told)
+
+
+def full(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of params.yaml or of a profile, completed by the defaults."""
+    return _merge(Params().model_dump(mode="json"), values)
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted key -> `key: old -> new`, of every value of `new` that `old` has otherwise."""
+    found: dict[str, str] = {}
+    for key, value in new.items():
+        before, full_key = old.get(key), f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(before, dict):
+            found |= changes(before, value, f"{full_key}.")
+        elif value != before:
+            found[full_key] = f"{full_key}: {json.dumps(before, default=str)} -> {json.dumps(value)}"
+    return found
 
 
 def dump_params(params: Params) -> str:
@@ -142,16 +177,40 @@ def _section_lines(section: BaseModel, depth: int) -> list[str]:
     return lines
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_values(path: Path | str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, unchecked.
+
+    Raises:
+        UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; write it with `gtl configure`") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
+        ) from error
+    values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of parameters; write it anew with `gtl configure`")
     return values
+
+
+def _parse(text: str, origin: str) -> Any:
+    """YAML 1.2, as DVC reads params.yaml: 1e-3 is a number, 010 is ten, a key given twice is an error."""
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.constructor import DuplicateKeyError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
+    except YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def _profile_path(profile: str, profiles: Path) -> Path:
@@ -160,20 +219,6 @@ def _profile_path(profile: str, profiles: Path) -> Path:
         known = ", ".join(["default", *sorted(file.stem for file in profiles.glob("*.yaml"))])
         raise UserError(f"unknown profile {profile!r}; choose one of: {known}")
     return path
-
-
-def _changed(base: dict[str, Any], overrides: tuple[str, ...], origin: str) -> Params:
-    changes: dict[str, Any] = {}
-    for change in overrides:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {change}: the value is not valid YAML ({' '.join(str(error).split())})") from error
-        _assign(changes, key.strip().split("."), parsed, key)
-    return validate(_merge(base, changes), origin)
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
+from gtl_lightning.stages.asked import grid_cell, in_grid
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
 from gtl_lightning.stages.corpus import Corpus, load_denoiser
 from gtl_lightning.stages.fitting import (
@@ -115,6 +116,8 @@ def train_judge(params: Params) -> None:
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
     """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (docs/method.md 2.1)."""
+    in_grid("--fraction", fraction, "sweep.fractions", params.sweep.fractions)
+    in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
     corpus, training = Corpus.open(params), params.train.classifier
     train, val = corpus.target(fraction, params.data.min_examples)  # refused before seconds of imports
 
@@ -147,9 +150,9 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     """One baseline denoiser or ratio network on a fraction of the target data.
 
     Raises:
-        UserError: the fraction leaves too few examples.
+        UserError: no point of the grid, or the fraction leaves too few examples.
     """
-    cell = Cell(method, fraction, seed)
+    cell = grid_cell(params, method, fraction, seed)
     Corpus.open(params).target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
     {**BASELINES, **RATIOS}[method](params, cell)
 
