@@ -123,8 +123,8 @@ class Grid:
 def read_grid(params: Params, root: Path) -> Grid:
     """Ask DVC for the graph of the repository at `root` and for what is stale in it.
 
-    It takes none of DVC's locks and writes nothing, so that it can be asked while stages run: what they are just writing
-    counts as stale.
+    It takes none of DVC's locks and writes nothing, so that it can be asked while stages run: what they are just
+    writing counts as stale.
 
     Raises:
         UserError: no DVC repository there, or a dvc.yaml or dvc.lock that DVC refuses.
@@ -165,7 +165,7 @@ def _read(params: Params, root: Path) -> tuple[list[Stage], set[str]]:
 
 
 def _is_stale(stage: Any) -> bool:
-    """What `dvc status` says of a stage. DVC's own function marks every path as being read, and fails beside a writer."""
+    """What `dvc status` says of a stage. DVC's own function notes every path as being read, and fails beside a writer."""
     try:
         return (
             (not stage.frozen and any(dep.status() for dep in stage.deps))

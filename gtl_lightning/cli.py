@@ -76,6 +76,9 @@ def data_download(
     """Stream a hub data set; goes on where it stopped."""
     from gtl_lightning import stages
 
+    for option, value in (("DATASET", dataset), ("--split", split)):
+        if not value.strip():
+            raise UserError(f"{option} is empty; give the name of a data set and of one of its splits")
     stages.data_download(dataset, split=split, limit=limit, fields=_pairs(field))
 
 

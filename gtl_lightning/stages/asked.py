@@ -26,11 +26,10 @@ def grid_cell(params: Params, method: str, fraction: float | None, seed: int) ->
     Raises:
         UserError: an unknown method, a fraction where none applies or none where one does, a point outside the grid.
     """
-    cell = known_cell(method, fraction, seed)
-    if cell.fraction is not None:
-        in_grid("--fraction", cell.fraction, "sweep.fractions", params.sweep.fractions)
+    if fraction is not None and method != SOURCE_METHOD:
+        in_grid("--fraction", fraction, "sweep.fractions", params.sweep.fractions)
     in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
-    return cell
+    return known_cell(method, fraction, seed)
 
 
 def known_cell(method: str, fraction: float | None, seed: int) -> Cell:
@@ -46,6 +45,7 @@ def known_cell(method: str, fraction: float | None, seed: int) -> Cell:
         raise UserError(f"{method} is trained on a share of the target data: say which with --fraction")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"--fraction {fraction} is no share of the target data; give one above 0 and up to 1")
+    known_seed("--model-seed", seed)
     return Cell(method, fraction, seed)
 
 
@@ -53,6 +53,12 @@ def known_method(method: str) -> None:
     """Raise UserError unless `method` exists."""
     if method not in METHODS:
         raise UserError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+
+
+def known_seed(option: str, seed: int) -> None:
+    """Raise UserError unless every generator takes `seed`."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{option} {seed} is out of range; give 0 to {LARGEST_SEED}")
 
 
 def in_grid(option: str, value: float, key: str, grid: Sequence[float]) -> None:
@@ -94,8 +100,9 @@ class Draw:
         for option, number in (("--gamma", self.gamma), ("--temperature", self.temperature)):
             if number is not None and not 0 <= number < math.inf:
                 raise UserError(f"{option} {number} is out of range; give a finite number, 0 or more")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise UserError(f"--seed {self.seed} is out of range; give 0 to {LARGEST_SEED}")
+        known_seed("--seed", self.seed)
+        if self.prompt is not None and not self.prompt.strip():
+            raise UserError(f"--prompt {self.prompt!r} holds no text; leave it out for free text")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} cannot be written: it is a file; give a folder")
 
