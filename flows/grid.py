@@ -165,7 +165,7 @@ def _read(params: Params, root: Path) -> tuple[list[Stage], set[str]]:
 
 
 def _is_stale(stage: Any) -> bool:
-    """What `dvc status` says of a stage. DVC's own function notes every path as being read, and fails beside a writer."""
+    """What `dvc status` says of a stage; DVC's own function notes what it reads, and fails beside a writer."""
     try:
         return (
             (not stage.frozen and any(dep.status() for dep in stage.deps))

@@ -51,7 +51,7 @@ def configure(
 
 
 @data_app.command("sample")
-def data_sample(seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the generator")] = 0) -> None:
+def data_sample(seed: Annotated[int, typer.Option(help="seed of the generator")] = 0) -> None:
     """Generate the embedded sample: artificial abstracts with an exactly known density."""
     from gtl_lightning import stages
 

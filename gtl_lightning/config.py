@@ -8,6 +8,7 @@ and the flows.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.markov_config import Markov
-from gtl_lightning.sections import Network, Section, Training
+from gtl_lightning.sections import NAME, TEXT, Name, Network, Section, Training
 from gtl_lightning.settings import (
+    ADDRESS,
+    ARCHIVE,
     Ablation,
     Bench,
     Classifier,
@@ -42,7 +45,7 @@ PROFILES = Path("profiles")
 class Params(Section):
     """All of params.yaml."""
 
-    profile: str = Field("default", description="name of the profile this file was configured from")
+    profile: Name = Field("default", description="name of the profile this file was configured from")
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     schedule: Schedule = Field("loglinear", description="noise schedule alpha_t")
@@ -68,6 +71,45 @@ class Params(Section):
         if self.ablation.method not in self.sweep.ratios:
             raise ValueError(f"ablation.method = {self.ablation.method} is none of sweep.ratios; choose one of them")
         return self
+
+    @model_validator(mode="after")
+    def _sampling_fits_the_texts(self) -> Params:
+        length, vocabulary = self.tokenizer.length, self.tokenizer.vocab_size
+        for name in ("positions_per_step", "block", "block_margin"):
+            if (getattr(self.sampling, name) or 0) > length:
+                value = getattr(self.sampling, name)
+                raise ValueError(f"sampling.{name} = {value} exceeds tokenizer.length = {length}; lower it")
+        if self.tokenizer.name is not None:  # its vocabulary is known once it is loaded: stages/corpus.py
+            return self
+        asked = {
+            "sampling.n_ratio": self.sampling.n_ratio or 1,
+            "sampling.n_ratio_sequence": self.sampling.n_ratio_sequence,
+            "ablation.n_ratios": max(self.ablation.n_ratios, default=1),
+        }
+        for key, value in asked.items():
+            if value > vocabulary:
+                raise ValueError(f"{key} = {value} exceeds tokenizer.vocab_size = {vocabulary}; use at most that")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Params:
+        parts = self.machine.devices * self.machine.accumulate
+        for key, training in [*_trainings(self.train, "train"), *_trainings(self.methods, "methods")]:
+            if training.batch % parts:
+                raise ValueError(
+                    f"{key}.batch = {training.batch} does not divide into machine.devices x machine.accumulate = "
+                    f"{parts} parts; change one of them"
+                )
+        return self
+
+
+def _trainings(section: BaseModel, prefix: str) -> Iterator[tuple[str, Training]]:
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}.{field.alias or name}"
+        if isinstance(value, Training):
+            yield key, value
+        elif isinstance(value, BaseModel):
+            yield from _trainings(value, key)
 
 
 def load_params(path: Path | str = PARAMS) -> Params:
@@ -125,8 +167,7 @@ def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | 
         if key.strip() == "profile":
             raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
         _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
-    told = f"{origin} with --set {', '.join(overrides)}" if overrides else origin
-    return validate(_merge(full(values), laid), told)
+    return validate(_merge(full(values), laid), f"{origin} with --set" if overrides else origin)
 
 
 def full(values: dict[str, Any]) -> dict[str, Any]:
@@ -238,6 +279,15 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+PATTERNS = {
+    NAME: "begin with a letter or digit, go on with letters, digits, blanks and . _ - only",
+    TEXT: "write a text without blanks around it",
+    ARCHIVE: "name an archive, the part of a category before its dot",
+    ADDRESS: "write an address, as sqlite:///mlflow.db or http://host:5000",
+}
+"""What a string has to look like, in words."""
+
+
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if not key:
@@ -246,4 +296,6 @@ def _explain(problem: Any) -> str:
         return f"unknown parameter {key}; remove it or correct its name"
     if isinstance(problem["input"], dict | BaseModel):
         return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
+    if problem["type"] == "string_pattern_mismatch":
+        return f"{key} = {problem['input']!r}: {PATTERNS.get(problem['ctx']['pattern'], 'it has another form')}"
     return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

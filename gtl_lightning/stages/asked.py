@@ -10,14 +10,13 @@ from typing import get_args
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.sections import LARGEST_SEED
 from gtl_lightning.settings import BaselineMethod, RatioMethod
 from gtl_lightning.stages.common import Cell
 
 SOURCE_METHOD = "source"
 METHODS: tuple[str, ...] = (SOURCE_METHOD, *get_args(BaselineMethod), *get_args(RatioMethod))
 GUIDED: tuple[str, ...] = get_args(RatioMethod)
-LARGEST_SEED = 2**32 - 1
-"""What every generator takes: torch, numpy and scikit-learn."""
 
 
 def grid_cell(params: Params, method: str, fraction: float | None, seed: int) -> Cell:

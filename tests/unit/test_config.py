@@ -25,14 +25,14 @@ def test_shipped_profiles_are_valid_and_survive_a_round_trip(profile: str, tmp_p
 
 
 def test_overrides_win_over_the_profile() -> None:
-    params = configure("paper", ("train.source.steps=7", "sweep.seeds=[4, 5]"), profiles=ROOT / "profiles")
-    assert params.train.source.steps == 7
+    params = configure("paper", ("train.source.steps=7000", "sweep.seeds=[4, 5]"), profiles=ROOT / "profiles")
+    assert params.train.source.steps == 7000
     assert params.sweep.seeds == (4, 5)
     assert params.tokenizer.length == 512
 
 
 def test_an_override_changes_what_it_names_and_nothing_else() -> None:
-    edited = configure("paper", ("train.source.steps=7",), profiles=ROOT / "profiles")
+    edited = configure("paper", ("train.source.steps=7000",), profiles=ROOT / "profiles")
     changed = override(edited, ("methods.gtl-warm.members=3", "methods.gtl.network={depth: 5}"))
     assert changed.methods.gtl_warm.members == 3
     assert changed.methods.gtl.network.depth == 5
