@@ -290,12 +290,15 @@ PATTERNS = {
 
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    said = str(problem["msg"]).removeprefix("Value error, ")
     if not key:
-        return str(problem["msg"]).removeprefix("Value error, ")
+        return said
+    if problem["type"] == "missing":
+        return f"{key} is missing; add it, or write the file anew with `gtl configure`"
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {key}; remove it or correct its name"
     if isinstance(problem["input"], dict | BaseModel):
-        return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
+        return f"{key}: {said}"
     if problem["type"] == "string_pattern_mismatch":
         return f"{key} = {problem['input']!r}: {PATTERNS.get(problem['ctx']['pattern'], 'it has another form')}"
-    return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return f"{key} = {problem['input']!r}: {said[:1].lower()}{said[1:]}"

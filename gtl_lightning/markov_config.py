@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from gtl_lightning.sections import (
+    LARGEST_COUNT,
     Few,
     Lora,
     Natural,
@@ -25,6 +26,7 @@ from gtl_lightning.sections import (
 
 Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Inside = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Sequences = Annotated[int, Field(strict=True, ge=2, le=LARGEST_COUNT)]
 Matrix = tuple[tuple[Probability, ...], ...]
 SUM_TOLERANCE = 1e-5
 
@@ -43,7 +45,7 @@ class Overlap(Section):
     diagonals: tuple[Inside, ...] = Field(
         (0.2, 0.35, 0.5, 0.8, 0.95), min_length=1, description="P(stay) of the targets"
     )
-    n: Positive = Field(100, description="target sequences")
+    n: Sequences = Field(100, description="target sequences")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="repetitions")
 
     @model_validator(mode="after")
@@ -55,14 +57,14 @@ class Overlap(Section):
 class Markov(Section):
     """The study on Markov chains, where everything is known exactly (docs/markov.md)."""
 
-    states: Annotated[int, Field(strict=True, ge=2, le=1024)] = Field(5, description="states V of the chains")
+    states: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(5, description="states V of the chains")
     length: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(20, description="tokens of a sequence")
-    source_diagonal: Probability = Field(0.10, description="P(stay) in the source")
-    target_diagonal: Probability = Field(0.80, description="P(stay) in the target")
+    source_diagonal: Inside = Field(0.10, description="P(stay) in the source")
+    target_diagonal: Inside = Field(0.80, description="P(stay) in the target")
     source_transition: Matrix | None = Field(None, description="any transition matrix instead of source_diagonal")
     target_transition: Matrix | None = Field(None, description="any transition matrix instead of target_diagonal")
     source_sequences: Positive = Field(10000, description="source sequences")
-    sizes: tuple[Positive, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
+    sizes: tuple[Sequences, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
     parts: Annotated[int, Field(strict=True, ge=2, le=1024)] = Field(
         5, description="equal parts that the target is cut into, one held out"

@@ -11,12 +11,14 @@ NAME, TEXT = r"^\w[\w. -]*$", r"^\S(.*\S)?$"
 LARGEST_COUNT, LARGEST_SEED = 10**9, 2**32 - 1
 """The seed is what every generator takes: torch's, numpy's and scikit-learn's."""
 
-# Strict: true is no number and 5.0 no count; DVC, which reads the same file, would spell them otherwise. Every number has
-# a lower and an upper bound, and so infinity and NaN lie outside.
+# Strict: true is no number and 5.0 no count; DVC, which reads the same file, would spell them otherwise. Every number
+# has a lower and an upper bound, and so infinity and NaN lie outside.
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
 Size = Annotated[int, Field(strict=True, ge=1, le=65536)]
+Margin = Annotated[int, Field(strict=True, ge=0, le=65536)]
+Candidates = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 Few = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e6)]
@@ -49,12 +51,10 @@ class Section(BaseModel):
 class Network(Section):
     """Size of one transformer."""
 
-    width: Size = Field(description="hidden width")
+    width: Annotated[int, Field(strict=True, ge=2, le=65536)] = Field(description="hidden width")
     depth: Few = Field(description="blocks")
     heads: Few = Field(description="attention heads")
-    cond_dim: Annotated[int, Field(strict=True, ge=0, le=65536)] = Field(
-        0, description="width of the time embedding; 0: the network does not see t"
-    )
+    cond_dim: Margin = Field(0, description="width of the time embedding; 0: the network does not see t")
     dropout: Share = Field(0.0, description="dropout")
     tied: Flag = Field(True, description="share input and output embedding")
 

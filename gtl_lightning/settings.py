@@ -8,9 +8,11 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from gtl_lightning.sections import (
     LARGEST_COUNT,
+    Candidates,
     Few,
     Flag,
     Lora,
+    Margin,
     Name,
     Natural,
     Network,
@@ -199,11 +201,11 @@ class Sampling(Section):
         "random", description="reveal order"
     )
     planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
-    positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
-    block: Positive | None = Field(
+    positions_per_step: Size = Field(1, description="positions revealed per step (k)")
+    block: Size | None = Field(
         None, description="reveal in blocks of so many positions, the rest kept as it was; null: no reuse"
     )
-    block_margin: Natural = Field(0, description="positions around the block that are computed anew with it")
+    block_margin: Margin = Field(0, description="positions around the block that are computed anew with it")
     temperature: Strength = Field(1.0, description="of the revealed tokens; 0 takes the most likely")
     also_temperatures: tuple[Strength, ...] = Field(
         (), description="further temperatures; held-out texts choose, by energy distance"
@@ -220,8 +222,8 @@ class Sampling(Section):
     gamma_end: Strength = Field(
         1.0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
     )
-    n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
-    n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
+    n_ratio: Candidates | None = Field(None, description="tokens the ratio scores at a position; null: all")
+    n_ratio_sequence: Candidates = Field(16, description="the same for sequence-level ratios, one forward pass each")
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sampling:
@@ -270,7 +272,7 @@ class Ablation(Section):
     fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
     method: RatioMethod = Field("gtl", description="the ratio that is resampled")
     gammas: tuple[Strength, ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), min_length=1, description="gamma axis")
-    n_ratios: tuple[Positive, ...] = Field((4, 16, 64), description="n_ratio axis")
+    n_ratios: tuple[Candidates, ...] = Field((4, 16, 64), description="n_ratio axis")
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Ablation:
@@ -306,12 +308,12 @@ class Bench(Section):
     lengths: tuple[Length, ...] = Field(
         (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
     )
-    n_ratios: tuple[Positive, ...] = Field(
+    n_ratios: tuple[Candidates, ...] = Field(
         (8, 64, 512), min_length=1, description="tokens the ratio scores; the last stands in all other rows"
     )
     positions_per_step: tuple[Size, ...] = Field((1, 2, 8), min_length=1, description="k; 1 in all other rows")
     blocks: tuple[Size, ...] = Field((8, 16), description="block sizes of block-wise decoding")
-    candidates: Positive = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
+    candidates: Candidates = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
     steps: Positive = Field(4, description="steps in a timed call")
     rounds: Positive = Field(7, description="timed calls of each case")
     seconds: PositiveFloat = Field(10.0, description="time for a group of cases after which its rounds end early")

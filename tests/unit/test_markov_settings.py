@@ -33,8 +33,11 @@ MISTAKES = {
         ("markov.states=2", "markov.target_transition=[[0.0, 1.0], [0.5, 0.5]]"),
         r"transition\[0, 0\] is 0 in the target and 0.1 in the source: the density ratio is zero or infinite",
     ),
-    "a target that never moves": (("markov.target_diagonal=1.0",), r"transition\[0, 1\] is 0 in the target"),
-    "no sequences": (("markov.sizes=[20, 0]",), r"markov.sizes.1 = 0: input should be greater than or equal to 1"),
+    "a target that never moves": (
+        ("markov.target_diagonal=1.0",),
+        r"markov.target_diagonal = 1.0: input should be less than 1",
+    ),
+    "no sequences": (("markov.sizes=[20, 0]",), r"markov.sizes.1 = 0: input should be greater than or equal to 2"),
     "fewer sequences than folds": (
         ("markov.sizes=[3]",),
         r"markov: sizes: n = 3 target sequences cannot be cut into parts = 5; raise n",
