@@ -127,14 +127,14 @@ def train_classifier(fraction: FractionOption, seed: SeedOption = 0) -> None:
     """The domain classifiers and the advisor's verdict."""
     from gtl_lightning import stages
 
-    stages.train_classifier(_params(), fraction, seed)
+    stages.train_classifier(_point(fraction, seed), fraction, seed)
 
 
 def _cell_command(method: str, description: str) -> None:
     def command(fraction: FractionOption, seed: SeedOption = 0) -> None:
         from gtl_lightning import stages
 
-        stages.train_cell(_params(), method, fraction, seed)
+        stages.train_cell(_point(fraction, seed), method, fraction, seed)
 
     train_app.command(method, help=description)(command)
 
@@ -162,7 +162,7 @@ def evaluate(
     """Select on validation data, read the test data once, sample, measure."""
     from gtl_lightning import stages
 
-    stages.evaluate_cell(_params(), method, fraction, seed)
+    stages.evaluate_cell(_point(fraction, seed), method, fraction, seed)
 
 
 @app.command()
@@ -204,8 +204,11 @@ def markov_source() -> None:
 def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
     """Every method at every size, one repetition."""
     from gtl_lightning import stages
+    from gtl_lightning.stages.asked import in_grid
 
-    stages.markov_cells(_params(), seed)
+    params = _params()
+    in_grid("--seed", seed, "markov.seeds", params.markov.seeds)
+    stages.markov_cells(params, seed)
 
 
 @markov_app.command("overlap")
@@ -298,6 +301,15 @@ def _params(profile: str | None = None) -> Any:
 
     params = config.configure(profile) if profile else config.load_params()
     limit_threads(params.machine.threads)  # here: torch is not imported yet
+    return params
+
+
+def _point(fraction: float | None, seed: int) -> Any:
+    """The parameters, whose grid has this point."""
+    from gtl_lightning.stages.asked import check_point
+
+    params = _params()
+    check_point(params, fraction, seed)
     return params
 
 

@@ -19,20 +19,15 @@ METHODS: tuple[str, ...] = (SOURCE_METHOD, *get_args(BaselineMethod), *get_args(
 GUIDED: tuple[str, ...] = get_args(RatioMethod)
 
 
-def grid_cell(params: Params, method: str, fraction: float | None, seed: int) -> Cell:
-    """A point of the grid in params.yaml.
-
-    Raises:
-        UserError: an unknown method, a fraction where none applies or none where one does, a point outside the grid.
-    """
-    if fraction is not None and method != SOURCE_METHOD:
+def check_point(params: Params, fraction: float | None, seed: int) -> None:
+    """Raise UserError unless params.yaml's grid has this share of the target data, if any, and this repetition."""
+    if fraction is not None:
         in_grid("--fraction", fraction, "sweep.fractions", params.sweep.fractions)
     in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
-    return known_cell(method, fraction, seed)
 
 
-def known_cell(method: str, fraction: float | None, seed: int) -> Cell:
-    """A cell that may exist, whether or not today's grid has it.
+def known_cell(method: str, fraction: float | None, seed: int, option: str = "--seed") -> Cell:
+    """A cell that may exist, whether or not today's grid has it; `option` names the seed.
 
     Raises:
         UserError: an unknown method, a fraction where none applies or none where one does, a value out of range.
@@ -44,7 +39,7 @@ def known_cell(method: str, fraction: float | None, seed: int) -> Cell:
         raise UserError(f"{method} is trained on a share of the target data: say which with --fraction")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"--fraction {fraction} is no share of the target data; give one above 0 and up to 1")
-    known_seed("--model-seed", seed)
+    known_seed(option, seed)
     return Cell(method, fraction, seed)
 
 

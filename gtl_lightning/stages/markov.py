@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
 from gtl_lightning.files import digest, write_json
-from gtl_lightning.stages.asked import in_grid
 from gtl_lightning.stages.common import NETWORK, RESULT, log, state_dir
 from gtl_lightning.stages.fitting import optimiser
 from gtl_lightning.stages.markov_cell import Row, evaluate, model_kl
@@ -108,10 +107,9 @@ def markov_cells(params: Params, seed: int) -> None:
     """Every method at every size, one repetition: markov/cells/SEED.json.
 
     Raises:
-        UserError: no repetition of the study, a bad matrix, or no source denoiser yet.
+        UserError: a bad matrix, or no source denoiser yet.
     """
     settings = params.markov
-    in_grid("--seed", seed, "markov.seeds", settings.seeds)
     chains(settings)  # refuses a bad matrix before any process starts
     jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
 

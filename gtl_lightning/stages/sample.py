@@ -55,7 +55,7 @@ def sample_cell(
     """
     if fraction is None and method != SOURCE_METHOD:
         fraction = max(params.sweep.fractions)
-    cell = known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed)
+    cell = known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
     asked.check_applies(method)
     count, length, seed, n_ratio = asked.count, asked.length, asked.seed, asked.n_ratio
     sampler = Sampler.open(params, cell, root)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
-from gtl_lightning.stages.asked import grid_cell, in_grid
+from gtl_lightning.stages.asked import known_cell
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
-from gtl_lightning.stages.corpus import Corpus, load_denoiser
+from gtl_lightning.stages.corpus import Corpus, check_machine, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
@@ -58,6 +58,7 @@ def _fit_on_source(
     """What all cells share, trained once on the source split into models/NAME."""
     from gtl_lightning.networks import seeded
 
+    check_machine(params)
     corpus = Corpus.open(params)
     train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
 
@@ -84,6 +85,7 @@ def train_judge(params: Params) -> None:
     from gtl_lightning.modules.causal import CausalLMModule
     from gtl_lightning.networks import CausalLM, seeded
 
+    check_machine(params)
     corpus = Corpus.open(params)
     target = corpus.dataset("judge_target")
     texts = {name: decode_all(corpus.dataset(name)) for name in ("judge_source", "judge_target")}
@@ -116,8 +118,7 @@ def train_judge(params: Params) -> None:
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
     """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (docs/method.md 2.1)."""
-    in_grid("--fraction", fraction, "sweep.fractions", params.sweep.fractions)
-    in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
+    check_machine(params)
     corpus, training = Corpus.open(params), params.train.classifier
     train, val = corpus.target(fraction, params.data.min_examples)  # refused before seconds of imports
 
@@ -152,7 +153,8 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     Raises:
         UserError: no point of the grid, or the fraction leaves too few examples.
     """
-    cell = grid_cell(params, method, fraction, seed)
+    cell = known_cell(method, fraction, seed)
+    check_machine(params)
     Corpus.open(params).target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
     {**BASELINES, **RATIOS}[method](params, cell)
 
