@@ -180,8 +180,8 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
     found: dict[str, str] = {}
     for key, value in new.items():
         before, full_key = old.get(key), f"{prefix}{key}"
-        if isinstance(value, dict) and isinstance(before, dict):
-            found |= changes(before, value, f"{full_key}.")
+        if isinstance(value, dict):
+            found |= changes(before if isinstance(before, dict) else {}, value, f"{full_key}.")
         elif value != before:
             found[full_key] = f"{full_key}: {json.dumps(before, default=str)} -> {json.dumps(value)}"
     return found
@@ -214,6 +214,8 @@ def _section_lines(section: BaseModel, depth: int) -> list[str]:
         else:
             plain = section.model_dump(mode="json")[name]
             text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+            if _parse(text, name) != plain:  # PyYAML knows YAML 1.1, to which 1e5 is a word
+                text = json.dumps(plain)
             lines.append(f"{indent}{name}: {text}  # {field.description}")
     return lines
 
