@@ -190,7 +190,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 def dump_params(params: Params) -> str:
     """Params as the text of params.yaml: every value, each with its description."""
     lines = [
-        "# Every number of the pipeline. Edit it, or write it anew: gtl configure [--profile NAME] [--set KEY=VALUE]",
+        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; anew: gtl configure [--profile NAME]",
         *_section_lines(params, 0),
     ]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from gtl_lightning import stages
 from gtl_lightning.files import read_json, sha256_file
 from gtl_lightning.stages import Draw
-from tests.pipeline.conftest import inside, tiny
+from tests.pipeline.conftest import Gtl, inside, tiny
+from tests.unit.trees import snapshot
 
 METHODS = {"source", "vanilla", "finetune", "lora", "gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl"}
 NEEDED = {
@@ -180,6 +181,21 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
     assert all(row["seed"] == 3 and row["gamma"] == 1.0 and row["models"] for row in rows)
     chosen = read_json(workspace / "cells" / "gtl-0.3-0" / "row.json")["temperature"]
     assert all(row["temperature"] == chosen for row in rows)
+
+
+def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:
+    with inside(trained):
+        asked = Draw(count=2, length=16, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
+        texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
+    assert all("nothing" in text and "follows" in text for text in texts), texts
+
+
+def test_sampling_writes_into_its_folder_alone(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    before = snapshot(trained)
+    done = gtl("sample", "--fraction", "0.3", "--count", "2", "--out", str(tmp_path / "out"), cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["samples.jsonl", "samples.txt"]
+    assert snapshot(trained) == before
 
 
 def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> None:
