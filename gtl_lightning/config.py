@@ -190,7 +190,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 def dump_params(params: Params) -> str:
     """Params as the text of params.yaml: every value, each with its description."""
     lines = [
-        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; anew: gtl configure [--profile NAME]",
+        "# Every number of the pipeline. Edit it here or by gtl configure --set KEY=VALUE; --profile NAME writes it anew",
         *_section_lines(params, 0),
     ]
     return "\n".join(lines) + "\n"

@@ -113,7 +113,7 @@ def test_unwritable_output_folder(gtl: Gtl, trained: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     done = gtl("sample", "--fraction", "0.3", "--count", "1", "--out", str(tmp_path / "file"), cwd=trained)
     assert done.returncode == 2
-    assert "cannot write" in done.stderr.strip().splitlines()[-1]
+    assert "cannot be written" in done.stderr.strip().splitlines()[-1]
 
 
 def test_truncated_and_foreign_checkpoints(gtl: Gtl, trained: Path, tmp_path: Path) -> None:

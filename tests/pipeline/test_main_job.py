@@ -185,7 +185,7 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
 
 def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:
     with inside(trained):
-        asked = Draw(count=2, length=16, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
+        asked = Draw(count=2, length=28, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
         texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
     assert all("nothing" in text and "follows" in text for text in texts), texts
 
