@@ -180,7 +180,7 @@ def ablation(
     """Resample one trained ratio over gamma and n_ratio."""
     from gtl_lightning import stages
 
-    params = _params()
+    params = _params() if seed is None else _point(None, seed)
     stages.ablation(params, params.sweep.seeds[0] if seed is None else seed)
 
 

@@ -62,6 +62,14 @@ class Params(Section):
     machine: Machine = Machine()
     tracking: Tracking = Tracking()
 
+    def candidates(self) -> dict[str, int]:
+        """Key -> tokens that a ratio is to score, which are at most the vocabulary's."""
+        return {
+            "sampling.n_ratio": self.sampling.n_ratio or 1,
+            "sampling.n_ratio_sequence": self.sampling.n_ratio_sequence,
+            "ablation.n_ratios": max(self.ablation.n_ratios, default=1),
+        }
+
     @model_validator(mode="after")
     def _ablation_is_a_cell(self) -> Params:
         if self.ablation.fraction not in self.sweep.fractions:
@@ -81,12 +89,7 @@ class Params(Section):
                 raise ValueError(f"sampling.{name} = {value} exceeds tokenizer.length = {length}; lower it")
         if self.tokenizer.name is not None:  # its vocabulary is known once it is loaded: stages/corpus.py
             return self
-        asked = {
-            "sampling.n_ratio": self.sampling.n_ratio or 1,
-            "sampling.n_ratio_sequence": self.sampling.n_ratio_sequence,
-            "ablation.n_ratios": max(self.ablation.n_ratios, default=1),
-        }
-        for key, value in asked.items():
+        for key, value in self.candidates().items():
             if value > vocabulary:
                 raise ValueError(f"{key} = {value} exceeds tokenizer.vocab_size = {vocabulary}; use at most that")
         return self
@@ -190,7 +193,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 def dump_params(params: Params) -> str:
     """Params as the text of params.yaml: every value, each with its description."""
     lines = [
-        "# Every number of the pipeline. Edit it here or by gtl configure --set KEY=VALUE; --profile NAME writes it anew",
+        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; --profile NAME writes it anew",
         *_section_lines(params, 0),
     ]
     return "\n".join(lines) + "\n"

@@ -78,6 +78,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("gtl", "--fraction", "0.05", "--seed", "-1"), "--seed -1"),
         ],
     },
+    "ablation": {"seed": [(("--seed", "7"), "--seed 7 is none of sweep.seeds"), (("--seed", "-1"), "--seed -1")]},
     "markov cells": {"seed": [(("--seed", "7"), "--seed 7 is none of markov.seeds"), (("--seed", "-1"), "--seed -1")]},
     "bench": {
         "profile": [(("--profile", "nosuch"), "unknown profile 'nosuch'")],
