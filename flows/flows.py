@@ -27,6 +27,7 @@ from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
 from flows.group import GRACE_SECONDS, stop_all
 from flows.liveness import note_process
+from flows.lockfile import mend_lockfile
 from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
@@ -214,6 +215,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         if limits.deployment and (warning := check_pool(limits.deployment)):
             log.warning("%s", warning)
         params = settle(wanted, root)
+        mend_lockfile(root)
         grid = read_grid(params, root)
         stages = grid.with_upstream(targets(params, grid))
         if limits.share:

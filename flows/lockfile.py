@@ -18,22 +18,25 @@ def mend_lockfile(root: Path) -> bool:
     Nothing is lost: DVC's run-cache still knows what every stage made, and writes the file anew without running any.
     """
     path = root / LOCKFILE
-    if not path.exists() or _is_whole(path):
+    if is_whole(path):
         return False
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         # Now that nobody writes it, look again.
-        if not path.exists() or _is_whole(path):
+        if is_whole(path):
             return False
         os.replace(path, root / DAMAGED)
     return True
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether a dvc.lock can be read, or there is none."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except FileNotFoundError:
+        return True
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
     return isinstance(content, dict) and "schema" in content and isinstance(content.get("stages", {}), dict)

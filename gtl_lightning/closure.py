@@ -22,6 +22,7 @@ WITHOUT_RESULT = frozenset(
         "closure.py",  # names states
         "resources.py",  # memory and threads of the process
         "tracking.py",  # tells MLflow what came out
+        "stages/asked.py",  # refuses what cannot be
         "stages/progress.py",  # tells a person how far it is
         "stages/provenance.py",  # says what a result was made with
         # Parameters: their values come from params.yaml, by which DVC and the state are keyed one by one.

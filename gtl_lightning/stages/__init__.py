@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gtl_lightning.stages.asked import Draw
     from gtl_lightning.stages.bench import run_bench
     from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
     from gtl_lightning.stages.evaluate import ablation, evaluate_cell
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
 
 __all__ = [
+    "Draw",
     "ablation",
     "data_download",
     "data_import",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 HOMES = {
+    "asked": ("Draw",),
     "bench": ("run_bench",),
     "data": ("data_download", "data_import", "data_sample", "split", "tokenize"),
     "evaluate": ("ablation", "evaluate_cell"),

@@ -24,12 +24,7 @@ def check_corpus(params: Params, vocab_size: int, sizes: Mapping[str, int]) -> N
         UserError: an n_ratio above the vocabulary, fewer target test texts than MAUVE can be computed of, or a fraction
             of the sweep that leaves too few examples.
     """
-    asked = {
-        "sampling.n_ratio": params.sampling.n_ratio or 1,
-        "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
-        "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
-    }
-    for key, value in asked.items():
+    for key, value in params.candidates().items():
         if value > vocab_size:
             raise UserError(f"{key} = {value} exceeds the vocabulary of {vocab_size}; use at most that")
     test, buckets = sizes["target_test"], params.evaluation.mauve_buckets

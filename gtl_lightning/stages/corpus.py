@@ -88,6 +88,21 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_machine(params: Params) -> None:
+    """Refuse a training that this machine cannot begin; torch is imported only where that is in question.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or more processes than GPUs.
+    """
+    wanted = params.machine.devices
+    if params.machine.accelerator != "gpu" and wanted == 1:
+        return
+    import torch
+
+    if device_of(params).type == "cuda" and wanted > (there := torch.cuda.device_count()):
+        raise UserError(f"machine.devices = {wanted}, and there are {there} GPUs to be seen; lower it")
+
+
 def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
     """The trained denoiser of models/NAME below `root`.
 

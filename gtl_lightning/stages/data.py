@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.stages.asked import known_seed
 from gtl_lightning.stages.checks import check_corpus
 from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, TOKENS, log
 
@@ -16,6 +17,7 @@ def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
     from gtl_lightning.data.sample import write_sample
 
+    known_seed("--seed", seed)
     write_sample(DATA, seed=seed)
     _version()
 
