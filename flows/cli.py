@@ -85,13 +85,18 @@ def reconcile(
     from flows.lockfile import DAMAGED, mend_lockfile
     from flows.reconcile import reconcile as bring_back
     from flows.server import connect
+    from gtl_lightning.errors import UserError
 
+    if not all(host.strip() for host in lost_host):
+        raise UserError("--lost-host names no host; leave it out or give the name that `gtl status` shows")
     if not dry_run and mend_lockfile(Path.cwd()):
         typer.echo(f"dvc.lock was half-written: moved to {DAMAGED}; the next run restores it from DVC's run-cache")
     with connect() as client:
         verdicts = bring_back(client, lost_hosts=lost_host, crashed=crashed, dry_run=dry_run)
     for verdict in verdicts:
         typer.echo(f"{verdict.run.name}: {verdict.action} ({verdict.reason})")
+    for host in set(lost_host).difference(verdict.whereabouts.host for verdict in verdicts):
+        typer.echo(f"no unfinished run is on {host}: check the name")
     acted = sum(verdict.action != "left alone" for verdict in verdicts)
     would = "would be " if dry_run else ""
     typer.echo(f"{len(verdicts)} run(s) looked at, {acted} {would}brought back to what is true")

@@ -27,7 +27,7 @@ from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
 from flows.group import GRACE_SECONDS, is_stopped, stop_all
 from flows.liveness import note_process
-from flows.lockfile import BUSY, mend_rwlock, wait_until_free
+from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
 from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
@@ -239,6 +239,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
 def _grid_when_free(params: Params, root: Path) -> Grid:
     """The grid; what another process of this checkout has locked for the moment is waited for."""
     owner = str(flow_run.get_id())
+    mend_lockfile(root)
     mend_rwlock(root)
     while True:
         try:

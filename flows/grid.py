@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -9,11 +10,13 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flows.lockfile import LOCKFILE, is_whole
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.stages.common import CELLS, ROW, Cell
 
 MARKOV = "markov-"  # how the addresses of the Markov study begin; its matrix is a grid of its own
+ATTEMPTS, PAUSE_SECONDS = 5, 0.3  # at a dvc.lock that is being written
 DATA_SUFFIX = ".dvc"  # of the addresses of data that DVC stores and no stage makes
 
 
@@ -120,31 +123,68 @@ class Grid:
 def read_grid(params: Params, root: Path) -> Grid:
     """Ask DVC for the graph of the repository at `root` and for what is stale in it.
 
+    It takes none of DVC's locks and writes nothing, so that it can be asked while stages run: what they are just
+    writing counts as stale.
+
     Raises:
-        UserError: no DVC repository there, or a dvc.yaml that DVC refuses.
+        UserError: no DVC repository there, or a dvc.yaml or dvc.lock that DVC refuses.
     """
     from dvc.exceptions import DvcException
+
+    attempt = 0
+    while True:
+        attempt += 1
+        seen = _stamp(root)
+        try:
+            stages, stale = _read(params, root)
+        except DvcException as error:
+            if attempt < ATTEMPTS and (_stamp(root) != seen or not is_whole(root / LOCKFILE)):
+                time.sleep(PAUSE_SECONDS)
+                continue
+            if not is_whole(root / LOCKFILE):
+                raise UserError(f"{root / LOCKFILE} is half-written; `gtl reconcile` moves it aside") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"DVC cannot read the pipeline in {root}: {reason}; `dvc status` shows more") from error
+        if attempt == ATTEMPTS or _stamp(root) == seen:
+            return Grid(stages, stale)
+
+
+def _read(params: Params, root: Path) -> tuple[list[Stage], set[str]]:
     from dvc.repo import Repo
 
-    from flows.lockfile import mend_lockfile
+    with Repo(str(root)) as repo:
+        graph: Any = repo.index.graph
+        points = _points(params)
+        stages = [_stage(stage, list(graph.successors(stage)), points) for stage in graph]
+        stale = {stage.addressing for stage in graph if not stage.is_data_source and _is_stale(stage)}
+    # Data that is there is taken as it is, as `dvc repro` does; only missing data has to be fetched.
+    stale |= {
+        stage.address for stage in stages if stage.is_data and not all((root / out).exists() for out in stage.outs)
+    }
+    return stages, stale
 
+
+def _is_stale(stage: Any) -> bool:
+    """What `dvc status` says of a stage; DVC's own function notes what it reads, and fails beside a writer."""
     try:
-        mend_lockfile(root)
-        with Repo(str(root), _wait_for_lock=True) as repo:
-            graph: Any = repo.index.graph
-            points = _points(params)
-            stages = [_stage(stage, list(graph.successors(stage)), points) for stage in graph]
-            stale = {address for address in repo.status() if not address.endswith(DATA_SUFFIX)}
-            # Data that is there is taken as it is, as `dvc repro` does; only missing data has to be fetched.
-            stale |= {
-                stage.address
-                for stage in stages
-                if stage.is_data and not all((root / out).exists() for out in stage.outs)
-            }
-    except DvcException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"DVC cannot read the pipeline in {root}: {reason}; `dvc status` shows more") from error
-    return Grid(stages, stale)
+        return (
+            (not stage.frozen and any(dep.status() for dep in stage.deps))
+            or any(out.status() for out in stage.outs)
+            or stage.is_callback
+            or stage.always_changed
+            or stage.changed_stage()
+        )
+    except (FileNotFoundError, NotADirectoryError):  # removed while it was read: a stage is about to write it
+        return True
+
+
+def _stamp(root: Path) -> tuple[int, int] | None:
+    """Changes whenever dvc.lock is written, which DVC does in place: what was read in between may be half of it."""
+    try:
+        stat = (root / LOCKFILE).stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:

@@ -37,13 +37,13 @@ def mend_lockfile(root: Path) -> bool:
         UserError: it cannot be moved.
     """
     path = root / LOCKFILE
-    if not path.exists() or _is_whole(path):
+    if is_whole(path):
         return False
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         # Now that nobody writes it, look again.
-        if not path.exists() or _is_whole(path):
+        if is_whole(path):
             return False
         with writing(path):
             os.replace(path, root / DAMAGED)
@@ -178,10 +178,13 @@ def _command(pid: int) -> str:
         return "of another user"
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether a dvc.lock can be read, or there is none."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except FileNotFoundError:
+        return True
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
     return isinstance(content, dict) and "schema" in content and isinstance(content.get("stages", {}), dict)

@@ -10,16 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from gtl_lightning.config import (
-    PARAMS,
-    PROFILES,
-    Params,
-    configure,
-    load_params,
-    override,
-    write_params,
-)
+from gtl_lightning.config import PARAMS, PROFILES, Params, changes, load_params, override, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.reconfigure import asked_params
 from gtl_lightning.settings import BaselineMethod, RatioMethod
 
 Method = Literal[BaselineMethod, RatioMethod]
@@ -75,15 +68,13 @@ def settle(wanted: Wanted, root: Path) -> Params:
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
     current = load_params(root / PARAMS)
-    # A profile starts anew, as `gtl configure` does; anything else is laid over the file, whose other values stay.
-    base = current if wanted.profile is None else configure(wanted.profile, profiles=root / PROFILES)
-    asked = override(base, wanted.overrides)
+    asked = asked_params(wanted.profile, wanted.overrides, root / PARAMS, root / PROFILES)
     asked = override(asked, tuple(_grid_overrides(wanted, asked)))
-    changes = list(_changes(current.model_dump(mode="json"), asked.model_dump(mode="json")))
-    if not changes:
+    told = changes(current.model_dump(mode="json"), asked.model_dump(mode="json"))
+    if not told:
         return current
     if not wanted.write_params:
-        raise UserError(f"this run would change params.yaml ({'; '.join(changes)}); set write_params to allow it")
+        raise UserError(f"this run would change params.yaml ({'; '.join(told.values())}); set write_params to allow it")
     write_params(asked, root / PARAMS)
     return asked
 
@@ -104,12 +95,3 @@ def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
 
 def _only(methods: tuple[str, ...] | None, kind: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(method for method in methods or () if method in kind)
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            yield from _changes(before, value, f"{prefix}{key}.")
-        elif value != before:
-            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(value)}"

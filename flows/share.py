@@ -37,7 +37,10 @@ def check_remote(root: Path) -> str:
 
 def version(root: Path) -> str:
     """What has to be equal in every checkout of a sweep: commit, stages, parameters."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError("share compares the commits of checkouts, and there is no git here; install it") from error
     return digest([head.stdout.strip(), *((root / name).read_text() for name in ("dvc.yaml", PARAMS))])
 
 

@@ -17,7 +17,7 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 
 def resolve_uri(uri: str) -> str:
     """The tracking address: MLFLOW_TRACKING_URI if set, else `uri`; a SQLite path is made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri  # set to nothing is not set
     return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve()) if uri.startswith(SQLITE) else uri
 
 
@@ -38,13 +38,17 @@ def check_reachable(uri: str) -> None:
 
 def unreachable(uri: str) -> str | None:
     """Why no connection to a server's address can be made; None when one can, or the address is no server's."""
-    address = urlsplit(uri)
+    try:
+        address = urlsplit(uri)
+        given = address.port
+    except ValueError as error:
+        return f"it is no address: {error}"
     ports = {"http": 80, "https": 443, "postgresql": 5432}
     scheme = address.scheme.partition("+")[0]
     if scheme not in ports or not address.hostname:
         return None
     try:
-        socket.create_connection((address.hostname, address.port or ports[scheme]), CONNECT_TIMEOUT_SECONDS).close()
+        socket.create_connection((address.hostname, given or ports[scheme]), CONNECT_TIMEOUT_SECONDS).close()
     except OSError as error:
         return error.strerror or str(error)
     return None
@@ -52,7 +56,11 @@ def unreachable(uri: str) -> str | None:
 
 def without_credentials(uri: str) -> str:
     """An address as it may be shown: no user, no password, no query."""
-    address = urlsplit(uri)
+    try:
+        address = urlsplit(uri)
+        _ = address.port
+    except ValueError:  # no address at all, though it may hold what looks like one
+        return uri.rpartition("@")[2]
     if not address.hostname:
         return uri
     host = f"{address.hostname}:{address.port}" if address.port else address.hostname

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.walk import Walk
 
@@ -16,8 +17,14 @@ Progress = Callable[[int, int], None]
 
 
 def ancestral(walk: Walk, x: Tensor, steps: int, progress: Progress | None) -> Tensor:
-    """Reverse steps on an even grid of times (docs/method.md eq. 2 unguided, eq. 5 guided)."""
-    alphas = walk.schedule.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    """Reverse steps on an even grid of times (docs/method.md eq. 2 unguided, eq. 5 guided).
+
+    Raises:
+        UserError: the schedule's alpha is not finite, or falls as the noise does.
+    """
+    alphas = walk.schedule.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).double()
+    if not (alphas.isfinite().all() and (alphas.diff() >= 0).all()):
+        raise UserError(f"alpha of the schedule ({type(walk.schedule).__name__}) must rise from t = 1 to t = 0")
     raw = walk.guidance is not None and not walk.guidance.stabilise
     return (_raw_steps if raw else _drawn_steps)(walk, x.clone(), alphas, progress)
 
@@ -36,7 +43,8 @@ def _drawn_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | Non
     # The one synchronisation with the host: how many positions, and which rows, belong to each step.
     counts, rows_on_host = torch.bincount(when, minlength=len(alphas) - 1).tolist(), row.tolist()
     done = 0
-    for count in counts:
+    for step, count in enumerate(counts):
+        walk.guard.where = f"step {step + 1} of {len(counts)}"
         if count:
             here = slice(done, done + count)
             rows = sorted(set(rows_on_host[here]))
@@ -61,6 +69,7 @@ def _raw_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | None)
     stale = torch.ones(len(x), dtype=torch.bool, device=x.device)
     total = int((x == walk.mask_index).sum()) if progress is not None else 0
     for step, (alpha_t, alpha_s) in enumerate(pairwise(alphas.tolist())):
+        walk.guard.where = f"step {step + 1} of {len(alphas) - 1}"
         masked = x == walk.mask_index
         where = masked & stale[:, None]
         rows = where.any(-1).nonzero().squeeze(-1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, environment_fault
 from gtl_lightning.resources import keep_freed_memory, limit_threads
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(markov_app, name="markov")
 app.add_typer(train_app, name="train")
 
+INTERRUPTED = 130
 FractionOption = Annotated[float, typer.Option(help="share of the target training data, as in sweep.fractions")]
 SeedOption = Annotated[int, typer.Option(help="repetition, as in sweep.seeds")]
 FieldOption = Annotated[
@@ -31,15 +32,22 @@ FieldOption = Annotated[
 
 @app.command()
 def configure(
-    profile: Annotated[str, typer.Option(help="default, or a file in profiles/")] = "default",
+    profile: Annotated[
+        str | None, typer.Option(help="default, or a file in profiles/ [default: default, without --set]")
+    ] = None,
     overrides: Annotated[list[str], typer.Option("--set", help="key=value, repeatable", show_default=False)] = [],  # noqa: B006 - typer reads it
 ) -> None:
-    """Write params.yaml: the defaults, then the profile, then each --set."""
-    from gtl_lightning import config
+    """Write params.yaml: a profile anew, or only what --set names; tells what changes and what a profile drops."""
+    from gtl_lightning import config, reconfigure
 
-    params = config.configure(profile, tuple(overrides))
-    config.write_params(params)
-    typer.echo(f"params.yaml written: profile {params.profile}, {len(overrides)} override(s)")
+    anew = profile if profile or overrides else "default"
+    params = reconfigure.asked_params(anew, tuple(overrides))
+    told = reconfigure.told_changes(anew, params)
+    if told or anew is not None:
+        config.write_params(params)
+    for line in told:
+        typer.echo(line)
+    typer.echo(f"{config.PARAMS} {'written' if told or anew else 'is so already'}: profile {params.profile}")
 
 
 @data_app.command("sample")
@@ -62,12 +70,15 @@ def data_import(path: Path, field: FieldOption = []) -> None:  # noqa: B006 - ty
 def data_download(
     dataset: str,
     split: Annotated[str, typer.Option(help="split of the hub data set")] = "train",
-    limit: Annotated[int | None, typer.Option(help="most records to take")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="most records to take")] = None,
     field: FieldOption = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Stream a hub data set; goes on where it stopped."""
     from gtl_lightning import stages
 
+    for option, value in (("DATASET", dataset), ("--split", split)):
+        if not value.strip():
+            raise UserError(f"{option} is empty; give the name of a data set and of one of its splits")
     stages.data_download(dataset, split=split, limit=limit, fields=_pairs(field))
 
 
@@ -116,14 +127,14 @@ def train_classifier(fraction: FractionOption, seed: SeedOption = 0) -> None:
     """The domain classifiers and the advisor's verdict."""
     from gtl_lightning import stages
 
-    stages.train_classifier(_params(), fraction, seed)
+    stages.train_classifier(_point(fraction, seed), fraction, seed)
 
 
 def _cell_command(method: str, description: str) -> None:
     def command(fraction: FractionOption, seed: SeedOption = 0) -> None:
         from gtl_lightning import stages
 
-        stages.train_cell(_params(), method, fraction, seed)
+        stages.train_cell(_point(fraction, seed), method, fraction, seed)
 
     train_app.command(method, help=description)(command)
 
@@ -151,7 +162,7 @@ def evaluate(
     """Select on validation data, read the test data once, sample, measure."""
     from gtl_lightning import stages
 
-    stages.evaluate_cell(_params(), method, fraction, seed)
+    stages.evaluate_cell(_point(fraction, seed), method, fraction, seed)
 
 
 @app.command()
@@ -169,7 +180,7 @@ def ablation(
     """Resample one trained ratio over gamma and n_ratio."""
     from gtl_lightning import stages
 
-    params = _params()
+    params = _params() if seed is None else _point(None, seed)
     stages.ablation(params, params.sweep.seeds[0] if seed is None else seed)
 
 
@@ -193,8 +204,11 @@ def markov_source() -> None:
 def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
     """Every method at every size, one repetition."""
     from gtl_lightning import stages
+    from gtl_lightning.stages.asked import in_grid
 
-    stages.markov_cells(_params(), seed)
+    params = _params()
+    in_grid("--seed", seed, "markov.seeds", params.markov.seeds)
+    stages.markov_cells(params, seed)
 
 
 @markov_app.command("overlap")
@@ -252,11 +266,11 @@ def sample(
         float | None, typer.Option(help="its share of the target (default: the largest of the sweep)")
     ] = None,
     model_seed: Annotated[int | None, typer.Option(help="its repetition (default: the first of the sweep)")] = None,
-    count: Annotated[int, typer.Option(min=1, help="sequences")] = 8,
+    count: Annotated[int, typer.Option(help="sequences")] = 8,
     length: Annotated[int | None, typer.Option(help="tokens (default: lengths as in the target data)")] = None,
     gamma: Annotated[float | None, typer.Option(help="guidance strength (default: as validation chose)")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="of the revealed tokens (default: as validation chose)")
+        float | None, typer.Option(help="of the revealed tokens (default: as validation chose)")
     ] = None,
     n_ratio: Annotated[int | None, typer.Option(help="tokens the ratio scores (default: params.yaml)")] = None,
     prompt: Annotated[str | None, typer.Option(help="text to begin with; [MASK] marks a gap to fill")] = None,
@@ -269,20 +283,11 @@ def sample(
     """Sample from a trained cell or a registered model; writes text and JSON lines."""
     from gtl_lightning import stages
 
-    asked: dict[str, Any] = {
-        "count": count,
-        "length": length,
-        "gamma": gamma,
-        "temperature": temperature,
-        "n_ratio": n_ratio,
-        "prompt": prompt,
-        "seed": seed,
-    }
-    asked["out"] = out
+    asked = stages.Draw(count, length, gamma, temperature, n_ratio, prompt, seed, out)
     if model is None:
-        texts = stages.sample_cell(_params(), method or "gtl", fraction, model_seed, **asked)
+        texts = stages.sample_cell(_params(), method or "gtl", fraction, model_seed, asked)
     elif (method, fraction, model_seed) == (None, None, None):
-        texts = stages.sample_model(model, **asked)
+        texts = stages.sample_model(model, asked)
     else:
         raise UserError(
             "--model names a registered model, --method, --fraction and --model-seed a cell: give one of them"
@@ -299,30 +304,55 @@ def _params(profile: str | None = None) -> Any:
     return params
 
 
+def _point(fraction: float | None, seed: int) -> Any:
+    """The parameters, whose grid has this point."""
+    from gtl_lightning.stages.asked import check_point
+
+    params = _params()
+    check_point(params, fraction, seed)
+    return params
+
+
 def _pairs(values: list[str]) -> dict[str, str]:
     pairs = {}
     for value in values:
         ours, equals, theirs = value.partition("=")
-        if not equals:
-            raise UserError(f"--field {value}: write it as ours=theirs, for example --field abstract=text")
+        if not equals or not theirs or ours in pairs:
+            raise UserError(f"--field {value}: write each field once, as ours=theirs: --field abstract=text")
         pairs[ours] = theirs
     return pairs
 
 
 def main() -> None:
-    """Run the command line; a UserError is one line on standard error and exit code 2."""
+    """Run the command line: what a person or the machine has to mend is one line on standard error, no traceback.
+
+    Exit codes: 2 for a UserError and for options that typer refuses, 1 for a fault of the machine, 130 for Ctrl-C.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "alembic", "mlflow", "lightning", "pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     keep_freed_memory()
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        code = _refused(error.format_message(), 2)
     except UserError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+        code = _refused(str(error), 2)
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if (line := environment_fault(error)) is None:
+            raise
+        code = _refused(line, 1)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
         typer.secho("stopped; the same command goes on from the last checkpoint", fg=typer.colors.YELLOW, err=True)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refused(line: str, code: int) -> int:
+    if line.strip():  # help was shown where a command was missing
+        typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+    return code
 
 
 if __name__ == "__main__":

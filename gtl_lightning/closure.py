@@ -25,6 +25,7 @@ WITHOUT_RESULT = frozenset(
         "mlflow_client.py",
         "addresses.py",  # where MLflow is
         "records.py",  # refuses JSON of another shape, and gives the rest as it was read
+        "stages/asked.py",  # refuses what cannot be
         "stages/progress.py",  # tells a person how far it is
         "stages/provenance.py",  # says what a result was made with
         # Parameters: their values come from params.yaml, by which DVC and the state are keyed one by one.

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise, uniform_rate, uniform_score
-from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_probs, tilt
+from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_probs, strength_at, tilt
+from gtl_lightning.guard import Guard, law, tensor_of, wide
 from gtl_lightning.protocols import Denoiser
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
@@ -59,13 +60,27 @@ class Noise(ABC):
         """The times stepped through, from the first to 0."""
 
     @abstractmethod
+    def law(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Float[b,l,v] the law of the clean token in what a denoiser gave at x_t; zeros where it is not read.
+
+        Raises:
+            UserError: the denoiser does not have this noise's mask or tokens.
+        """
+
     def rates(
+        self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
+    ) -> Tensor:
+        """`guided` of what a denoiser gave at x_t: log-probabilities or logits."""
+        return self.guided(self.law(log_p, x_t), x_t, t, schedule, guidance)
+
+    @abstractmethod
+    def guided(
         self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
     ) -> Tensor:
         """Reverse rates Float[b,l,v] per unit of time, 0 where nothing changes (eq. 10).
 
         Args:
-            log_p: Float[b,l,v] log-probabilities of the clean token given x_t, -inf at the mask.
+            log_p: Float[b,l,v] the `law` of the clean token given x_t.
             x_t: Long[b,l].
             t: Float[b].
             schedule: gives alpha.
@@ -100,17 +115,21 @@ class Absorbing(Noise):
         """Evenly from 1 to 0."""
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
 
-    def rates(
+    def law(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """See `Noise.law`; read at masks."""
+        v = output.shape[-1]
+        if not 0 <= self.mask_index < v:
+            raise UserError(f"mask_index = {self.mask_index} is no id of the denoiser's {v} tokens")
+        log_p = law(output, torch.arange(v, device=x_t.device) == self.mask_index)
+        return log_p.masked_fill((x_t != self.mask_index)[..., None], 0.0)
+
+    def guided(
         self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
     ) -> Tensor:
-        """See `Noise.rates`."""
-        if not 0 <= self.mask_index < log_p.shape[-1]:
-            raise UserError(f"mask_index = {self.mask_index} is no id of the denoiser's {log_p.shape[-1]} tokens")
+        """See `Noise.guided`."""
         masked = x_t == self.mask_index
-        ids = torch.arange(log_p.shape[-1], device=x_t.device)
-        log_p = log_p.masked_fill(ids == self.mask_index, -math.inf)
         if guidance is not None:
-            log_r, own = _log_ratios(guidance, x_t, t, log_p.shape[-1])
+            log_r, own = _log_ratios(guidance, x_t, t, log_p.shape[-1], log_p.shape[-1])
             gamma = _gamma(guidance, t, schedule)
             if guidance.stabilise:
                 log_p = guided_log_probs(log_p, log_r, gamma, guidance.n_ratio)
@@ -150,18 +169,24 @@ class Uniform(Noise):
         """Evenly from 1 - 1 / (steps + 1): at t = 1 the rates are infinite, and the noised law is uniform as it is."""
         return torch.linspace(1, 0, steps + 2, dtype=torch.float64).tolist()[1:]
 
-    def rates(
+    def law(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """See `Noise.law`; read everywhere."""
+        v = self.vocab_size
+        if not 0 < v <= output.shape[-1]:
+            raise UserError(f"vocab_size = {v}; the denoiser has {output.shape[-1]} tokens, give 1 to as many")
+        return law(output, torch.arange(output.shape[-1], device=x_t.device) >= v)
+
+    def guided(
         self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
     ) -> Tensor:
-        """See `Noise.rates`."""
+        """See `Noise.guided`."""
         v = self.vocab_size
-        if not 0 < v <= log_p.shape[-1]:
-            raise UserError(f"vocab_size = {v}; the denoiser has {log_p.shape[-1]} tokens, give 1 to as many")
-        rate = uniform_score(log_p[..., :v].exp(), x_t, schedule.alpha(t).to(log_p.dtype))
+        p = log_p[..., :v].exp()
+        rate = uniform_score(p, x_t, schedule.alpha(t).to(p.dtype))
         if guidance is not None:
             if guidance.n_ratio is not None:
                 raise UserError("n_ratio is for absorbing noise; uniform noise scores every token, leave it out")
-            log_r, own = _log_ratios(guidance, x_t, t, v)
+            log_r, own = _log_ratios(guidance, x_t, t, log_p.shape[-1], v)
             if own is None:
                 own = log_r.gather(-1, x_t[..., None]).squeeze(-1)
             gamma = _gamma(guidance, t, schedule)
@@ -188,13 +213,38 @@ def transition(
 ) -> Tensor:
     """Float[b,l,v]: the law of every position at time s < t given x_t, positions independent within the step.
 
-    Arguments as in `sample_continuous`.
+    Arguments and errors as in `sample_continuous`.
     """
+    with _guard(denoiser, guidance, leap).run() as guard:
+        return _step(guard, denoiser, noise, x_t, t, s, guidance, leap, schedule or LogLinear())
+
+
+def _guard(denoiser: Denoiser, guidance: Guidance | None, leap: Leap) -> Guard:
+    return Guard(None, denoiser, ratio=guidance.ratio.f if guidance else None, leap=leap)
+
+
+def _step(
+    guard: Guard,
+    denoiser: Denoiser,
+    noise: Noise,
+    x_t: Tensor,
+    t: float,
+    s: float,
+    guidance: Guidance | None,
+    leap: Leap,
+    schedule: NoiseSchedule,
+) -> Tensor:
+    """`transition` without a look at the device."""
+    guard.where = f"t = {t:g}"
     now = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
     # The time in double precision for the rates; networks see it in single.
     exact = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
-    rate = noise.rates(denoiser(x_t, now), x_t, exact, schedule or LogLinear(), guidance)
-    jump = leap(rate, t - s)
+    log_p = noise.law(tensor_of(denoiser(x_t, now), (*x_t.shape, "v"), denoiser, "denoiser"), x_t)
+    guard.note_law(log_p)
+    rate = noise.guided(log_p, x_t, exact, schedule, guidance)
+    guard.note("ratio" if guidance is not None else "denoiser", rate)
+    jump = tensor_of(leap(rate, t - s), tuple(rate.shape), leap, "leap")
+    guard.note("leap", jump)
     stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0.0)
     return jump.scatter(-1, x_t[..., None], stay)
 
@@ -218,8 +268,8 @@ def sample_continuous(
     Under absorbing noise on the log-linear schedule an Euler step is an ancestral step of `sampling.sample`.
 
     Args:
-        denoiser: (Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities of the clean token, for the noise given; v
-            counts the mask too.
+        denoiser: (Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities of the clean token, for the noise given, or
+            logits; v counts the mask too. Modules are in eval mode for the call.
         noise: `Absorbing` or `Uniform`, the one that denoiser and ratio were trained on.
         batch: number of sequences.
         length: tokens in a sequence.
@@ -231,8 +281,8 @@ def sample_continuous(
         device: by default the generator's.
 
     Raises:
-        UserError: batch, length or steps out of range, a mask or vocabulary that the denoiser does not have, or pruning
-            where there is none.
+        UserError: batch, length or steps out of range, a mask or vocabulary that the denoiser does not have, pruning
+            where there is none, or a callable that gives another shape, NaN, infinity or no law.
     """
     if batch < 0 or length < 1 or steps < 1:
         raise UserError(f"batch = {batch}, length = {length}, steps = {steps}; want at least 0, 1 and 1")
@@ -240,16 +290,14 @@ def sample_continuous(
     x = noise.start(batch, length, generator, torch.device(device) if device is not None else home)
     if batch == 0:
         return x
-    grid = noise.grid(steps)
-    for t, s in pairwise(grid):
-        law = transition(denoiser, noise, x, t, s, guidance=guidance, leap=leap, schedule=schedule)
-        x = _draw(law, generator)
-    left = noise.unfinished(x)
-    if bool(left.any()):  # what the last step left over changes now: the rates' shares, over unbounded time
-        rest = transition(
-            denoiser, noise, x, grid[-2], -math.inf, guidance=guidance, leap=first_event, schedule=schedule
-        )
-        x = torch.where(left, _draw(rest, generator), x)
+    grid, schedule = noise.grid(steps), schedule or LogLinear()
+    with _guard(denoiser, guidance, leap).run() as guard:
+        for t, s in pairwise(grid):
+            x = _draw(_step(guard, denoiser, noise, x, t, s, guidance, leap, schedule), generator)
+        left = noise.unfinished(x)
+        if bool(left.any()):  # what the last step left over changes now: the rates' shares, over unbounded time
+            rest = _step(guard, denoiser, noise, x, grid[-2], -math.inf, guidance, first_event, schedule)
+            x = torch.where(left, _draw(rest, generator), x)
     return x
 
 
@@ -261,21 +309,23 @@ def _draw(probability: Tensor, generator: torch.Generator | None) -> Tensor:
     return (total <= level.to(total.dtype) * total[..., -1:]).sum(-1).clamp(max=probability.shape[-1] - 1)
 
 
-def _log_ratios(guidance: Guidance, x: Tensor, t: Tensor, v: int) -> tuple[Tensor, Tensor | None]:
-    """log r_t(x with {l: v}) Float[b,l,v], and log r_t(x) Float[b,l] where the ratio says it apart from these."""
+def _log_ratios(guidance: Guidance, x: Tensor, t: Tensor, vocabulary: int, v: int) -> tuple[Tensor, Tensor | None]:
+    """log r_t(x with {l: v}) Float[b,l,v], and log r_t(x) Float[b,l] where the ratio says it apart from these.
+
+    Of the denoiser's vocabulary a token ratio gives all, a sequence ratio is asked for the first v.
+    """
     seen = t.float()
     if not isinstance(guidance.ratio, SequenceRatio):
-        return guidance.ratio.f(x, seen), None
+        log_r = tensor_of(guidance.ratio.f(x, seen), (*x.shape, vocabulary), guidance.ratio.f, "ratio")
+        return wide(log_r), None
     batch, length = x.shape
     row = torch.arange(batch, device=x.device).repeat_interleave(length)
     position = torch.arange(length, device=x.device).repeat(batch)
     tokens = torch.arange(v, device=x.device).expand(len(row), -1)
     log_r = guidance.ratio.score(x, seen, seen, row, position, tokens, guidance.chunk)
-    return log_r.view(batch, length, v), guidance.ratio.f(x, seen)[:, None].expand(-1, length)
+    return log_r.view(batch, length, v), guidance.ratio.of(x, seen)[:, None].expand(-1, length)
 
 
 def _gamma(guidance: Guidance, t: Tensor, schedule: NoiseSchedule) -> float:
     """gamma at time t; all rows share the time."""
-    if not callable(guidance.gamma):
-        return guidance.gamma
-    return float(guidance.gamma(float(schedule.alpha(t)[0])))
+    return strength_at(guidance.gamma, float(schedule.alpha(t)[0]))

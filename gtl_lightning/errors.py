@@ -1,9 +1,62 @@
-"""The one exception type meant for people: a single clear line, no traceback."""
+"""The one exception type meant for people, and what the machine does to a run told in one line: no traceback."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from concurrent.futures.process import BrokenProcessPool
+
+MEMORY = "not enough memory ({0}); end other programs, or lower the batch sizes in params.yaml"
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "ask for the right to it, or choose another folder",
+    errno.EPERM: "ask for the right to it, or choose another folder",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOENT: "check the name, or install what is missing",
+}
+TRACKERS = ("mlflow", "sqlalchemy", "alembic", "psycopg", "psycopg2")
+"""Packages whose exceptions speak of the tracker or its database. They are known by name: most commands load none."""
 
 
 class UserError(Exception):
     """Something the user can mend.
 
     The message is one line that names the file, key or value at fault and says what to do. The command line prints it
-    as `error: ...` and exits with code 2; every other exception is a bug and keeps its traceback.
+    as `error: ...` and exits with code 2. What `environment_fault` knows is printed likewise, with code 1, as another
+    attempt may go well; every other exception is a bug and keeps its traceback.
     """
+
+
+def environment_fault(error: BaseException) -> str | None:
+    """What the machine, the network or a database did, in one line; None for anything else."""
+    package, kind = type(error).__module__.partition(".")[0], type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        return MEMORY.format(_first_line(error) or "the system refused more")
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # torch on a processor
+        return MEMORY.format(_first_line(error))
+    if isinstance(error, BrokenProcessPool):
+        return "a process of this command was killed, most likely for lack of memory; run it again with fewer at once"
+    if isinstance(error, UnicodeError):
+        return f"a text that was read is no valid UTF-8 ({_first_line(error)}); save it as UTF-8"
+    if package in TRACKERS:
+        return f"the tracker or its database failed: {_first_line(error)}; check tracking.uri and its disk"
+    if isinstance(error, sqlite3.OperationalError):
+        return f"a database failed: {_first_line(error)}; check its disk"
+    if package in ("httpx", "httpcore"):
+        return f"a server does not answer: {_first_line(error) or kind}; check its address and that it runs"
+    if isinstance(error, OSError) or (kind == "SafetensorError" and "I/O error" in str(error)):
+        return _of_system(error)
+    return None
+
+
+def _of_system(error: BaseException) -> str:
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or _first_line(error) or type(error).__name__
+    where = f"{name}: " if name else ""
+    return f"{where}{reason}; {REMEDIES.get(number or 0, 'run it again, and look at the machine if it stays')}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

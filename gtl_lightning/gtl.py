@@ -17,7 +17,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import Hidden, RatioNetwork, TokenLogRatio
+from gtl_lightning.guard import tensor_of, wide
+from gtl_lightning.protocols import Factored, Hidden, RatioNetwork, TokenLogRatio
+
+GAMMA_MAX = 1e6
+"""Largest strength: far below it the ratio alone decides, far above it gamma log r leaves single precision."""
 
 # From classifier logits to log-ratios (docs/method.md section 2.1)
 
@@ -133,7 +137,7 @@ def martingale_penalty(log_p: Tensor, g: Tensor, masked: Tensor) -> Tensor:
 
 
 def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
-    """log p + gamma log r, not normalised; what p excludes stays excluded.
+    """log p + gamma log r in fp32 at least, not normalised; what p excludes stays excluded.
 
     Where r is zero for everything that p allows, guidance says nothing and the row falls back to log p.
 
@@ -142,6 +146,7 @@ def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
         log_r: Float[...,v], may hold -inf.
         gamma: strength, a number or broadcastable to log_r.
     """
+    log_p, log_r = wide(log_p), wide(log_r)
     excluded = log_p == -math.inf
     # 0 * -inf is not a number: gamma = 0 must switch a zero ratio off as well. Filling before adding keeps gradients.
     off = excluded | torch.as_tensor(gamma == 0, device=log_p.device)
@@ -188,8 +193,14 @@ def importance_draws(log_r: Tensor, count: int, generator: torch.Generator) -> T
         log_r: Float[n] log-ratio of each example of p.
         count: how many to draw.
         generator: on the CPU.
+
+    Raises:
+        UserError: log_r holds NaN or +inf, or no example has any weight.
     """
-    total = torch.softmax(log_r.double().cpu(), dim=0).cumsum(0)
+    log_r = log_r.double().cpu()
+    if not (log_r < math.inf).all() or not log_r.isfinite().any():
+        raise UserError("a log-ratio to draw by is NaN or infinite, or all of them are -inf; look at the classifier")
+    total = torch.softmax(log_r, dim=0).cumsum(0)
     # Not torch.multinomial: it takes 2^24 examples at most.
     where = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]
     return torch.searchsorted(total, where, right=True).clamp(max=len(total) - 1)
@@ -223,8 +234,9 @@ def guided_log_prob_true(
     """
     if (candidates is None) != (fill is None):
         raise UserError("candidates and fill belong together: give both, or neither and a log_r of every token")
+    log_p, log_r = wide(log_p), wide(log_r)
     if candidates is not None and fill is not None:
-        log_r = fill[..., None].expand_as(log_p).scatter(-1, candidates, log_r)
+        log_r = wide(fill)[..., None].expand_as(log_p).scatter(-1, candidates, log_r)
     return torch.log_softmax(tilt(log_p, log_r, gamma), -1).gather(-1, true_ids[..., None]).squeeze(-1)
 
 
@@ -237,6 +249,14 @@ class SequenceRatio:
 
     f: RatioNetwork
 
+    def of(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Float[b] in fp32 at least: log r of the sequences themselves.
+
+        Raises:
+            UserError: f gives no tensor, or one of another shape.
+        """
+        return wide(tensor_of(self.f(x_t, t), (len(x_t),), self.f, "ratio"))
+
     def score(
         self,
         x: Tensor,
@@ -248,7 +268,7 @@ class SequenceRatio:
         chunk: int = 1024,
         known: Hidden | None = None,
     ) -> Tensor:
-        """Float[m,n]: log r(x_U + {l: v}), one sequence a candidate, `chunk` of them in a forward pass.
+        """Float[m,n] in fp32 at least: log r(x_U + {l: v}), one sequence a candidate, `chunk` in a forward pass.
 
         Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
         try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What is
@@ -259,7 +279,7 @@ class SequenceRatio:
         for index in torch.arange(m * n, device=x.device).split(chunk):
             slot = index // n
             tried = x[row[slot]].scatter(1, position[slot, None], tokens[index, None])
-            scores.append(self.f(tried, t_next[row[slot]]))
+            scores.append(self.of(tried, t_next[row[slot]]))
         return torch.cat(scores).view(m, n)
 
 
@@ -281,7 +301,7 @@ class TokenRatio:
         known: Hidden | None = None,
     ) -> Tensor:
         """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.score`."""
-        return (known or Hidden(x, t)).at(self.f, row, position).gather(-1, candidates)
+        return wide((known or Hidden(x, t)).at(self.f, row, position, "ratio").gather(-1, candidates))
 
 
 @dataclass(frozen=True)
@@ -297,7 +317,7 @@ class Guidance:
         chunk: candidate sequences per forward pass of a sequence ratio; bounds memory, changes no result.
 
     Raises:
-        UserError: gamma is negative or not finite, n_ratio or chunk is below 1, ratio is not wrapped.
+        UserError: gamma is negative, not finite or above GAMMA_MAX, n_ratio or chunk is below 1, ratio is not wrapped.
     """
 
     ratio: SequenceRatio | TokenRatio
@@ -309,22 +329,24 @@ class Guidance:
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, SequenceRatio | TokenRatio):
             raise UserError("guidance ratio must be wrapped: SequenceRatio(f) or TokenRatio(f)")
-        if self.n_ratio is not None and self.n_ratio < 1:
-            raise UserError(f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio}")
-        if self.chunk < 1:
-            raise UserError(f"guidance chunk must be at least 1, got {self.chunk}")
+        if not callable(self.ratio.f) and not isinstance(self.ratio.f, Factored):
+            raise UserError(f"the ratio is a {type(self.ratio.f).__name__}; give a function of (x_t, t)")
+        if self.n_ratio is not None and not (hasattr(self.n_ratio, "__index__") and self.n_ratio >= 1):
+            raise UserError(
+                f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio!r}; a whole number"
+            )
+        if not (hasattr(self.chunk, "__index__") and self.chunk >= 1):
+            raise UserError(f"guidance chunk must be at least 1, got {self.chunk!r}; a whole number")
         if not callable(self.gamma):
-            _check_gamma(self.gamma)
+            strength_at(self.gamma, 0.0)
 
     def strengths(self, length: int) -> list[float]:
         """gamma after 0, 1, ..., length revealed positions.
 
         Raises:
-            UserError: the function returned a negative or infinite gamma.
+            UserError: the function returned what is no gamma.
         """
-        if not callable(self.gamma):
-            return [self.gamma] * (length + 1)
-        return [_check_gamma(float(self.gamma(revealed / length))) for revealed in range(length + 1)]
+        return [strength_at(self.gamma, revealed / length) for revealed in range(length + 1)]
 
 
 @dataclass(frozen=True)
@@ -347,10 +369,22 @@ def linear_gamma(start: float, end: float) -> float | LinearGamma:
     return start if end == 1 else LinearGamma(start, end)
 
 
-def _check_gamma(gamma: float) -> float:
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise UserError(f"gamma must be finite and not negative, got {gamma}")
-    return gamma
+def strength_at(gamma: float | Callable[[float], float], share: float) -> float:
+    """A strength, or its function at a revealed share, checked.
+
+    Raises:
+        UserError: it is no number, negative, not finite or above `GAMMA_MAX`.
+    """
+    value = gamma(share) if callable(gamma) else gamma
+    try:
+        strength = value.__float__()  # not float(), which reads text
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"gamma must be a number, or a function of the revealed share that returns one; got {type(value).__name__}"
+        ) from error
+    if not 0 <= strength <= GAMMA_MAX:
+        raise UserError(f"gamma must be finite and not negative, at most {GAMMA_MAX:g}; got {strength}")
+    return strength
 
 
 def _check_smoothing(smoothing: float) -> None:

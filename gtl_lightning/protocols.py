@@ -8,12 +8,24 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from gtl_lightning.errors import UserError
+from gtl_lightning.guard import Role, called, tensor_of
+
 
 class Denoiser(Protocol):
-    """Predicts the clean token at every position (SUBS parameterisation, MDLM, arXiv 2406.07524)."""
+    """Predicts the clean token at every position (SUBS parameterisation, MDLM, arXiv 2406.07524).
+
+    Its output is made a law by `guard.Guard.law`: logits will do, and mass on the mask is shared by the others. Three
+    attributes are read where it has them:
+
+    - `normalised`: True promises log-probabilities in fp32 at least, of sum one and -inf at the mask, that are NaN or
+      infinite nowhere; they are then used to the last bit.
+    - `mask_index`: its mask; a sampler that is told another one refuses.
+    - `pad_index`: its padding; padded rows of a prompt are sampled as if they stood alone.
+    """
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """(Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities; -inf at the mask, unmasked tokens carried over."""
+        """(Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities or logits; read at masked positions only."""
 
 
 class RatioNetwork(Protocol):
@@ -45,7 +57,7 @@ class Factored(Protocol):
         """(Long[b,l], Float[b]) -> Float[b,l,d] hidden states."""
 
     def decode(self, h: Tensor, /) -> Tensor:
-        """Float[...,d] -> Float[...,v]; log-probabilities with -inf at the mask, or log r for a token ratio."""
+        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
 
 
 @runtime_checkable
@@ -97,6 +109,7 @@ class Hidden:
         self._outputs: dict[int, Tensor] = {}
         self._places: Tensor | None = None
         self._placed: dict[int, Tensor] = {}
+        self._vocabulary: int | str = "v"
 
     def only(self, places: Tensor) -> None:
         """Networks that were not asked yet will be asked at `places` Long[b,k] alone, the same from now on."""
@@ -112,22 +125,31 @@ class Hidden:
         frozen = id(getattr(network, "denoiser", None))
         # A ratio follows the denoiser that it reads: whole features go with a whole pass.
         if self._places is not None and frozen not in self._states and isinstance(network, Placed):
-            self._placed[key] = network.encode_at(self.x_t, self.t, self._places, **_features(self._placed.get(frozen)))
+            hidden = network.encode_at(self.x_t, self.t, self._places, **_features(self._placed.get(frozen)))
+            self._placed[key] = tensor_of(hidden, (*self._places.shape, "d"), network, "encoder")
             return self._placed[key]
-        self._states[key] = self._encode(network, _features(self._states.get(frozen)))
+        hidden = self._encode(network, _features(self._states.get(frozen)))
+        self._states[key] = tensor_of(hidden, (len(self.x_t), "l", "d"), network, "encoder")
         return self._states[key]
 
-    def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor) -> Tensor:
+    def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
         """Float[m,v]: the output at m (row, position) pairs; only they meet the vocabulary if the network is Factored.
 
         The positions must lie within the hidden states.
+
+        Raises:
+            UserError: as `reader`.
         """
-        return self.reader(network, row, position)(slice(None))
+        return self.reader(network, row, position, role)(slice(None))
 
     def reader(
-        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor
+        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser"
     ) -> Callable[[slice | Tensor], Tensor]:
-        """`at`, as a function from a part of the m pairs to their rows."""
+        """`at`, as a function from a part of the m pairs to their rows.
+
+        Raises:
+            UserError: the network gives no tensor, one of another shape, or other tokens than the network read first.
+        """
         key = id(network)
         if isinstance(network, Factored):
             hidden, decode = self.of(network), network.decode
@@ -135,11 +157,27 @@ class Hidden:
                 assert self._places is not None
                 position = (self._places[row] == position[:, None]).int().argmax(-1)
             needed = hidden[row, position - (0 if key in self._placed else self.start)]
-            return lambda part: decode(needed[part])
+
+            def read(part: slice | Tensor) -> Tensor:
+                states = needed[part]
+                return self._of_tokens(decode(states), network, role, (len(states),))
+
+            return read
         if key not in self._outputs:
-            self._outputs[key] = network(self.x_t, self.t)
+            self._outputs[key] = self._of_tokens(network(self.x_t, self.t), network, role, tuple(self.x_t.shape))
         output = self._outputs[key][row, position]
         return lambda part: output[part]
+
+    def _of_tokens(self, output: Tensor, network: object, role: Role, shape: tuple[int, ...]) -> Tensor:
+        output = tensor_of(output, (*shape, "v"), network, role)
+        if self._vocabulary == "v":
+            self._vocabulary = output.shape[-1]
+        elif output.shape[-1] != self._vocabulary:
+            raise UserError(
+                f"the {called(network, role)} knows {output.shape[-1]} tokens, the denoiser {self._vocabulary}; "
+                "both take one vocabulary, the mask counted"
+            )
+        return output
 
     def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
         return network.encode(self.x_t, self.t, **features)

@@ -35,6 +35,9 @@ class Blocks:
     refresh: int | None = None
 
     def __post_init__(self) -> None:
+        sizes = (self.size, self.margin, 1 if self.refresh is None else self.refresh)
+        if any(not hasattr(value, "__index__") for value in sizes):
+            raise UserError(f"size, margin and refresh of blocks must be whole numbers, got {sizes}")
         if self.size < 1 or self.margin < 0 or (self.refresh is not None and self.refresh < 1):
             raise UserError(
                 f"blocks of size = {self.size}, margin = {self.margin}, refresh = {self.refresh}; size and refresh "

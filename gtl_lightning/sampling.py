@@ -20,10 +20,11 @@ from gtl_lightning.drawing import CERTAINTY
 from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance
-from gtl_lightning.protocols import Denoiser, Hidden, Padded, Planner
+from gtl_lightning.guard import Guard, tensor_of, wide
+from gtl_lightning.protocols import Denoiser, Factored, Hidden, Padded, Planner
 from gtl_lightning.reuse import Blocks, Reuse
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
-from gtl_lightning.walk import Walk
+from gtl_lightning.walk import COLD, Padding, Walk
 
 CHUNK = 512
 """Positions that a certainty planner projects to the vocabulary at a time."""
@@ -53,8 +54,9 @@ def sample(
     """Draw Long[batch,length] from the source, or from the target when guided.
 
     Args:
-        denoiser: (Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities of the clean token; v counts the mask too.
-            If it is `Factored`, only the positions about to be revealed meet the vocabulary.
+        denoiser: (Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities of the clean token, or logits; v counts the
+            mask too. If it is `Factored`, only the positions about to be revealed meet the vocabulary. Modules are in
+            eval mode for the call.
         mask_index: id of the mask token.
         batch: number of sequences; may be left out with a prompt.
         length: tokens in a sequence; may be left out with a prompt.
@@ -64,7 +66,8 @@ def sample(
         positions_per_step: positions revealed together in planner mode, independently of one another.
         blocks: planner mode from left to right, block by block; whole passes are then needed at times only.
         steps: ancestral mode, this many steps of time in place of a planner.
-        prompt: Long[b,l] with mask_index where tokens are wanted; other tokens are kept.
+        prompt: Long[b,l] with mask_index where tokens are wanted; other tokens are kept. Padding, on either side, where
+            the denoiser tells its `pad_index`, does not change the law of a row.
         temperature: of the guided token distribution; 0 takes the most likely token.
         top_p: nucleus, the least set of tokens with at least this probability.
         planner_temperature: of a callable planner; 0 takes the highest score.
@@ -75,14 +78,30 @@ def sample(
         progress: called with (revealed, total) tokens after every step.
 
     Raises:
-        UserError: an argument out of range, or a prompt that does not fit.
+        UserError: an argument out of range, a prompt that does not fit, or a callable that gives another shape, NaN,
+            infinity or no law.
     """
+    whole = {"mask_index": mask_index, "batch": batch, "length": length, "positions_per_step": positions_per_step}
+    _check_kinds(denoiser, guidance, blocks, schedule, generator, steps=steps, **whole)
     _check(planner, positions_per_step, blocks, steps, temperature, top_p, planner_temperature)
     x = _start(denoiser, mask_index, batch, length, prompt, generator, device)
-    schedule = schedule or LogLinear()
-    walk = Walk(denoiser, guidance, mask_index, x.shape[1], temperature, top_p, schedule, generator, x.device)
-    with ExitStack() as told:
-        for network in (denoiser, guidance.ratio.f if guidance else None, planner):
+    ratio = guidance.ratio.f if guidance else None
+    guard = Guard(mask_index, denoiser, ratio=ratio, planner=planner)
+    walk = Walk(
+        denoiser,
+        guidance,
+        mask_index,
+        x.shape[1],
+        temperature,
+        top_p,
+        schedule or LogLinear(),
+        generator,
+        x.device,
+        guard,
+        None if prompt is None else Padding.of(x, denoiser),
+    )
+    with guard.run(), ExitStack() as told:
+        for network in (denoiser, ratio, planner):
             if isinstance(network, Padded):
                 told.enter_context(network.padding_of(x))
         if prompt is not None and x.numel():
@@ -113,8 +132,14 @@ class _Order:
             return uniform_noise(tuple(masked.shape), walk.generator, walk.device)
         if isinstance(self.planner, str):
             return self._certainty(walk, known, masked, start, left)
-        score = self.planner(x)[:, start : start + masked.shape[1]]
-        return score / self.temperature + walk.gumbel(score.shape) if self.temperature > 0 else score
+        score = tensor_of(self.planner(x), tuple(x.shape), self.planner, "planner")
+        score = wide(score[:, start : start + masked.shape[1]]).masked_fill(~masked, -math.inf)
+        walk.guard.note("planner", score)
+        if self.temperature == 0:
+            return score
+        if self.temperature < COLD:
+            score = score - score.amax(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
+        return score / self.temperature + walk.gumbel(score.shape)
 
     def _certainty(self, walk: Walk, known: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
         """Only masked positions meet the vocabulary, `CHUNK` at a time, and of each only the score is kept."""
@@ -133,6 +158,7 @@ def _planned(walk: Walk, x: Tensor, order: _Order, progress: Progress | None) ->
     # The one synchronisation with the host: from here on every step's shape is known beforehand.
     counts = masks.tolist()
     total, revealed = sum(map(sum, counts)), 0
+    taken = 0
     for (start, stop), count, by_row in zip(pairwise(edges), counts, masks, strict=True):
         # Rows with the fewest masks finish first and leave the batch; those without any never enter it.
         wanted = sorted((n for n in count if n), reverse=True)
@@ -141,6 +167,8 @@ def _planned(walk: Walk, x: Tensor, order: _Order, progress: Progress | None) ->
         reuse = Reuse(order.blocks, start, stop, length)
         for step, done in enumerate(range(0, max(wanted, default=0), order.k)):
             left = [n - done for n in wanted if n > done]
+            taken += 1
+            walk.guard.where = f"step {taken}"
             _reveal(walk, inside[: len(left)], order, reuse, step, start, stop, left)
             revealed += sum(min(order.k, n) for n in left)
             if progress is not None:
@@ -198,6 +226,26 @@ def _start(
     return torch.full((batch, length), mask_index, dtype=torch.long, device=device)
 
 
+def _check_kinds(
+    denoiser: object, guidance: object, blocks: object, schedule: object, generator: object, **numbers: object
+) -> None:
+    """Raise UserError for arguments of another kind; `numbers` are whole ones, or None."""
+    for name, value in numbers.items():
+        if value is not None and not hasattr(value, "__index__"):
+            raise UserError(f"{name} must be a whole number, got {value!r}")
+    if not callable(denoiser) and not isinstance(denoiser, Factored):
+        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+    kinds: dict[str, tuple[object, type, str]] = {
+        "guidance": (guidance, Guidance, "Guidance(TokenRatio(f))"),
+        "blocks": (blocks, Blocks, "Blocks(size)"),
+        "schedule": (schedule, NoiseSchedule, "LogLinear()"),
+        "generator": (generator, torch.Generator, "torch.Generator().manual_seed(0)"),
+    }
+    for name, (value, kind, example) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; give for example {example}")
+
+
 def _check(
     planner: str | Planner | None,
     k: int,
@@ -219,7 +267,9 @@ def _check(
     if k < 1:
         raise UserError(f"positions_per_step must be at least 1, got {k}")
     for name, value in (("temperature", temperature), ("planner_temperature", planner_temperature)):
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must lie in (0, 1], got {top_p}")
+        if not (hasattr(value, "__float__") and 0 <= value < math.inf):
+            raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value!r}")
+    if not (hasattr(top_p, "__float__") and 0 < top_p <= 1):
+        raise UserError(f"top_p must lie in (0, 1], got {top_p!r}")
+    if planner is not None and not isinstance(planner, str) and not callable(planner):
+        raise UserError(f"planner is a {type(planner).__name__}; give a name or a function of x_t")

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+NAME, TEXT = r"^\w[\w. -]*$", r"^\S(.*\S)?$"
+LARGEST_COUNT, LARGEST_SEED = 10**9, 2**32 - 1
+"""The seed is what every generator takes: torch's, numpy's and scikit-learn's."""
+
+# Strict: true is no number and 5.0 no count; DVC, which reads the same file, would spell them otherwise. Every number
+# has a lower and an upper bound, and so infinity and NaN lie outside.
+Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
+Size = Annotated[int, Field(strict=True, ge=1, le=65536)]
+Margin = Annotated[int, Field(strict=True, ge=0, le=65536)]
+Candidates = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+Few = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+Strength = Annotated[float, Field(strict=True, ge=0, le=1000)]
+Rate = Annotated[float, Field(strict=True, gt=0, le=10)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, pattern=TEXT)]
+Name = Annotated[str, StringConstraints(strict=True, max_length=100, pattern=NAME)]
+"""It enters paths, MLflow's filters and its registry, all of which give quotes, slashes and colons a meaning."""
+
+
+def no_repeats(section: BaseModel, names: Iterable[str]) -> None:
+    """Raise ValueError for a list that holds a value twice."""
+    for name in names:
+        values: Any = getattr(section, name)
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name} lists a value twice: {list(values)}")
 
 
 class Section(BaseModel):
@@ -23,12 +51,12 @@ class Section(BaseModel):
 class Network(Section):
     """Size of one transformer."""
 
-    width: Positive = Field(description="hidden width")
-    depth: Positive = Field(description="blocks")
-    heads: Positive = Field(description="attention heads")
-    cond_dim: int = Field(0, ge=0, description="width of the time embedding; 0: the network does not see t")
+    width: Annotated[int, Field(strict=True, ge=2, le=65536)] = Field(description="hidden width")
+    depth: Few = Field(description="blocks")
+    heads: Few = Field(description="attention heads")
+    cond_dim: Margin = Field(0, description="width of the time embedding; 0: the network does not see t")
     dropout: Share = Field(0.0, description="dropout")
-    tied: bool = Field(True, description="share input and output embedding")
+    tied: Flag = Field(True, description="share input and output embedding")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Network:
@@ -42,18 +70,31 @@ class Training(Section):
 
     steps: Positive = Field(description="most optimiser steps")
     batch: Positive = Field(description="sequences per step")
-    lr: PositiveFloat = Field(description="peak learning rate of AdamW")
-    also_lr: tuple[PositiveFloat, ...] = Field((), description="further peaks to try; held-out data keep the best")
-    warmup: int = Field(50, ge=0, description="steps of linear warm-up; cosine decay follows")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    lr: Rate = Field(description="peak learning rate of AdamW")
+    also_lr: tuple[Rate, ...] = Field((), description="further peaks to try; held-out data keep the best")
+    warmup: Natural = Field(50, description="steps of linear warm-up; cosine decay follows")
+    weight_decay: Annotated[float, Field(strict=True, ge=0, le=1000)] = Field(
+        0.01, description="decoupled weight decay"
+    )
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
     ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
     check_every: Positive = Field(description="steps between validations; also between resumable checkpoints")
     patience: Positive = Field(description="validations without improvement before stopping")
 
+    @model_validator(mode="after")
+    def _fits_its_steps(self) -> Training:
+        for name in ("warmup", "check_every"):
+            if getattr(self, name) > self.steps:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} exceeds steps = {self.steps}; lower it with the steps"
+                )
+        if len({self.lr, *self.also_lr}) != 1 + len(self.also_lr):
+            raise ValueError(f"also_lr lists a value twice, or lr itself: {[self.lr, *self.also_lr]}")
+        return self
+
 
 class Lora(Section):
     """Low-rank fine-tuning (peft)."""
 
-    rank: Positive = Field(8, description="rank of the update")
+    rank: Size = Field(8, description="rank of the update")
     alpha: PositiveFloat = Field(16.0, description="scale of the update")

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from gtl_lightning.sections import Lora, Network, Positive, PositiveFloat, Section, Share, Training
+from gtl_lightning.sections import (
+    LARGEST_COUNT,
+    Candidates,
+    Few,
+    Flag,
+    Lora,
+    Margin,
+    Name,
+    Natural,
+    Network,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Strength,
+    Text,
+    Training,
+    Weight,
+    no_repeats,
+)
 
-Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(gt=0, le=1)]
+Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, gt=0, le=1)]
+ARCHIVE, ADDRESS = r"^[^\s.]+$", r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$"
+Archive = Annotated[str, StringConstraints(strict=True, pattern=ARCHIVE)]
+Address = Annotated[str, StringConstraints(strict=True, pattern=ADDRESS)]
+Vocabulary = Annotated[int, Field(strict=True, ge=8, le=2**24)]
+Length = Annotated[int, Field(strict=True, ge=2, le=65536)]
+Above0 = Annotated[float, Field(strict=True, gt=0, le=1)]
 BaselineMethod = Literal["vanilla", "finetune", "lora"]
 Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
 RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
@@ -17,8 +44,10 @@ RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-se
 class Data(Section):
     """Which records form the two domains and how they are split."""
 
-    source: tuple[str, ...] = Field(("cs", "math"), description="archives of the primary category that form the source")
-    target: tuple[str, ...] = Field(("physics",), description="archives that form the target")
+    source: tuple[Archive, ...] = Field(
+        ("cs", "math"), min_length=1, description="archives of the primary category that form the source"
+    )
+    target: tuple[Archive, ...] = Field(("physics",), min_length=1, description="archives that form the target")
     source_val: Share = Field(0.05, description="share of the source for early stopping and the advisor")
     source_judge: Share = Field(0.10, description="share of the source that only the judge sees")
     target_val: Share = Field(0.10, description="share of the target for selecting checkpoints and gamma")
@@ -27,22 +56,36 @@ class Data(Section):
     target_share_in_source: Share = Field(
         0.0, description="target records mixed into the source training data (paper: r)"
     )
-    near_duplicate: float = Field(
-        0.8, gt=0, le=1, description="estimated Jaccard similarity from which texts are duplicates"
-    )
+    near_duplicate: Above0 = Field(0.8, description="estimated Jaccard similarity from which texts are duplicates")
     max_bad_share: Share = Field(0.01, description="share of damaged records above which the split stops")
     min_examples: Positive = Field(16, description="fewest target examples a fraction may leave")
     max_source: Positive | None = Field(None, description="cap on source records (null: all)")
     max_target: Positive | None = Field(None, description="cap on target records (null: all)")
-    seed: int = Field(0, description="key of the hash that orders and splits the records")
+    seed: Seed = Field(0, description="key of the hash that orders and splits the records")
+
+    @model_validator(mode="after")
+    def _domains_and_shares_leave_something(self) -> Data:
+        no_repeats(self, ("source", "target"))
+        if both := sorted({*self.source} & {*self.target}):
+            raise ValueError(f"archive {both[0]!r} is in both source and target; the domains must not overlap")
+        for names in (("source_val", "source_judge"), ("target_val", "target_test", "target_judge")):
+            shares = {name: getattr(self, name) for name in names}
+            if sum(shares.values()) >= 1:
+                text = ", ".join(f"{name} = {share:g}" for name, share in shares.items())
+                raise ValueError(f"{text} leave nothing to train on; lower one of them")
+        for name in ("max_source", "max_target"):
+            cap = getattr(self, name)
+            if cap is not None and cap < self.min_examples:
+                raise ValueError(f"{name} = {cap} is below min_examples = {self.min_examples}; raise it")
+        return self
 
 
 class Tokenizer(Section):
     """Text to tokens."""
 
-    name: str | None = Field(None, description="Hugging Face name or folder; null trains one on the source split")
-    vocab_size: Positive = Field(512, description="ids of the trained tokenizer, specials included")
-    length: Positive = Field(32, description="tokens per example; longer texts are cut")
+    name: Text | None = Field(None, description="Hugging Face name or folder; null trains one on the source split")
+    vocab_size: Vocabulary = Field(512, description="ids of the trained tokenizer, specials included")
+    length: Length = Field(32, description="tokens per example; longer texts are cut")
 
 
 class Networks(Section):
@@ -68,10 +111,10 @@ class Train(Section):
 class Classifier(Section):
     """The domain classifiers, whose log-ratio sequence-level ratios and borrowing read (docs/method.md 2.1)."""
 
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="smoothing of the clean classifier's labels (paper: 0.1)"
+    label_smoothing: Annotated[float, Field(strict=True, ge=0, lt=0.5)] = Field(
+        0.0, description="smoothing of the clean classifier's labels (paper: 0.1)"
     )
-    unsmooth: bool = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
+    unsmooth: Flag = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
 
 
 class Tuned(Section):
@@ -89,15 +132,21 @@ class LowRank(Lora):
 class TokenRatio(Section):
     """A token-level ratio: its loss, and how many networks are averaged (docs/method.md 2.2)."""
 
-    bce_weight: float = Field(0.3, ge=0, description="weight of eq. 9")
-    nll_weight: float = Field(1.0, ge=0, description="weight of eq. 9'")
-    martingale_weight: float = Field(0.0, ge=0, description="weight of the martingale regulariser, eq. 6")
-    borrowed: int = Field(
-        0, ge=0, description="target texts' worth of source texts, drawn by the clean classifier's ratio (eq. 9'')"
+    bce_weight: Weight = Field(0.3, description="weight of eq. 9")
+    nll_weight: Weight = Field(1.0, description="weight of eq. 9'")
+    martingale_weight: Weight = Field(0.0, description="weight of the martingale regulariser, eq. 6")
+    borrowed: Natural = Field(
+        0, description="target texts' worth of source texts, drawn by the clean classifier's ratio (eq. 9'')"
     )
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that source texts are borrowed by")
-    members: Positive = Field(1, description="networks in the ensemble; train is the budget of each")
+    members: Few = Field(1, description="networks in the ensemble; train is the budget of each")
     train: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> TokenRatio:
+        if self.bce_weight + self.nll_weight + self.martingale_weight == 0:
+            raise ValueError("bce_weight, nll_weight and martingale_weight are all 0; raise one of them")
+        return self
 
 
 class SmallRatio(TokenRatio):
@@ -110,15 +159,15 @@ class SmallRatio(TokenRatio):
 class HeadRatio(TokenRatio):
     """The token-level ratio as a head on the frozen denoiser's features."""
 
-    rank: Positive = Field(64, description="rank of the map on the frozen features")
+    rank: Size = Field(64, description="rank of the map on the frozen features")
 
 
 class WarmRatio(TokenRatio):
     """The token-level ratio as the difference of a warm-started copy and the frozen denoiser."""
 
     dropout: Share = Field(0.1, description="dropout of the copy of the denoiser while it is trained")
-    bce_weight: float = Field(0.0, ge=0, description="weight of eq. 9")
-    members: Positive = Field(2, description="networks in the ensemble; train is the budget of each")
+    bce_weight: Weight = Field(0.0, description="weight of eq. 9")
+    members: Few = Field(2, description="networks in the ensemble; train is the budget of each")
     train: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
 
 
@@ -127,7 +176,7 @@ class SequenceRatio(Section):
 
     network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters the loss")
-    eta_1: float = Field(0.1, ge=0, description="weight of the cycle loss, eq. 8")
+    eta_1: Weight = Field(0.1, description="weight of the cycle loss, eq. 8")
     train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
 
 
@@ -152,48 +201,69 @@ class Sampling(Section):
         "random", description="reveal order"
     )
     planner_temperature: PositiveFloat = Field(1.0, description="temperature of the learned planner's choice")
-    positions_per_step: Positive = Field(1, description="positions revealed per step (k)")
-    block: Positive | None = Field(
+    positions_per_step: Size = Field(1, description="positions revealed per step (k)")
+    block: Size | None = Field(
         None, description="reveal in blocks of so many positions, the rest kept as it was; null: no reuse"
     )
-    block_margin: int = Field(0, ge=0, description="positions around the block that are computed anew with it")
-    temperature: float = Field(1.0, ge=0, description="of the revealed tokens; 0 takes the most likely")
-    also_temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    block_margin: Margin = Field(0, description="positions around the block that are computed anew with it")
+    temperature: Strength = Field(1.0, description="of the revealed tokens; 0 takes the most likely")
+    also_temperatures: tuple[Strength, ...] = Field(
         (), description="further temperatures; held-out texts choose, by energy distance"
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    top_p: Above0 = Field(1.0, description="nucleus")
+    gammas: tuple[Strength, ...] = Field(
         (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5),
         min_length=1,
         description="guidance strengths that the held-out NELBO chooses from",
     )
-    sample_gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    sample_gammas: tuple[Strength, ...] = Field(
         (), description="strengths of samples, chosen by energy distance to held-out texts; none: the NELBO's"
     )
-    gamma_end: float = Field(
-        1.0, ge=0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
+    gamma_end: Strength = Field(
+        1.0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
     )
-    n_ratio: Positive | None = Field(None, description="tokens the ratio scores at a position; null: all")
-    n_ratio_sequence: Positive = Field(16, description="the same for sequence-level ratios, one forward pass each")
+    n_ratio: Candidates | None = Field(None, description="tokens the ratio scores at a position; null: all")
+    n_ratio_sequence: Candidates = Field(16, description="the same for sequence-level ratios, one forward pass each")
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Sampling:
+        no_repeats(self, ("also_temperatures", "gammas", "sample_gammas"))
+        if self.temperature in self.also_temperatures:
+            raise ValueError(f"also_temperatures lists temperature = {self.temperature} itself; leave it out there")
+        return self
 
 
 class Evaluation(Section):
     """What is measured and how."""
 
-    samples: Positive = Field(256, description="sequences generated per cell")
-    trial_samples: int = Field(128, ge=2, description="sequences for each temperature and strength that is tried")
+    samples: Annotated[int, Field(strict=True, ge=20, le=LARGEST_COUNT)] = Field(
+        256, description="sequences generated per cell"
+    )
+    trial_samples: Annotated[int, Field(strict=True, ge=2, le=LARGEST_COUNT)] = Field(
+        128, description="sequences for each temperature and strength that is tried"
+    )
     draws: Positive = Field(4, description="mask patterns per held-out sequence in the NELBO")
     val_examples: Positive = Field(512, description="held-out target texts that gamma is chosen on, at most")
     batch: Positive = Field(64, description="sequences per forward pass")
-    featurizer: str = Field(
+    featurizer: Text = Field(
         "minilm", description="MAUVE features: minilm (offline, pinned), or any model name or folder"
     )
     neighbours: Positive = Field(
         1000, description="training texts searched for the nearest neighbour of a sample, at most"
     )
-    mauve_buckets: Positive = Field(16, description="k-means buckets of MAUVE")
-    mauve_seeds: Positive = Field(5, description="k-means seeds averaged")
-    seed: int = Field(0, description="noise of the held-out NELBO, equal for every method")
+    mauve_buckets: Annotated[int, Field(strict=True, ge=2, le=65536)] = Field(
+        16, description="k-means buckets of MAUVE"
+    )
+    mauve_seeds: Few = Field(5, description="k-means seeds averaged")
+    seed: Seed = Field(0, description="noise of the held-out NELBO, equal for every method")
+
+    @model_validator(mode="after")
+    def _buckets_hold_texts(self) -> Evaluation:
+        if self.mauve_buckets > self.samples:
+            raise ValueError(
+                f"mauve_buckets = {self.mauve_buckets} exceeds samples = {self.samples}; lower it: a tenth is usual"
+            )
+        return self
 
 
 class Ablation(Section):
@@ -201,8 +271,13 @@ class Ablation(Section):
 
     fraction: Fraction = Field(0.05, description="the cell whose ratio is resampled (first seed)")
     method: RatioMethod = Field("gtl", description="the ratio that is resampled")
-    gammas: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), description="gamma axis")
-    n_ratios: tuple[Positive, ...] = Field((4, 16, 64), description="n_ratio axis")
+    gammas: tuple[Strength, ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0), min_length=1, description="gamma axis")
+    n_ratios: tuple[Candidates, ...] = Field((4, 16, 64), description="n_ratio axis")
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Ablation:
+        no_repeats(self, ("gammas", "n_ratios"))
+        return self
 
 
 class Sweep(Section):
@@ -211,7 +286,7 @@ class Sweep(Section):
     fractions: tuple[Fraction, ...] = Field(
         (1.0, 0.3, 0.05, 0.01), min_length=1, description="shares of the target training data"
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
     )
     baselines: tuple[BaselineMethod, ...] = Field(
@@ -221,50 +296,54 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:
-        for name in ("fractions", "seeds", "baselines", "ratios"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} lists a value twice: {list(values)}")
+        no_repeats(self, ("fractions", "seeds", "baselines", "ratios"))
         return self
 
 
 class Bench(Section):
     """Benchmarks, `gtl bench`: networks of the sizes above with random weights; nothing is read or trained."""
 
-    vocab_size: Positive | None = Field(None, description="ids; null: tokenizer.vocab_size")
+    vocab_size: Vocabulary | None = Field(None, description="ids; null: tokenizer.vocab_size")
     batches: tuple[Positive, ...] = Field((1, 4, 32), min_length=1, description="sequences sampled together")
-    lengths: tuple[Positive, ...] = Field(
+    lengths: tuple[Length, ...] = Field(
         (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
     )
-    n_ratios: tuple[Positive, ...] = Field(
+    n_ratios: tuple[Candidates, ...] = Field(
         (8, 64, 512), min_length=1, description="tokens the ratio scores; the last stands in all other rows"
     )
-    positions_per_step: tuple[Positive, ...] = Field((1, 2, 8), min_length=1, description="k; 1 in all other rows")
-    blocks: tuple[Positive, ...] = Field((8, 16), description="block sizes of block-wise decoding")
-    candidates: Positive = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
+    positions_per_step: tuple[Size, ...] = Field((1, 2, 8), min_length=1, description="k; 1 in all other rows")
+    blocks: tuple[Size, ...] = Field((8, 16), description="block sizes of block-wise decoding")
+    candidates: Candidates = Field(8, description="n_ratio of the sequence-level ratio and of the plain reference")
     steps: Positive = Field(4, description="steps in a timed call")
     rounds: Positive = Field(7, description="timed calls of each case")
     seconds: PositiveFloat = Field(10.0, description="time for a group of cases after which its rounds end early")
     train_batch: Positive = Field(64, description="sequences in a training step")
-    matrix: Positive = Field(1024, description="rows of the matrix product that shares are taken of")
+    matrix: Size = Field(1024, description="rows of the matrix product that shares are taken of")
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Bench:
+        no_repeats(self, ("batches", "lengths", "n_ratios", "positions_per_step", "blocks"))
+        return self
 
 
 class Machine(Section):
     """Where it runs; nothing here changes what is computed beyond rounding."""
 
-    threads: Positive | None = Field(1, description="processor threads of a command; null: as many as there are cores")
+    threads: Few | None = Field(1, description="processor threads of a command; null: as many as there are cores")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
-    devices: Positive = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
+    devices: Few = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
     strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field("auto", description="Lightning's; auto: one that fits")
-    accumulate: Positive = Field(1, description="parts of its share that each process computes one after another")
+    accumulate: Size = Field(1, description="parts of its share that each process computes one after another")
 
 
 class Tracking(Section):
     """MLflow."""
 
-    uri: str = Field("sqlite:///mlflow.db", description="tracking server or database; MLFLOW_TRACKING_URI wins over it")
-    experiment: str = Field("gtl-transfer", description="experiment name")
+    uri: Address = Field(
+        "sqlite:///mlflow.db", description="tracking server or database; MLFLOW_TRACKING_URI wins over it"
+    )
+    experiment: Name = Field("gtl-transfer", description="experiment name")
 
 
 def _with_a_point(value: Any) -> Any:

@@ -243,6 +243,8 @@ def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
     check_model(name, alias)
     uri = resolve_uri(uri)
     check_reachable(uri)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # reading must not make one
+        raise UserError(f"model {name}@{alias} cannot be fetched: there is no {uri}; `gtl register` makes both")
     from mlflow import artifacts
 
     try:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gtl_lightning.drawing import nucleus
 from gtl_lightning.errors import UserError
 from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
+from gtl_lightning.guard import Guard, check_ids
 from gtl_lightning.protocols import Denoiser, Hidden
 from gtl_lightning.schedule import NoiseSchedule
+
+COLD = 1e-3
+"""Temperature below which log-weights are divided with the likeliest at zero, lest all of them overflow."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The padding of a prompt; what it leaves is a row's own length, by which its share of revealed tokens counts.
+
+    Attributes:
+        index: its id.
+        lengths: of the rows, 0 left out.
+    """
+
+    index: int
+    lengths: set[int]
+
+    @classmethod
+    def of(cls, prompt: Tensor, denoiser: object) -> Padding | None:
+        """The padding of Long[b,l], if its denoiser says which id that is and it occurs."""
+        index = getattr(denoiser, "pad_index", None)
+        if not isinstance(index, int) or not (found := prompt == index).any():
+            return None
+        return cls(index, set((~found).sum(-1).tolist()) - {0})
 
 
 @dataclass
@@ -28,31 +53,51 @@ class Walk:
     schedule: NoiseSchedule
     generator: torch.Generator | None
     device: torch.device
+    guard: Guard
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
-        share = torch.arange(self.length + 1, dtype=torch.float64) / self.length
-        # By the number of revealed positions, 0..length: in double precision, as some inverses are steep at alpha = 0.
-        self.times = self.schedule.inverse(share).clamp(0, 1).to(self.device, torch.float32)
-        self.gammas = torch.tensor(self.guidance.strengths(self.length) if self.guidance else [], device=self.device)
+        # By the number of revealed positions, 0..length, and, where rows are padded, by their own length before that.
+        lengths = range(self.length + 1) if self.padding else (self.length,)
+        used = self.padding.lengths if self.padding else {self.length}
+        guidance = self.guidance
+        times = [self._times(n) if n in used else torch.zeros(1) for n in lengths]
+        strengths = [guidance.strengths(n) if guidance and n in used else [0.0] for n in lengths]
+        self.times = self._table(times, torch.float32)
+        # In double precision: cast to that of the log-probabilities, gamma is the nearest number to the one given.
+        self.gammas = self._table([torch.tensor(s, dtype=torch.float64) for s in strengths], torch.float64)
+
+    def _times(self, length: int) -> Tensor:
+        """Float64[length+1]; in double precision, as some inverses are steep at alpha = 0."""
+        times = self.schedule.inverse(torch.arange(length + 1, dtype=torch.float64) / length)
+        if not times.isfinite().all():
+            raise UserError(f"the schedule ({type(self.schedule).__name__}) gave a time that is not finite; mend it")
+        return times.clamp(0, 1)
+
+    def _table(self, rows: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Float[length+1], or where rows are padded Float[lengths,length+1], filled up with zeros."""
+        table = pad_sequence(rows, batch_first=True) if self.padding else rows[0]
+        return table.to(self.device, dtype)
+
+    def _at(self, table: Tensor, x: Tensor, ahead: int = 0) -> Tensor:
+        """Float[b]: the entries of a table for the rows of x, `ahead` positions later."""
+        revealed = (x != self.mask_index).sum(-1) + ahead
+        if self.padding is None:
+            return table[revealed]
+        pads = (x == self.padding.index).sum(-1)
+        return table[self.length - pads, revealed - pads]
 
     def time(self, x: Tensor, ahead: int = 0) -> Tensor:
         """Float[b]: the time at which the revealed share of x, `ahead` positions later, is expected."""
-        return self.times[(x != self.mask_index).sum(-1) + ahead]
+        return self._at(self.times, x, ahead)
 
     def hidden(self, x: Tensor) -> Hidden:
         """One pass of each network at x serves the proposal, the planner and a ratio that reads the denoiser."""
         return Hidden(x, self.time(x))
 
     def log_p(self, row: Tensor, position: Tensor, known: Hidden) -> Tensor:
-        """Float[m,v] denoiser log-probabilities at m (row, position) pairs; the mask is never proposed."""
-        return self.without_mask(known.at(self.denoiser, row, position))
-
-    def without_mask(self, log_p: Tensor) -> Tensor:
-        """The same log-probabilities with -inf at the mask."""
-        if not 0 <= self.mask_index < log_p.shape[-1]:
-            raise UserError(f"mask_index = {self.mask_index} is no id of the denoiser's {log_p.shape[-1]} tokens")
-        mask = torch.arange(log_p.shape[-1], device=log_p.device) == self.mask_index
-        return log_p.masked_fill(mask, -math.inf)
+        """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed."""
+        return self.guard.law(known.at(self.denoiser, row, position))
 
     def check_tokens(self, x: Tensor) -> None:
         """Compare a prompt with the vocabulary; what does not tell its `vocab_size` predicts a blank row."""
@@ -60,9 +105,7 @@ class Walk:
         first = torch.zeros(1, dtype=torch.long, device=x.device)
         told = getattr(self.denoiser, "vocab_size", None)
         v = told if isinstance(told, int) else self.log_p(first, first, self.hidden(blank)).shape[-1]
-        low, high = x.min().item(), x.max().item()
-        if low < 0 or high >= v:
-            raise UserError(f"prompt holds token {low if low < 0 else high}; ids must lie in 0..{v - 1}")
+        check_ids(x, v, "prompt")
 
     def weights(
         self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, known: Hidden
@@ -83,13 +126,16 @@ class Walk:
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
         t, t_next = self.time(x), self.time(x, ahead=1)
         log_r = guidance.ratio.score(x, t, t_next, row, position, tried, guidance.chunk, known)
-        gamma = self.gammas[(x != self.mask_index).sum(-1)][row].to(log_p.dtype)
+        self.gammas = self.gammas.to(log_p.dtype)
+        gamma = self._at(self.gammas, x)[row]
         log_w = tilt(log_p, log_r, gamma[:, None])
+        self.guard.note("ratio", log_w)
         if guidance.stabilise:
             return log_w, ids, no_lift
         kept = torch.logsumexp(log_p, -1)  # pruning must not favour the mask
         if isinstance(guidance.ratio, SequenceRatio):
-            own = guidance.ratio.f(x, t)[row]
+            own = guidance.ratio.of(x, t)[row]
+            self.guard.note("ratio", own)
         else:  # eq. 6: the mean of r over the next token is r itself
             own = torch.logsumexp(tilt(log_p, log_r), -1) - kept
         lift = torch.logsumexp(log_w, -1) - kept - gamma * own
@@ -100,6 +146,8 @@ class Walk:
         if self.temperature == 0:
             choice = log_w.argmax(-1)
         else:
+            if self.temperature < COLD:
+                log_w = log_w - log_w.amax(-1, keepdim=True)
             log_w = log_w / self.temperature
             if self.top_p < 1:
                 log_w = nucleus(log_w, self.top_p)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gtl_lightning.data.exact import ExactDistribution, check_counts, check_probabilities, first_mismatch
 from gtl_lightning.errors import UserError
+from gtl_lightning.guard import Guard, tensor_of
 
 ENUMERATION_LIMIT = 20_000
 """Most sequences (V^L), or mask patterns (2^L), that are listed one by one."""
@@ -144,7 +145,7 @@ def exact_nelbo(denoiser: Conditionals, x_0: Tensor, mask_index: int) -> Tensor:
     exact conditionals every order of revealing gives -log p(x_0), so this does too; its mean over p is the entropy.
 
     Args:
-        denoiser: (x_t, t) -> Float[b,l,v] log-probabilities that do not depend on t; t is the masked share.
+        denoiser: (x_t, t) -> Float[b,l,v] log-probabilities or logits that do not depend on t; t is the masked share.
         x_0: Long[b,l].
         mask_index: the mask's id.
 
@@ -152,12 +153,13 @@ def exact_nelbo(denoiser: Conditionals, x_0: Tensor, mask_index: int) -> Tensor:
         Float64[b], nats per sequence.
 
     Raises:
-        UserError: more than 20,000 masks.
+        UserError: more than 20,000 masks, or a denoiser that gives another shape, NaN, infinity or no law.
     """
     batch, length = x_0.shape
     if 2**length > ENUMERATION_LIMIT:
         raise UserError(f"2^{length} masks are too many to list (limit {ENUMERATION_LIMIT:,}); use `any_order_kl`")
     total = torch.zeros(batch, dtype=torch.float64, device=x_0.device)
+    guard = Guard(mask_index, denoiser)
     patterns = torch.tensor(list(itertools.product((False, True), repeat=length))[1:], device=x_0.device)
     for masked in patterns.split(max(1, CHUNK // batch)):
         count = masked.sum(1)
@@ -166,9 +168,10 @@ def exact_nelbo(denoiser: Conditionals, x_0: Tensor, mask_index: int) -> Tensor:
         )
         clean = x_0.expand(len(masked), -1, -1)
         x_t = clean.masked_fill(masked.unsqueeze(1), mask_index).flatten(0, 1)
-        log_prob = denoiser(x_t, (count / length).repeat_interleave(batch)).double()
+        log_prob = _law(guard, denoiser, x_t, (count / length).repeat_interleave(batch), mask_index)
         log_true = log_prob.gather(-1, clean.flatten(0, 1).unsqueeze(-1)).view(len(masked), batch, length)
         total -= (log_true.masked_fill(~masked.unsqueeze(1), 0.0).sum(-1) * weight.unsqueeze(1)).sum(0)
+    guard.settle()
     return total
 
 
@@ -184,14 +187,15 @@ def model_law(
     are revealed; at a uniformly random order it is the mixture over all L! orders.
 
     Args:
-        conditionals: (x_t, t) -> Float[b,l,v], log-probabilities of the revealed token, guided or not;
+        conditionals: (x_t, t) -> Float[b,l,v], log-probabilities or logits of the revealed token, guided or not;
             the mask id is `states`.
         states: V.
         length: L.
         position_weights: x_t -> Float[b,l], relative probability of revealing each masked position; None: uniform.
 
     Raises:
-        UserError: too many sequences (V^L) or partial sequences ((V + 1)^L) to list.
+        UserError: too many sequences (V^L) or partial sequences ((V + 1)^L) to list; conditionals of another shape,
+            NaN, infinite or no law.
     """
     check_enumerable(states, length)
     base = states + 1
@@ -205,6 +209,7 @@ def model_law(
     revealed = (_digits(codes, base, length) != states).sum(1)
     mass = torch.zeros(base**length, dtype=torch.float64)
     mass[-1] = 1.0  # all masked
+    guard = Guard(states, conditionals)
     for level in range(length):
         for code in codes[revealed == level].split(CHUNK):
             x_t = _digits(code, base, length)
@@ -213,10 +218,11 @@ def model_law(
             weights = torch.ones(x_t.shape) if position_weights is None else position_weights(x_t)
             weights = weights.double().masked_fill(~masked, 0.0)
             reveal = weights / weights.sum(1, keepdim=True) * mass[code].unsqueeze(1)
-            flow = reveal.unsqueeze(-1) * conditionals(x_t, t).double().exp()[..., :states]
+            flow = reveal.unsqueeze(-1) * _law(guard, conditionals, x_t, t, states).exp()[..., :states]
             reached = code.view(-1, 1, 1) + place.view(1, -1, 1) * (torch.arange(states) - states)
             keep = masked.unsqueeze(-1).expand_as(flow)
             mass.index_add_(0, reached[keep], flow[keep])
+    guard.settle()
     full = (all_sequences(states, length) * place).sum(1)
     return EnumeratedDistribution(mass[full].view((states,) * length))
 
@@ -236,7 +242,7 @@ def any_order_kl(
         estimate and its standard error.
 
     Raises:
-        UserError: fewer than two draws for each number of masked positions.
+        UserError: fewer than two draws for each number of masked positions; conditionals as in `model_law`.
     """
     if n < 2 * length:
         raise UserError(f"n = {n}: give at least {2 * length}, two draws for each number of masked positions")
@@ -246,15 +252,26 @@ def any_order_kl(
     masked = rank < masked_count.unsqueeze(1)
     x_t = x_0.masked_fill(masked, law.mask_index)
     values = []
+    guard = Guard(law.mask_index, conditionals)
     for rows, hidden, count in zip(x_t.split(CHUNK), masked.split(CHUNK), masked_count.split(CHUNK), strict=True):
         log_q = law.posterior(rows)
-        log_p = conditionals(rows, count / length).double()
+        log_p = _law(guard, conditionals, rows, count / length, law.mask_index)
         gap = torch.where(log_q.isneginf(), 0.0, log_q.exp() * (log_q - log_p)).sum(-1)
         values.append(gap.masked_fill(~hidden, 0.0).sum(1) / count)
+    guard.settle()
     value = torch.cat(values)
     strata = [value[masked_count == k] for k in range(1, length + 1)]
     variance = sum(float(s.var() / len(s)) for s in strata)
     return sum(float(s.mean()) for s in strata), math.sqrt(variance)
+
+
+def _law(guard: Guard, conditionals: Conditionals, x_t: Tensor, t: Tensor, mask_index: int) -> Tensor:
+    """Float64[b,l,v] of the conditionals at masks, as every reader has it; zeros elsewhere."""
+    output = tensor_of(conditionals(x_t, t), (*x_t.shape, "v"), conditionals, "denoiser")
+    masked = x_t == mask_index
+    full = torch.zeros(output.shape, dtype=torch.float64, device=output.device)
+    full[masked] = guard.law(output[masked]).double()
+    return full
 
 
 def _digits(code: Tensor, base: int, length: int) -> Tensor:

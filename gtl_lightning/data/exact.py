@@ -28,9 +28,11 @@ class ExactDistribution(abc.ABC):
 
     Attributes:
         states: V, the number of clean tokens; the mask id is V.
+        normalised: as a Denoiser, it promises a law.
     """
 
     states: int
+    normalised = True
 
     @abc.abstractmethod
     def log_joint(self, likelihood: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,6 +100,25 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
         if index not in special:
             text.append(index)
     return str(tokenizer.backend_tokenizer.decode(text, skip_special_tokens=True))
+
+
+@contextmanager
+def text_only(tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokenizer]:
+    """The tokenizer's core while it takes every string for text: "[MASK]" in an abstract means the word, not the id."""
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    try:
+        yield backend
+    finally:
+        backend.encode_special_tokens = False
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """A text somebody wrote -> token ids; none of them becomes special by what the text says."""
+    with text_only(tokenizer) as backend:
+        return list(backend.encode(text, add_special_tokens=False).ids)
 
 
 def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:

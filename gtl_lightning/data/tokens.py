@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.split import SPLITS
-from gtl_lightning.data.tokenizer import decode, load_tokenizer, train_tokenizer
+from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, train_tokenizer
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path, write_json
 
@@ -106,17 +106,10 @@ def encode_chunks(
     tokenizer: PreTrainedTokenizerFast, chunks: Iterable[Sequence[str]], length: int, eos_index: int
 ) -> Iterator[list[list[int]]]:
     """Token ids of texts, cut to `length`, `eos_index` appended where there is room."""
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    # an abstract that speaks of "[MASK]" means the word: its text must not turn into special ids
-    backend.encode_special_tokens = True
-    encode = _encode_by_word(backend) if _splits_at_blanks(backend) else _encode_whole(backend)
-    try:
+    with text_only(tokenizer) as backend:
+        encode = _encode_by_word(backend) if _splits_at_blanks(backend) else _encode_whole(backend)
         for texts in chunks:
             yield [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
-    finally:
-        backend.encode_special_tokens = False
 
 
 def _splits_at_blanks(backend: Tokenizer) -> bool:

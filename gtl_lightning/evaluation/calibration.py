@@ -44,7 +44,7 @@ def fit_calibration(
         balanced: give both domains the same total weight.
 
     Raises:
-        UserError: lengths differ, one domain is missing, or a logit is not finite.
+        UserError: lengths differ, one domain is missing, or a logit or the fit is not finite.
     """
     z, y = _pairs(logits, is_target)
     x, label = torch.from_numpy(z), torch.from_numpy(y).double()
@@ -64,6 +64,8 @@ def fit_calibration(
     with torch.enable_grad():
         optimiser.step(loss)
     scale, shift = (parameters * free).tolist()
+    if not np.isfinite([scale, shift]).all():
+        raise UserError(f"calibration diverged to scale {scale}, shift {shift}; look at the classifier's logits")
     return Calibration(scale, shift)
 
 
@@ -86,9 +88,13 @@ def expected_calibration_error(
         balanced: weigh the domains equally, for probabilities that presume equal shares.
 
     Raises:
-        UserError: as `fit_calibration`.
+        UserError: as `fit_calibration`; or a value outside [0, 1], as a logit is.
     """
     p, y = _pairs(probabilities, is_target)
+    if p.min() < 0 or p.max() > 1:
+        raise UserError(
+            f"probabilities reach from {p.min():g} to {p.max():g}; give sigmoid(logit), which lies in [0, 1]"
+        )
     weight = balanced_weights(y) if balanced else np.full(len(p), 1 / len(p))
     count = max(1, min(bins, len(p) // 10))
     values, first = np.unique(np.sort(p), return_index=True)

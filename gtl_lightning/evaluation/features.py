@@ -104,7 +104,9 @@ class TransformerFeaturizer:
 
         if not texts:
             raise UserError("no text to compute features of; give at least one")
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens, padding=False)["input_ids"]
+        settings = {"truncation": True, "max_length": self._max_tokens, "padding": False}
+        # what a text says must not become an id that means something to the model: "[SEP]" is five letters and brackets
+        encoded = self._tokenizer(list(texts), **settings, split_special_tokens=True)["input_ids"]
         # An empty sample stays in the comparison, as one token: a model that writes nothing is to pay for it.
         empty = [self._tokenizer.eos_token_id or 0]
         ids = [row or empty for row in encoded]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.masked_likelihood import Masking, nelbo_sums
-from gtl_lightning.gtl import Guidance, linear_gamma
+from gtl_lightning.gtl import GAMMA_MAX, Guidance, linear_gamma
 from gtl_lightning.protocols import Denoiser
 
 
@@ -79,13 +79,15 @@ def nelbo(
     scores all.
 
     Args:
-        denoiser: Denoiser; only masked positions meet the vocabulary if it is Factored.
+        denoiser: Denoiser, read as the sampler reads it (`guard.Guard.law`); only masked positions meet the vocabulary
+            if it is Factored. Modules are in eval mode for the call.
         tokens: Long[n,l] padded, or n sequences.
         masking: noise, ids and batches.
         guidance: ratio and gamma (a number, or a function of the revealed share); None evaluates the denoiser itself.
 
     Raises:
-        UserError: no tokens, an empty sequence, a mask among the tokens, masking.batch below 1.
+        UserError: no tokens, an empty sequence, a mask among the tokens, masking.batch below 1; a network that gives
+            another shape, NaN, infinity or no law.
     """
     strengths = [] if guidance is None else [guidance.gamma]
     values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)
@@ -110,8 +112,10 @@ def nelbo_by_gamma(
     if not gammas:
         raise UserError("gammas is empty; give at least one guidance strength")
     for gamma in gammas:
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise UserError(f"gammas holds {gamma}; guidance strengths are finite and not negative")
+        if not (math.isfinite(gamma) and 0 <= gamma <= GAMMA_MAX):
+            raise UserError(
+                f"gammas holds {gamma}; guidance strengths are finite, not negative and at most {GAMMA_MAX:g}"
+            )
     strengths = [linear_gamma(gamma, gamma_end) for gamma in gammas]
     values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)
     return {gamma: Likelihood(value, lengths) for gamma, value in zip(gammas, values[1:], strict=True)}

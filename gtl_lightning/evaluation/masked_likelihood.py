@@ -21,12 +21,14 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
-from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, top_candidates
+from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
+from gtl_lightning.guard import Guard, check_ids, wide
 from gtl_lightning.protocols import Denoiser, Hidden
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
 
+TEXT = "the text to evaluate"
 Strength = float | Callable[[float], float]
 
 
@@ -77,12 +79,16 @@ def nelbo_sums(
     sequences = as_sequences(tokens, pad_index)
     if any(bool((row == mask_index).any()) for row in sequences):
         raise UserError(f"the mask token {mask_index} occurs in the tokens to evaluate; give finished sequences")
+    ids = torch.stack(torch.cat(sequences).aminmax())
+    check_ids(ids, getattr(denoiser, "vocab_size", None), TEXT)
     lengths = torch.tensor([len(row) for row in sequences])
     total = torch.zeros(1 + len(strengths), len(sequences), dtype=torch.float64)
-    with torch.inference_mode():
-        for noise in _noise(lengths.numpy(), masking.draws, masking.seed):
+    guard = Guard(mask_index, denoiser, ratio=guidance.ratio.f if guidance else None)
+    with torch.inference_mode(), guard.run():
+        for draw, noise in enumerate(_noise(lengths.numpy(), masking.draws, masking.seed)):
             for rows, padded in batches_by_length(sequences, masking.batch, pad_index):
                 at = rows.numpy()
+                guard.where = f"draw {draw + 1}, sequence {int(at[0])}"
                 order = torch.from_numpy(noise.order[at, : padded.shape[1]]).masked_fill(padded == pad_index, 2.0)
                 rank = order.argsort(dim=1).argsort(dim=1)
                 count = torch.from_numpy(noise.masked[at])
@@ -96,7 +102,7 @@ def nelbo_sums(
                     masked=count.to(device),
                     revealed=(1 - count / lengths[rows]).to(device),
                 )
-                sums = _log_prob_sums(denoiser, guidance, strengths, step, masking.positions).cpu()
+                sums = _log_prob_sums(denoiser, guidance, strengths, step, masking.positions, guard, ids).cpu()
                 total[:, rows] -= sums * (lengths[rows] / count)
     return total / masking.draws, lengths
 
@@ -138,7 +144,13 @@ class _Step:
 
 
 def _log_prob_sums(
-    denoiser: Denoiser, guidance: Guidance | None, strengths: Sequence[Strength], step: _Step, positions: int
+    denoiser: Denoiser,
+    guidance: Guidance | None,
+    strengths: Sequence[Strength],
+    step: _Step,
+    positions: int,
+    guard: Guard,
+    ids: Tensor,
 ) -> Tensor:
     """Float[1 + strengths, b] (double): sum over masked positions of log p at the true token, then of log p r^gamma."""
     row, position = (step.rank < step.masked[:, None]).nonzero(as_tuple=True)
@@ -151,8 +163,10 @@ def _log_prob_sums(
     chosen = torch.ones_like(row, dtype=torch.bool) if token_level else step.rank[row, position] < positions
     scale = (step.masked / chosen.new_zeros(len(step.x_0), dtype=torch.long).index_add(0, row, chosen.long()))[row]
     score = None if guidance is None else _scorer(guidance, step, row, position, known)
-    for part in _parts(len(row), log_p_at(slice(0, 1)).shape[-1]):
-        log_p = log_p_at(part).float()
+    v = log_p_at(slice(0, 1)).shape[-1]
+    check_ids(ids, v, TEXT)
+    for part in _parts(len(row), v):
+        log_p = guard.law(log_p_at(part))
         unguided = log_p.gather(-1, true_ids[part, None]).squeeze(-1).double()
         terms = [unguided]
         picked = chosen[part].nonzero().squeeze(-1)
@@ -161,7 +175,7 @@ def _log_prob_sums(
             log_p, base = log_p[picked], unguided[picked]
             log_r, candidates, fill = score(log_p, at)
             for strength in strengths:
-                gamma = _strength(strength, step.revealed[row[at]])
+                gamma = _strength(strength, step.revealed[row[at]], log_p.dtype)
                 # gamma = 0 is the denoiser itself, free of the rounding of a second normalisation; and a token that
                 # the denoiser excludes stays excluded, where the difference would be inf - inf.
                 same = (base == -math.inf) | torch.as_tensor(gamma == 0, device=base.device).flatten()
@@ -170,6 +184,7 @@ def _log_prob_sums(
                     continue
                 guided = guided_log_prob_true(log_p, log_r, true_ids[at], gamma, candidates, fill).double()
                 gain = torch.where(same, 0.0, guided - base) * scale[at]
+                guard.note("ratio", gain)
                 terms.append(unguided.index_add(0, picked, gain))
         else:
             terms += [unguided] * len(strengths)
@@ -183,26 +198,27 @@ def _scorer(
     """(log_p Float[m,v], slots Long[m]) -> log_r, candidates and fill as `guided_log_prob_true` takes them."""
     ratio = guidance.ratio
     if not isinstance(ratio, SequenceRatio):
-        log_r_at = known.reader(ratio.f, row, position)
-        return lambda log_p, at: (log_r_at(at).float(), None, None)
-    own = ratio.f(step.x_t, step.t).float()
+        log_r_at = known.reader(ratio.f, row, position, "ratio")
+        return lambda log_p, at: (wide(log_r_at(at)), None, None)
+    own = ratio.of(step.x_t, step.t)
 
     def score(log_p: Tensor, at: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, ids = top_candidates(log_p, guidance.n_ratio)
         if ids is None:
             ids = torch.arange(log_p.shape[-1], device=log_p.device).expand(len(at), -1)
         log_r = ratio.score(step.x_t, step.t, step.t_next, row[at], position[at], ids, guidance.chunk)
-        return log_r.float(), ids, own[row[at]]
+        return log_r, ids, own[row[at]]
 
     return score
 
 
-def _strength(strength: Strength, revealed: Tensor) -> float | Tensor:
+def _strength(strength: Strength, revealed: Tensor, dtype: torch.dtype) -> float | Tensor:
     """gamma, or Float[m,1] where it depends on the revealed share of each slot's sequence."""
     if not callable(strength):
         return strength
     shares, inverse = revealed.unique(return_inverse=True)
-    return torch.tensor([float(strength(float(share))) for share in shares], device=revealed.device)[inverse][:, None]
+    values = [strength_at(strength, float(share)) for share in shares]
+    return torch.tensor(values, dtype=dtype, device=revealed.device)[inverse][:, None]
 
 
 def _parts(rows: int, vocabulary: int) -> Iterator[slice]:

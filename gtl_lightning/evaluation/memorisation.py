@@ -101,11 +101,13 @@ def nearest_cosines(features: np.ndarray, training_features: np.ndarray) -> np.n
     """Float[n]: cosine similarity of each row of Float[n,d] to the nearest row of Float[m,d].
 
     Raises:
-        UserError: an empty matrix, or different dimensions.
+        UserError: an empty matrix, different dimensions, or values that are not finite.
     """
     a, b = np.asarray(features, dtype=np.float32), np.asarray(training_features, dtype=np.float32)
     if a.ndim != 2 or b.ndim != 2 or not len(a) or not len(b) or a.shape[1] != b.shape[1]:
         raise UserError(f"features {a.shape} and training features {b.shape} do not fit; use one featurizer for both")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise UserError("features hold values that are not finite; check the featurizer and the texts")
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
     return np.concatenate([(a[at : at + CHUNK] @ b.T).max(axis=1) for at in range(0, len(a), CHUNK)])
 

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.guard import check_weights
 from gtl_lightning.networks import Frozen
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
@@ -116,9 +117,14 @@ class TrainedModule(pl.LightningModule):
         return torch.Generator(self.device).manual_seed(mixed_seed(*parts))
 
     def on_fit_start(self) -> None:
-        """Frozen networks follow to the device."""
+        """Frozen networks follow to the device.
+
+        Raises:
+            UserError: one has a weight that is NaN or infinite: what is learned from its choices would not show it.
+        """
         for frozen in self.frozen():
             frozen.network.to(self.device).eval()
+            check_weights(frozen.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One loss, checked.

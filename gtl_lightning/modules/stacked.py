@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.errors import UserError
 from gtl_lightning.forward import level_sample
 from gtl_lightning.gtl import (
     bce_loss,
@@ -65,11 +66,18 @@ class StackedModule(TrainedModule):
 
     @torch.no_grad()
     def held_out(self, batch: Batch, generator: torch.Generator, gammas: Sequence[float]) -> Tensor:
-        """Float[g,k,b]: one-draw estimates of the NELBO (docs/method.md 2.8), nats per token, at each gamma."""
+        """Float[g,k,b]: one-draw estimates of the NELBO (docs/method.md 2.8), nats per token, at each gamma.
+
+        Raises:
+            UserError: one is NaN, which would be chosen as the least.
+        """
         x_t, masked, t, _ = self.noised(batch["x_0"], generator)
         chosen = self.chosen(masked, generator)
         log_true = self.log_prob_true(x_t, t, batch["x_0"], chosen, gammas)
-        return -log_true.masked_fill(~chosen, 0.0).sum(-1) / chosen.sum(-1)
+        values = -log_true.masked_fill(~chosen, 0.0).sum(-1) / chosen.sum(-1)
+        if values.isnan().any():
+            raise UserError(f"{type(self).__name__}: a held-out likelihood is NaN; lower the learning rate")
+        return values
 
     def chosen(self, masked: Tensor, generator: torch.Generator) -> Tensor:
         """Bool[k,b,l]: the masked positions that `held_out` reads; all of them, where that costs no more than one."""

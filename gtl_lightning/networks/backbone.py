@@ -18,10 +18,12 @@ class Backbone(nn.Module):
 
     Attributes:
         padded: whether inputs hold padding; None looks at each.
+        padded_left: whether a row may begin with it; None looks where there is padding.
     """
 
     rotary: Tensor
     padded: bool | None = None
+    padded_left: bool | None = None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -29,7 +31,7 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         # Rotary positions are relative: without a mark at the first token, all positions of an all-masked sequence
-        # would look alike and get the same prediction.
+        # would look alike and get the same prediction. Padding before that token therefore changes nothing.
         self.start = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
         self.time = TimeEmbedding(config.cond_dim) if config.cond_dim else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -92,8 +94,12 @@ class Backbone(nn.Module):
             if t is None:
                 raise ValueError("this network is conditioned on t: pass the noise level, Float[b]")
             cond = self.time(t)
-        x = self.embedding(x_t[:, view.start : view.start + view.rotary.shape[1]])
-        if view.start == 0:
+        width = view.rotary.shape[1]
+        x = self.embedding(x_t[:, view.start : view.start + width])
+        if view.first is not None:
+            here = torch.arange(view.start, view.start + width, device=x.device) == view.first[:, None]
+            x = torch.where(here[..., None], x + self.start, x)
+        elif view.start == 0:
             x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
         used: Cache = []
         for index, block in enumerate(self.blocks):
@@ -112,8 +118,17 @@ class Backbone(nn.Module):
             raise UserError(
                 f"sequences of {x_t.shape[1]} tokens; this network was made for length = {self.config.length}"
             )
-        mask, causal = self._attention_mask(x_t)
-        return View(self.rotary[:, start:stop], mask, causal, start)
+        rotary, causal = self.rotary[:, start:stop], self.config.causal
+        if self.config.pad_index == NO_PAD or self.padded is False or x_t.device.type == "meta":
+            return View(rotary, None, causal, start)
+        valid = x_t != self.config.pad_index
+        padded, left = self.padded, self.padded_left
+        if padded is None or left is None:  # one look at the device for both
+            padded, left = torch.stack([~valid.all(), ~valid[:, :1].all()]).tolist()
+        if not padded:
+            return View(rotary, None, causal, start)
+        mask, causal = self._attention_mask(valid)
+        return View(rotary, mask, causal, start, valid.int().argmax(-1) if left else None)
 
     def warm_start(self, other: Backbone) -> None:
         """Copy the embedding, time embedding, first blocks and last norm of a backbone of the same width.
@@ -133,20 +148,15 @@ class Backbone(nn.Module):
             state |= {name: value for name, value in other.state_dict().items() if name.startswith(prefix)}
         self.load_state_dict(state)
 
-    def _attention_mask(self, x_t: Tensor) -> tuple[Tensor | None, bool]:
-        """Bool[b,1,1 or l,l] (True = attend) and whether SDPA's own causal mask does; None when nothing is padded."""
-        if self.config.pad_index == NO_PAD or self.padded is False or x_t.device.type == "meta":
-            return None, self.config.causal
-        valid = x_t != self.config.pad_index
-        if self.padded is None and bool(valid.all()):
-            return None, self.config.causal
+    def _attention_mask(self, valid: Tensor) -> tuple[Tensor, bool]:
+        """Bool[b,1,1 or l,l] (True = attend) from Bool[b,l], no padding, and whether SDPA's own causal mask does."""
         mask = valid[:, None, None, :]
         if not self.config.causal:
             # A row of pads alone attends everywhere: an empty softmax would be NaN.
             return mask | ~valid.any(dim=-1)[:, None, None, None], False
-        length = x_t.shape[1]
-        square = torch.ones(length, length, dtype=torch.bool, device=x_t.device)
-        return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=x_t.device), False
+        length = valid.shape[1]
+        square = torch.ones(length, length, dtype=torch.bool, device=valid.device)
+        return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=valid.device), False
 
 
 class PaddingOnce(nn.Module):
@@ -156,11 +166,12 @@ class PaddingOnce(nn.Module):
     def padding_of(self, x_t: Tensor) -> Iterator[None]:
         """As `protocols.Padded` has it."""
         backbones = [module for module in self.modules() if isinstance(module, Backbone)]
-        before = [backbone.padded for backbone in backbones]
+        before = [(backbone.padded, backbone.padded_left) for backbone in backbones]
         try:
             for backbone in backbones:
-                backbone.padded = bool((x_t == backbone.config.pad_index).any())
+                pads = x_t == backbone.config.pad_index
+                backbone.padded, backbone.padded_left = torch.stack([pads.any(), pads[:, :1].any()]).tolist()
             yield
         finally:
-            for backbone, value in zip(backbones, before, strict=True):
-                backbone.padded = value
+            for backbone, (padded, left) in zip(backbones, before, strict=True):
+                backbone.padded, backbone.padded_left = padded, left

@@ -128,12 +128,14 @@ class View:
         mask: Bool, broadcastable to [b,1,w,l], True = attend; None attends everywhere.
         causal: a position attends to those up to itself.
         start: the first of them.
+        first: Long[b], the first position of each row that is no padding; None where that is 0.
     """
 
     rotary: Tensor
     mask: Tensor | None
     causal: bool
     start: int
+    first: Tensor | None = None
 
 
 class Attention(nn.Module):

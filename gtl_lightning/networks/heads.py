@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtl_lightning.networks.backbone import Backbone, PaddingOnce
-from gtl_lightning.networks.block import BackboneConfig
+from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.store import register
 from gtl_lightning.protocols import Cache
@@ -35,6 +35,8 @@ class Frozen:
 @register
 class MaskedDenoiser(PaddingOnce):
     """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
+
+    normalised = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -66,6 +68,16 @@ class MaskedDenoiser(PaddingOnce):
     def vocab_size(self) -> int:
         """Ids, mask and pad included."""
         return self.config.vocab_size
+
+    @property
+    def mask_index(self) -> int:
+        """Id of the mask."""
+        return self.config.mask_index
+
+    @property
+    def pad_index(self) -> int | None:
+        """Id of the padding; None where all sequences have one length."""
+        return None if self.config.pad_index == NO_PAD else self.config.pad_index
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the clean token, Float[...,v] in fp32; -inf at mask and pad."""
@@ -159,6 +171,8 @@ class CausalLM(nn.Module):
     The input is shifted right by one, with the mask token as the start; the backbone is causal and knows no t.
     """
 
+    normalised = True
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = replace(config, causal=True, cond_dim=0)
@@ -169,14 +183,23 @@ class CausalLM(nn.Module):
         if config.tied:
             self.output.weight = self.backbone.embedding.weight
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids, mask and pad included."""
+        return self.config.vocab_size
+
     def forward(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
         return self.decode(self.encode(x_0))
 
     def encode(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it."""
-        start = torch.full_like(x_0[:, :1], self.config.mask_index)
-        return self.backbone(torch.cat([start, x_0[:, :-1]], dim=1))
+        pad = self.config.pad_index
+        before = torch.cat([torch.full_like(x_0[:, :1], pad), x_0[:, :-1]], dim=1)
+        # Left padding stays padding: the text starts at its first token.
+        starts = (before == pad) & (x_0 != pad)
+        starts[:, 0] = x_0[:, 0] != pad
+        return self.backbone(before.masked_fill(starts, self.config.mask_index))
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> Float[...,v]."""

@@ -130,6 +130,8 @@ class LocalSequenceRatio(nn.Module):
 class Uninformed(nn.Module):
     """A denoiser that knows nothing: all tokens are equally likely. Eq. 9' on it trains on the target alone."""
 
+    normalised = True
+
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()
         self.config = config

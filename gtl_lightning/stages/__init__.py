@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.resources import check_address_space
 
 if TYPE_CHECKING:
+    from gtl_lightning.stages.asked import Draw
     from gtl_lightning.stages.bench import run_bench
     from gtl_lightning.stages.data import data_download, data_import, data_sample, split, tokenize
     from gtl_lightning.stages.evaluate import ablation, evaluate_cell
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
 
 __all__ = [
+    "Draw",
     "ablation",
     "data_download",
     "data_import",
@@ -54,6 +56,7 @@ __all__ = [
 
 WITHOUT_TORCH = ("data",)
 HOMES = {
+    "asked": ("Draw",),
     "bench": ("run_bench",),
     "data": ("data_download", "data_import", "data_sample", "split", "tokenize"),
     "evaluate": ("ablation", "evaluate_cell"),

@@ -58,6 +58,7 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
 def sampling_params(params: Params) -> Params:
     """What sampling depends on. The rest is as by default, the tracker's address too, which may hold a password."""
     kept = {"profile": params.profile, "schedule": params.schedule, "sampling": params.sampling}
+    kept["tokenizer"] = params.tokenizer  # whose length and vocabulary the sampler's settings have to fit
     return Params().model_copy(update={**kept, "evaluation": Evaluation(batch=params.evaluation.batch)})
 
 

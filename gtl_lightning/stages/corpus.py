@@ -10,6 +10,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_record, record
 from gtl_lightning.sections import Network
+from gtl_lightning.stages.checks import check_corpus
 from gtl_lightning.stages.common import MODELS, NETWORK, TOKENS
 
 if TYPE_CHECKING:
@@ -46,37 +47,8 @@ class Corpus:
         }
         corpus = cls(**{key: meta[key] for key in ids}, sizes={split: splits[split]["examples"] for split in splits})
         if root == Path():  # what a registered model holds was looked at when it was made
-            corpus.check(params)
+            check_corpus(params, corpus.vocab_size, corpus.sizes)
         return corpus
-
-    def check(self, params: Params) -> None:
-        """Compare the parameters with what the data decide, before anything is trained on them.
-
-        Raises:
-            UserError: an n_ratio above the vocabulary, fewer target test texts than MAUVE can be computed of, or a
-                fraction of the sweep that leaves too few examples.
-        """
-        from gtl_lightning.data.split import fraction_size
-
-        asked = {
-            "sampling.n_ratio": params.sampling.n_ratio or 1,
-            "sampling.n_ratio_sequence": params.sampling.n_ratio_sequence,
-            "ablation.n_ratios": max(params.ablation.n_ratios, default=1),
-        }
-        for key, value in asked.items():
-            if value > self.vocab_size:
-                raise UserError(f"{key} = {value} exceeds the vocabulary of {self.vocab_size}; use at most that")
-        test, buckets = self.sizes["target_test"], params.evaluation.mauve_buckets
-        if test < 2 * buckets:
-            raise UserError(
-                f"evaluation.mauve_buckets = {buckets} needs {2 * buckets} target test texts, there are {test}; "
-                "lower it, raise data.target_test, or bring more target records"
-            )
-        for fraction in params.sweep.fractions:
-            try:
-                fraction_size(self.sizes["target_train"], fraction, params.data.min_examples)
-            except UserError as error:
-                raise UserError(f"sweep.fractions: {error}") from error
 
     def dataset(self, split: str) -> TokenDataset:
         """The examples of a split, in the order of their rank."""
@@ -118,6 +90,21 @@ def device_of(params: Params) -> torch.device:
     if wanted == "gpu" and not torch.cuda.is_available():
         raise UserError("machine.accelerator = gpu, and no GPU is to be seen; set it to auto or cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_machine(params: Params) -> None:
+    """Refuse a training that this machine cannot begin; torch is imported only where that is in question.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or more processes than GPUs.
+    """
+    wanted = params.machine.devices
+    if params.machine.accelerator != "gpu" and wanted == 1:
+        return
+    import torch
+
+    if device_of(params).type == "cuda" and wanted > (there := torch.cuda.device_count()):
+        raise UserError(f"machine.devices = {wanted}, and there are {there} GPUs to be seen; lower it")
 
 
 def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:

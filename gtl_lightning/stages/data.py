@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.stages.asked import known_seed
+from gtl_lightning.stages.checks import check_corpus
 from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, TOKENS, log
 
 
@@ -15,6 +17,7 @@ def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
     from gtl_lightning.data.sample import write_sample
 
+    known_seed("--seed", seed)
     write_sample(DATA, seed=seed)
     _version()
 
@@ -71,16 +74,22 @@ def split(params: Params) -> None:
 
 
 def tokenize(params: Params) -> None:
-    """The tokenizer and every split's token arrays."""
+    """The tokenizer and every split's token arrays.
+
+    Raises:
+        UserError: the parameters ask for more than the splits hold (`check_corpus`).
+    """
     from gtl_lightning.data.tokens import tokenize_splits
 
-    tokenize_splits(
+    meta = tokenize_splits(
         SPLITS,
         TOKENS,
         name=params.tokenizer.name,
         vocab_size=params.tokenizer.vocab_size,
         length=params.tokenizer.length,
     )
+    sizes = {name: found["examples"] for name, found in meta["splits"].items()}
+    check_corpus(params, meta["vocab_size"], sizes)  # now, not after minutes of training
 
 
 def _version() -> None:

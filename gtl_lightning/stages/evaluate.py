@@ -13,6 +13,7 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.records import read_record
+from gtl_lightning.stages.asked import known_cell
 from gtl_lightning.stages.common import (
     ABLATION,
     CELLS,
@@ -46,9 +47,9 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
     """One cell: cells/NAME/row.json, one flat row, and its samples.
 
     Raises:
-        UserError: the cell's networks are missing or damaged, or the tracker cannot be reached.
+        UserError: no point of the grid, networks of it are missing or damaged, or the tracker cannot be reached.
     """
-    cell = Cell(method, fraction, seed)
+    cell = known_cell(method, fraction, seed)
     sampler = Sampler.open(params, cell)
     real = RealText.open(params, sampler.corpus)
     tags = {"method": method, "fraction": fraction, "seed": seed}

@@ -97,6 +97,7 @@ def conditionals(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
             log_p[row, position] = guided_log_probs(log_p[row, position], log_r, model.guidance.gamma)
             return log_p
 
+    guided.normalised = True  # type: ignore[attr-defined]  # as `protocols.Denoiser` has it
     return guided
 
 

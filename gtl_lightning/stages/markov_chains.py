@@ -48,10 +48,6 @@ def chain(name: str, diagonal: float, matrix: tuple[tuple[float, ...], ...] | No
 
     if matrix is None:
         return paper_chain(diagonal, states)
-    widths = {len(row) for row in matrix}
-    if widths != {states} or len(matrix) != states:
-        shape = f"{len(matrix)} rows of {' or '.join(map(str, sorted(widths)))}"
-        raise UserError(f"markov.{name}_transition has {shape} entries; markov.states = {states} asks for a square")
     try:
         return MarkovChain(torch.full((states,), 1 / states), torch.tensor(matrix, dtype=torch.float64))
     except UserError as error:

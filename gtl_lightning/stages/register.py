@@ -128,7 +128,9 @@ def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
     """
     from gtl_lightning.tracking import fetch_model
 
-    model, _, alias = name.partition("@")
+    model, at, alias = name.partition("@")
+    if not model.strip() or (at and not alias.strip()):
+        raise UserError(f"--model {name}: write it as NAME@ALIAS, for example gtl-transfer-ratio@best")
     with temporary_folder() as folder:
         yield fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
 

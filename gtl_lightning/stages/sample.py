@@ -11,20 +11,21 @@ from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.records import read_list
+from gtl_lightning.stages.asked import SOURCE_METHOD, Draw, known_cell
 from gtl_lightning.stages.bundle import LENGTHS, open_bundle
-from gtl_lightning.stages.common import SAMPLES, Cell
+from gtl_lightning.stages.common import SAMPLES
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
 from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.selection import Setting, chosen_setting
 from gtl_lightning.stages.text import decode_all, encode_prompt
 
 
-def sample_model(name: str, **asked: Any) -> list[str]:
+def sample_model(name: str, asked: Draw) -> list[str]:
     """Draw texts from NAME@ALIAS of the registry, with the sampler settings that it was registered with.
 
     Args:
         name: of the registered model and its alias.
-        **asked: as for `sample_cell`, `count` to `out`.
+        asked: what to draw.
 
     Raises:
         UserError: as `sample_cell`; no such model or alias, an unreachable tracker, a damaged artifact.
@@ -33,7 +34,7 @@ def sample_model(name: str, **asked: Any) -> list[str]:
 
     with fetched(name) as folder:
         params, cell = open_bundle(folder)
-        return sample_cell(params, cell.method, cell.fraction, cell.seed, root=folder, **asked)
+        return sample_cell(params, cell.method, cell.fraction, cell.seed, asked, root=folder)
 
 
 def sample_cell(
@@ -41,15 +42,8 @@ def sample_cell(
     method: str,
     fraction: float | None,
     model_seed: int | None,
+    asked: Draw,
     *,
-    count: int,
-    length: int | None,
-    gamma: float | None,
-    temperature: float | None,
-    n_ratio: int | None,
-    prompt: str | None,
-    seed: int,
-    out: Path,
     root: Path = Path(),
 ) -> list[str]:
     """Draw texts and write out/samples.txt and out/samples.jsonl, with the seed and the versions of the models.
@@ -57,25 +51,27 @@ def sample_cell(
     The cell is the repository's, or that of the bundle at `root`.
 
     Raises:
-        UserError: no such cell, a length above the model's, an n_ratio above the vocabulary, an unwritable folder.
+        UserError: an option that does not apply to the method, no such cell, a length above the model's, an n_ratio
+            above the vocabulary, an unwritable folder.
     """
-    source = method == "source"
-    fraction = None if source else (fraction if fraction is not None else max(params.sweep.fractions))
-    cell = Cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed)
+    if fraction is None and method != SOURCE_METHOD:
+        fraction = max(params.sweep.fractions)
+    cell = known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
+    asked.check_applies(method)
+    count, length, seed, n_ratio = asked.count, asked.length, asked.seed, asked.n_ratio
     sampler = Sampler.open(params, cell, root)
-    if gamma is not None and sampler.guidance is None:
-        raise UserError(f"--gamma guides a ratio, and {method} has none; leave it out or choose a gtl method")
     if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
         raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
     setting = chosen_setting(params, cell, root)
     setting = Setting(
-        setting.temperature if temperature is None else temperature, setting.gamma if gamma is None else gamma
+        setting.temperature if asked.temperature is None else asked.temperature,
+        setting.gamma if asked.gamma is None else asked.gamma,
     )
     params = setting.applied(params)
     guidance = at_gamma(params, sampler.guidance, setting.gamma)
     if guidance is not None:
-        guidance = replace(guidance, n_ratio=n_ratio or guidance.n_ratio)
-    start = encode_prompt(prompt, sampler.corpus, root) if prompt is not None else None
+        guidance = replace(guidance, n_ratio=n_ratio or guidance.n_ratio)  # n_ratio is at least 1 where it is given
+    start = encode_prompt(asked.prompt, sampler.corpus, root) if asked.prompt is not None else None
     lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, fraction), count, seed)
     if start is not None and not length:
         lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
@@ -95,8 +91,8 @@ def sample_cell(
         }
         for index, text in enumerate(texts)
     ]
-    write_text(out / "samples.txt", "\n".join(texts) + "\n")
-    write_text(out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(asked.out / "samples.txt", "\n".join(texts) + "\n")
+    write_text(asked.out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
     return texts
 
 

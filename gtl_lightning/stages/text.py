@@ -32,17 +32,19 @@ def decode_all(sequences: Iterable[Tensor], root: Path = Path()) -> list[str]:
 
 
 def encode_prompt(text: str, corpus: Corpus, root: Path = Path()) -> Tensor:
-    """A prompt -> Long[l]; every `[MASK]` in it is one position to fill.
+    """A prompt -> Long[l]; every `[MASK]` in it is one position to fill, all else is text, "[EOS]" included.
 
     Raises:
         UserError: nothing is left of it after tokenising.
     """
     import torch
 
+    from gtl_lightning.data.tokenizer import encode
+
     ids: list[int] = []
     for index, part in enumerate(text.split("[MASK]")):
         ids += [corpus.mask_index] if index else []
-        ids += tokenizer(root).encode(part, add_special_tokens=False)
+        ids += encode(tokenizer(root), part)
     if not ids:
         raise UserError(f"--prompt {text!r} holds no token; leave it out for free text")
     return torch.tensor(ids)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
+from gtl_lightning.stages.asked import known_cell
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
-from gtl_lightning.stages.corpus import Corpus, load_denoiser
+from gtl_lightning.stages.corpus import Corpus, check_machine, load_denoiser
 from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
@@ -57,6 +58,7 @@ def _fit_on_source(
     """What all cells share, trained once on the source split into models/NAME."""
     from gtl_lightning.networks import seeded
 
+    check_machine(params)
     corpus = Corpus.open(params)
     train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
 
@@ -83,6 +85,7 @@ def train_judge(params: Params) -> None:
     from gtl_lightning.modules.causal import CausalLMModule
     from gtl_lightning.networks import CausalLM, seeded
 
+    check_machine(params)
     corpus = Corpus.open(params)
     target = corpus.dataset("judge_target")
     texts = {name: decode_all(corpus.dataset(name)) for name in ("judge_source", "judge_target")}
@@ -115,6 +118,7 @@ def train_judge(params: Params) -> None:
 
 def train_classifier(params: Params, fraction: float, seed: int) -> None:
     """Domain classifiers on clean and on noised text, and the advisor's word on the overlap (docs/method.md 2.1)."""
+    check_machine(params)
     corpus, training = Corpus.open(params), params.train.classifier
     train, val = corpus.target(fraction, params.data.min_examples)  # refused before seconds of imports
 
@@ -147,9 +151,10 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     """One baseline denoiser or ratio network on a fraction of the target data.
 
     Raises:
-        UserError: the fraction leaves too few examples.
+        UserError: no point of the grid, or the fraction leaves too few examples.
     """
-    cell = Cell(method, fraction, seed)
+    cell = known_cell(method, fraction, seed)
+    check_machine(params)
     Corpus.open(params).target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
     {**BASELINES, **RATIOS}[method](params, cell)
 

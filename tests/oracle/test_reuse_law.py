@@ -241,6 +241,7 @@ class Unplaced:
 
     def __init__(self, network: Any) -> None:
         self.encode, self.decode = network.encode, network.decode
+        self.pad_index = getattr(network, "pad_index", None)
         if hasattr(network, "denoiser"):
             self.denoiser = network.denoiser
 

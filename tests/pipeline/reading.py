@@ -178,8 +178,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
     import pyarrow.parquet
     import safetensors
 
-    from gtl_lightning.stages import evaluate
-    from gtl_lightning.stages.corpus import Corpus
+    from gtl_lightning.stages import asked, corpus, data, evaluate
 
     plain_dump, plain_copy, plain_load = Section.model_dump, Section.model_copy, config.load_params
     plain_settings = evaluate.settings_of
@@ -189,7 +188,9 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         patch.setattr(Section, "model_copy", copy)
         patch.setattr(config, "load_params", load)
         # What is compared, and what is told to MLflow, is not used: it changes no result.
-        patch.setattr(Corpus, "check", lambda *_: None)
+        for opener in (corpus, data):
+            patch.setattr(opener, "check_corpus", lambda *_: None)
+        patch.setattr(asked, "check_point", lambda *_: None)
         patch.setattr(evaluate, "settings_of", told)
         # These open files without Python's knowledge.
         patch.setattr(safetensors, "safe_open", heard(safetensors.safe_open))

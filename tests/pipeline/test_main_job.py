@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 
 from gtl_lightning import stages
 from gtl_lightning.files import read_json, sha256_file
-from tests.pipeline.conftest import inside, tiny
+from gtl_lightning.stages import Draw
+from tests.pipeline.conftest import Gtl, inside, tiny
+from tests.unit.trees import snapshot
 
 METHODS = {"source", "vanilla", "finetune", "lora", "gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl"}
 NEEDED = {
@@ -169,13 +171,9 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
 
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
     with inside(workspace):
-        settings = {"gamma": 1.0, "temperature": None, "n_ratio": 8, "seed": 3, "out": Path("samples")}
-        texts = stages.sample_cell(
-            tiny(), "gtl", 0.3, 0, count=3, length=10, prompt="we study [MASK] [MASK] of", **settings
-        )
-        again = stages.sample_cell(
-            tiny(), "gtl", 0.3, 0, count=3, length=10, prompt="we study [MASK] [MASK] of", **settings
-        )
+        asked = Draw(count=3, length=10, gamma=1.0, n_ratio=8, prompt="we study [MASK] [MASK] of", seed=3)
+        texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
+        again = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
     assert texts == again
     assert all(text.startswith("we study") for text in texts)
     rows = [json.loads(line) for line in (workspace / "samples" / "samples.jsonl").read_text().splitlines()]
@@ -185,12 +183,24 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
     assert all(row["temperature"] == chosen for row in rows)
 
 
+def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:
+    with inside(trained):
+        asked = Draw(count=2, length=28, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
+        texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
+    assert all("nothing" in text and "follows" in text for text in texts), texts
+
+
+def test_sampling_writes_into_its_folder_alone(gtl: Gtl, trained: Path, tmp_path: Path) -> None:
+    before = snapshot(trained)
+    done = gtl("sample", "--fraction", "0.3", "--count", "2", "--out", str(tmp_path / "out"), cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["samples.jsonl", "samples.txt"]
+    assert snapshot(trained) == before
+
+
 def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> None:
     with inside(workspace):
         for planner in ("learned", "confidence", "margin", "entropy"):
-            texts = stages.sample_cell(
-                tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2"),
-                "finetune", 0.3, 0, count=2, length=None, gamma=None, temperature=None, n_ratio=None, prompt=None,
-                seed=0, out=Path("samples"),
-            )  # fmt: skip
+            params = tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2")
+            texts = stages.sample_cell(params, "finetune", 0.3, 0, Draw(count=2))
             assert len(texts) == 2

@@ -14,6 +14,7 @@ import pytest
 
 from gtl_lightning.data import hub, tokens
 from gtl_lightning.data.split import SPLITS
+from gtl_lightning.data.tokenizer import encode
 from gtl_lightning.data.tokens import decode, encode_chunks, load_tokenizer, tokenize_splits, train_tokenizer
 from gtl_lightning.errors import UserError
 
@@ -105,6 +106,17 @@ def test_training_is_the_same_in_every_process(kind: str) -> None:
     ]
     assert runs[0] == runs[1]
     assert len(json.loads(runs[0])) == 400
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), [("wordpiece", 200), ("bpe", 300)])
+def test_a_text_that_names_specials_stays_text(kind: Any, vocab_size: int) -> None:
+    tokenizer = train_tokenizer(TEXTS, vocab_size, kind)
+    text = "the [EOS] of a [PAD] and [MASK] is"
+    ids = encode(tokenizer, text)
+    assert not {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id} & set(ids)
+    assert decode(tokenizer, ids).lower().replace(" ", "") == text.lower().replace(" ", "")
+    (row,) = next(encode_chunks(tokenizer, [[text]], 100, tokenizer.eos_token_id))
+    assert row == [*ids, tokenizer.eos_token_id], "a prompt and a text to train on are one and the same"
 
 
 def test_decode_stops_at_the_end_and_drops_specials() -> None:

@@ -37,6 +37,12 @@ def test_default_sees_meaning_and_gives_unit_vectors(default: Featurizer) -> Non
     assert default.name == "minilm"
 
 
+def test_a_text_that_names_specials_has_the_features_of_its_words(default: Featurizer) -> None:
+    """The model reads lower-cased text, so that a name in capitals is the same word; as an id it is another."""
+    capitals, small = default(["we show [SEP] and [MASK] here", "we show [sep] and [mask] here"])
+    assert np.array_equal(capitals, small)
+
+
 def test_rows_keep_their_order_whatever_the_batch(default: Featurizer) -> None:
     alone = np.concatenate([default([text]) for text in TEXTS])
     assert (default(TEXTS) * alone).sum(1) == pytest.approx(1, abs=2e-3)  # bf16

@@ -19,8 +19,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_asking_for_nothing_takes_the_file_as_it_is(root: Path) -> None:
-    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
-    assert settle(Wanted(), root).train.source.steps == 7
+    write_params(configure("default", ("train.source.steps=700",)), root / "params.yaml")
+    assert settle(Wanted(), root).train.source.steps == 700
 
 
 def test_overrides_that_change_nothing_are_accepted(root: Path) -> None:
@@ -37,15 +37,15 @@ def test_a_change_is_refused_and_named(root: Path) -> None:
 
 
 def test_a_hand_edit_that_would_be_lost_is_named(root: Path) -> None:
-    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
-    with pytest.raises(UserError, match=rf"train\.source\.steps: 7 -> {configure().train.source.steps}"):
+    write_params(configure("default", ("train.source.steps=700",)), root / "params.yaml")
+    with pytest.raises(UserError, match=rf"train\.source\.steps: 700 -> {configure().train.source.steps}"):
         settle(Wanted(profile="default"), root)
 
 
 def test_a_hand_edit_survives_an_override_and_a_wider_grid(root: Path) -> None:
-    write_params(configure("default", ("train.source.steps=7",)), root / "params.yaml")
+    write_params(configure("default", ("train.source.steps=700",)), root / "params.yaml")
     params = settle(Wanted(overrides=("schedule=cosine",), fractions=(0.5,), write_params=True), root)
-    assert params.train.source.steps == 7
+    assert params.train.source.steps == 700
     assert params.schedule == "cosine"
     assert params.sweep.fractions == (*configure().sweep.fractions, 0.5)
     assert load_params(root / "params.yaml") == params

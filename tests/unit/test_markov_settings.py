@@ -15,31 +15,34 @@ from gtl_lightning.stages.markov_models import Problem
 MISTAKES = {
     "not square": (
         ("markov.states=2", "markov.target_transition=[[0.5, 0.5], [1.0]]"),
-        r"markov.target_transition has 2 rows of 1 or 2 entries; markov.states = 2 asks for a square",
+        r"markov: target_transition has 2 rows of 1 or 2 entries; states = 2 asks for a square",
     ),
     "too few rows": (
         ("markov.source_transition=[[0.5, 0.5], [0.5, 0.5]]",),
-        r"markov.source_transition has 2 rows of 2 entries; markov.states = 5",
+        r"markov: source_transition has 2 rows of 2 entries; states = 5",
     ),
     "not stochastic": (
         ("markov.states=2", "markov.target_transition=[[0.5, 0.5], [0.5, 0.6]]"),
-        r"markov.target_transition: transition\[1\] sums to 1.1; .*must sum to 1",
+        r"markov: target_transition\[1\] sums to 1.1; .*must sum to 1",
     ),
     "a negative probability": (
         ("markov.states=2", "markov.source_transition=[[1.5, -0.5], [0.5, 0.5]]"),
-        r"markov.source_transition: transition\[0, 1\] is -0.5",
+        r"markov.source_transition.0.1 = -0.5",
     ),
     "a target transition of probability zero": (
         ("markov.states=2", "markov.target_transition=[[0.0, 1.0], [0.5, 0.5]]"),
         r"transition\[0, 0\] is 0 in the target and 0.1 in the source: the density ratio is zero or infinite",
     ),
-    "a target that never moves": (("markov.target_diagonal=1.0",), r"transition\[0, 1\] is 0 in the target"),
-    "no sequences": (("markov.sizes=[20, 0]",), r"markov.sizes.1 = 0: input should be greater than 0"),
+    "a target that never moves": (
+        ("markov.target_diagonal=1.0",),
+        r"markov.target_diagonal = 1.0: input should be less than 1",
+    ),
+    "no sequences": (("markov.sizes=[20, 0]",), r"markov.sizes.1 = 0: input should be greater than or equal to 2"),
     "fewer sequences than folds": (
         ("markov.sizes=[3]",),
         r"markov: sizes: n = 3 target sequences cannot be cut into parts = 5; raise n",
     ),
-    "a seed twice": (("markov.seeds=[1, 1]",), r"markov: .*seeds \[1, 1\] must not list a value twice"),
+    "a seed twice": (("markov.seeds=[1, 1]",), r"markov: seeds lists a value twice: \[1, 1\]"),
     "too long": (("markov.length=500",), r"markov.length = 500: .*less than or equal to 128"),
     "one state": (("markov.states=1",), r"markov.states = 1: .*greater than or equal to 2"),
     "several learning rates": (

@@ -34,6 +34,7 @@ def tiny(**changes: object) -> Params:
     for network in values["networks"].values():
         network |= {"width": 16, "depth": 1, "heads": 2}
     values["tokenizer"] |= {"vocab_size": 40, "length": 12}
+    values["ablation"] |= {"n_ratios": [4]}
     values["bench"] |= {
         "batches": [1, 2],
         "lengths": [6, 12],

@@ -182,3 +182,12 @@ def _first_draw(module: StackedSequenceRatio, batch: dict[str, Tensor]) -> tuple
     generator = torch.Generator().manual_seed(1)
     x_t, masked, t, _ = module.noised(batch["x_0"], generator)
     return x_t, t, batch["x_0"], module.chosen(masked, generator)
+
+
+def test_a_held_out_likelihood_that_is_nan_is_not_chosen_as_the_least() -> None:
+    member = make("token", 0)
+    member.out.bias.data[0] = torch.nan  # type: ignore[union-attr, index]
+    module = StackedTokenRatio([member], Uninformed(LOCAL))
+    batch = {"x_0": rows(1, 4, masks=False)}
+    with pytest.raises(UserError, match="StackedTokenRatio: a held-out likelihood is NaN"):
+        module.held_out(batch, torch.Generator().manual_seed(0), [1.0, 2.0])

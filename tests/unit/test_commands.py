@@ -1,0 +1,188 @@
+"""Every option of every command, given something it cannot take: one line, exit code 2, nothing opened or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from flows.cli import app, main
+from gtl_lightning.config import configure, write_params
+from gtl_lightning.stages.asked import GUIDED
+from tests.unit.trees import snapshot
+
+TRAINED = ("vanilla", "finetune", "lora", *GUIDED)
+CELL = ("--fraction", "0.05", "--seed", "0")
+Case = tuple[tuple[str, ...], str]
+
+POINT: dict[str, list[Case]] = {
+    "fraction": [
+        (("--fraction", "0.2"), "--fraction 0.2 is none of sweep.fractions"),
+        (("--fraction", "nan"), "--fraction nan"),
+        (("--fraction", "-1"), "--fraction -1.0"),
+        (("--fraction", "1e400"), "--fraction inf"),
+        ((), "fraction"),
+    ],
+    "seed": [
+        ((*CELL[:2], "--seed", "-1"), "--seed -1 is none of sweep.seeds"),
+        ((*CELL[:2], "--seed", "7"), "--seed 7 is none of sweep.seeds in params.yaml (0)"),
+        ((*CELL[:2], "--seed", "0.5"), "--seed"),
+    ],
+}
+TABLE: dict[str, dict[str, list[Case]]] = {
+    "configure": {
+        "profile": [(("--profile", "nosuch"), "unknown profile 'nosuch'; choose one of: default")],
+        "overrides": [
+            (("--set", "nosuch=1"), "unknown parameter nosuch"),
+            (("--set", "schedule"), "--set schedule: write it as key=value"),
+            (("--set", "=3"), "--set =3: write it as key=value"),
+            (("--set", "profile=paper"), "choose it with --profile"),
+            (("--set", "data.seed={a: 1, a: 2}"), 'found duplicate key "a"'),
+        ],
+    },
+    "data sample": {"seed": [(("--seed", "-1"), "--seed -1"), (("--seed", str(2**32)), f"--seed {2**32} is out")]},
+    "data import": {
+        "path": [(("nowhere.json",), "nowhere.json")],
+        "field": [
+            (("snapshot", "--field", "nosuch=text"), "nosuch"),
+            (("snapshot", "--field", "abstract"), "--field abstract: write each field once, as ours=theirs"),
+            (("snapshot", "--field", "abstract="), "--field abstract="),
+            (("snapshot", "--field", "title=a", "--field", "title=b"), "--field title=b: write each field once"),
+        ],
+    },
+    "data download": {
+        "dataset": [((), "dataset"), ((" ",), "DATASET is empty")],
+        "split": [(("snapshot", "--split", ""), "--split is empty")],
+        "limit": [(("snapshot", "--limit", "0"), "'--limit'"), (("snapshot", "--limit", "-3"), "'--limit'")],
+        "field": [(("snapshot", "--field", "nosuch=text"), "nosuch")],
+    },
+    "train classifier": POINT,
+    **{f"train {method}": POINT for method in TRAINED},
+    "evaluate": {
+        "method": [
+            (("foo",), "method 'foo' is unknown; choose one of source, vanilla, finetune"),
+            (("classifier", *CELL), "method 'classifier' is unknown"),
+        ],
+        "fraction": [
+            (("finetune",), "finetune is trained on a share of the target data: say which with --fraction"),
+            (("gtl",), "gtl is trained on a share of the target data"),
+            (("source", "--fraction", ".3"), "--fraction is a share of the target data, and source"),
+            (("gtl", "--fraction", "0.2"), "--fraction 0.2 is none of sweep.fractions"),
+            (("gtl", "--fraction", "nan"), "--fraction nan"),
+        ],
+        "seed": [
+            (("source", "--seed", "3"), "--seed 3 is none of sweep.seeds"),
+            (("gtl", "--fraction", "0.05", "--seed", "-1"), "--seed -1"),
+        ],
+    },
+    "ablation": {"seed": [(("--seed", "7"), "--seed 7 is none of sweep.seeds"), (("--seed", "-1"), "--seed -1")]},
+    "markov cells": {"seed": [(("--seed", "7"), "--seed 7 is none of markov.seeds"), (("--seed", "-1"), "--seed -1")]},
+    "bench": {
+        "profile": [(("--profile", "nosuch"), "unknown profile 'nosuch'")],
+        "only": [(("--only", "speed"), "--only speed is no group of benchmarks")],
+    },
+    "sample": {
+        "method": [
+            (("--method", "foo"), "method 'foo' is unknown"),
+            (("--method", "gtl", "--model", "gtl-transfer-ratio@best"), "--model names a registered model"),
+        ],
+        "fraction": [
+            (("--method", "source", "--fraction", ".3"), "--fraction is a share of the target data, and source"),
+            (("--fraction", "nan"), "--fraction nan"),
+            (("--fraction", "0"), "--fraction 0.0 is no share"),
+            (("--fraction", "0.3", "--model", "gtl-transfer-ratio@best"), "--model names a registered model"),
+        ],
+        "model_seed": [
+            (("--model-seed", "-1"), "--model-seed -1"),
+            (("--model-seed", "0", "--model", "gtl-transfer-ratio@best"), "--model names a registered model"),
+        ],
+        "count": [(("--count", "0"), "--count 0 is out of range"), (("--count", "-3"), "--count -3")],
+        "length": [(("--length", "0"), "--length 0 is out of range"), (("--length", "-3"), "--length -3")],
+        "gamma": [
+            *((("--gamma", value), f"--gamma {value} is out of range") for value in ("nan", "inf", "-inf", "-1.0")),
+            (("--method", "finetune", "--gamma", "2"), "--gamma guides a ratio, and finetune has none"),
+        ],
+        "temperature": [
+            (("--temperature", value), f"--temperature {value} is out of range") for value in ("nan", "inf", "-0.5")
+        ],
+        "n_ratio": [
+            (("--n-ratio", "0"), "--n-ratio 0 is out of range"),
+            (("--method", "source", "--n-ratio", "3"), "--n-ratio guides a ratio, and source has none"),
+        ],
+        "prompt": [(("--prompt", " "), "--prompt ' ' holds no text")],
+        "model": [
+            (("--model", "@best"), "--model @best: write it as NAME@ALIAS"),
+            (("--model", "gtl-transfer-ratio@"), "--model gtl-transfer-ratio@: write it as NAME@ALIAS"),
+            (("--model", "nosuch@best"), "model nosuch@best cannot be fetched"),
+        ],
+        "seed": [(("--seed", "-1"), "--seed -1 is out of range"), (("--seed", str(2**32)), f"--seed {2**32}")],
+        "out": [(("--out", "snapshot"), "--out snapshot cannot be written: it is a file")],
+    },
+    "reconcile": {
+        "lost_host": [(("--lost-host", ""), "--lost-host")],
+        "crashed": [(("--crashed=perhaps",), "--crashed")],
+        "dry_run": [(("--dry-run=perhaps",), "--dry-run")],
+    },
+}
+CASES = [
+    pytest.param(command, words, named, id=f"{command} {' '.join(words)}")
+    for command, options in TABLE.items()
+    for cases in options.values()
+    for words, named in cases
+]
+
+
+def commands(group: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*prefix, name))
+        else:
+            yield " ".join((*prefix, name)), command
+
+
+def test_the_table_has_every_option_of_every_command() -> None:
+    asked = {
+        (name, option.name) for name, command in commands(typer.main.get_command(app)) for option in command.params
+    }
+    tabled = {(name, option) for name, options in TABLE.items() for option in options}
+    assert tabled == {(name, option) for name, option in asked if option != "help"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    write_params(configure(), tmp_path / "params.yaml")
+    (tmp_path / "snapshot").write_text('{"id": "1"}\n')
+    return tmp_path
+
+
+def run(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["gtl", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(("command", "words", "named"), CASES)
+def test_what_does_not_apply_is_refused_in_one_line_and_changes_nothing(
+    command: str,
+    words: tuple[str, ...],
+    named: str,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = snapshot(workspace)
+    assert run((*command.split(), *words), monkeypatch) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert named in lines[0]
+    assert not captured.out
+    assert snapshot(workspace) == before
