@@ -114,4 +114,7 @@ def test_status_says_when_cells_were_not_made_alike(made: Path) -> None:
         (made / "cells" / name / "row.json").write_text(f'{{"made_with": "{words}"}}')
     assert "alike" not in status(made).stdout
     (made / "cells/source-0/row.json").write_text('{"made_with": "torch 2.13.0, NVIDIA H100"}')
-    assert "1 with torch 2.13.0, cpu; 1 with torch 2.13.0, NVIDIA H100" in status(made).stdout
+    said = status(made).stdout
+    assert "evaluated alike" in said
+    assert "1 with torch 2.13.0, cpu" in said
+    assert "1 with torch 2.13.0, NVIDIA H100" in said
