@@ -14,18 +14,24 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import writing
 
+Progress = Callable[[int, int], object]
+"""Told how much of something is done, and of how much."""
+Display = Callable[[str], AbstractContextManager[Progress]]
+"""Shows the progress of what it is given the name of."""
+
 LONGEST_LINE = 1 << 24
 STANDARD_INPUT = "-"
 
 _BUFFER = 1 << 20
 _SNIFFED = 6
+_APPLE = "__MACOSX/"  # what macOS adds to an archive beside each file
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _OPENERS: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
     _GZIP: ("gzip", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
@@ -33,7 +39,16 @@ _OPENERS: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
     b"BZh": ("bzip2", bz2.BZ2File),
 }
 _FOREIGN = {b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"), b"7z\xbc\xaf": ("7z", "7z x -so")}
-_DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+
+
+def unseen(done: int, total: int) -> None:
+    """The progress of what nobody watches."""
+
+
+def no_display(what: str) -> AbstractContextManager[Progress]:
+    """Shows nothing."""
+    return nullcontext(unseen)
 
 
 def shown(path: Path | str) -> str:
@@ -41,17 +56,18 @@ def shown(path: Path | str) -> str:
     return "standard input" if str(path) == STANDARD_INPUT else str(path)
 
 
-def read_lines(path: Path | str, name: str | None = None) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path | str, name: str | None = None, progress: Progress = unseen) -> Iterator[tuple[int, bytes]]:
     """Stream (line number from 1, bytes) of a plain or compressed file; see `lines_of`.
 
     Args:
         path: the file.
         name: what messages call it, where it is a copy.
+        progress: told the bytes read and the file's size.
 
     Raises:
         UserError: missing or unreadable file, truncated or damaged compression.
     """
-    with open_source(path) as raw, unpacked(raw, name or path) as file:
+    with open_source(path, progress) as raw, unpacked(raw, name or path) as file:
         yield from lines_of(file)
 
 
@@ -66,11 +82,15 @@ def lines_of(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def open_source(path: Path | str) -> Iterator[IO[bytes]]:
+def open_source(path: Path | str, progress: Progress = unseen) -> Iterator[IO[bytes]]:
     """Open a file, a named pipe or, for "-", standard input: once, so that a pipe loses nothing.
 
+    Args:
+        path: of the source.
+        progress: told the bytes read and the size, where there is one.
+
     Raises:
-        UserError: missing, unreadable, empty, or a file that something else was writing while it was read.
+        UserError: missing, unreadable, or a file that something else was writing while it was read.
     """
     name = shown(path)
     try:
@@ -88,9 +108,10 @@ def open_source(path: Path | str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror or error}; give a readable file") from error
     with raw:
-        yield tapped(raw, path)
+        size = before.st_size if stat.S_ISREG(before.st_mode) else 0
+        yield tapped(raw, path, passed=(lambda: progress(raw.tell(), size)) if size else None)
         after = os.fstat(raw.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) and _is_file(raw):
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) and size:
             raise UserError(f"{name} changed while it was read; run the command again once it is whole")
 
 
@@ -127,10 +148,15 @@ def unpacked(raw: IO[bytes], path: Path | str, room: Path | None = None) -> Iter
 
 
 def tapped(
-    inner: IO[bytes], path: Path | str, kind: str = "", copy: Callable[[Any], object] | None = None
+    inner: IO[bytes],
+    path: Path | str,
+    kind: str = "",
+    *,
+    copy: Callable[[Any], object] | None = None,
+    passed: Callable[[], object] | None = None,
 ) -> IO[bytes]:
-    """A stream that reads `inner`, hands every byte that passes to `copy`, and names `path` when reading fails."""
-    return io.BufferedReader(_Tap(inner, shown(path), kind, copy), _BUFFER)
+    """A stream that reads `inner`: `copy` gets every byte, `passed` is called after each read, errors name `path`."""
+    return io.BufferedReader(_Tap(inner, shown(path), kind, copy, passed), _BUFFER)
 
 
 def is_gzip(raw: IO[bytes]) -> bool:
@@ -152,8 +178,15 @@ def open_gzip(path: Path | str, level: int = 6) -> Iterator[gzip.GzipFile]:
 
 
 class _Tap(io.RawIOBase):
-    def __init__(self, inner: IO[bytes], name: str, kind: str, copy: Callable[[Any], object] | None) -> None:
-        self._inner, self._name, self._kind, self._copy = inner, name, kind, copy
+    def __init__(
+        self,
+        inner: IO[bytes],
+        name: str,
+        kind: str,
+        copy: Callable[[Any], object] | None,
+        passed: Callable[[], object] | None,
+    ) -> None:
+        self._inner, self._name, self._kind, self._copy, self._passed = inner, name, kind, copy, passed
 
     def readable(self) -> bool:
         return True
@@ -167,14 +200,16 @@ class _Tap(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             count = int(self._inner.readinto(buffer))  # type: ignore[attr-defined]
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the system's; the unpackers give no number
+                raise UserError(f"cannot read {self._name}: {error.strerror or error}") from error
             raise UserError(
                 f"{self._name} is a truncated or damaged {self._kind} file ({error}); fetch it again"
             ) from error
-        except OSError as error:
-            raise UserError(f"cannot read {self._name}: {error.strerror or error}") from error
         if self._copy is not None and count:
             self._copy(memoryview(buffer)[:count])
+        if self._passed is not None:
+            self._passed()
         return count
 
 
@@ -196,7 +231,9 @@ def _member(raw: IO[bytes], name: str, room: Path | None) -> Iterator[IO[bytes]]
 def _opened_member(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
     try:
         archive = zipfile.ZipFile(file)
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [
+            member for member in archive.infolist() if not member.is_dir() and not member.filename.startswith(_APPLE)
+        ]
         if len(members) != 1:
             named = [member for member in members if member.filename.endswith((".json", ".jsonl"))]
             if len(named) != 1:
@@ -208,7 +245,3 @@ def _opened_member(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{name} is a zip file that cannot be unpacked ({error}); unpack it yourself") from error
     with archive, member:
         yield member
-
-
-def _is_file(raw: IO[bytes]) -> bool:
-    return stat.S_ISREG(os.fstat(raw.fileno()).st_mode)

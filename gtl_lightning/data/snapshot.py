@@ -12,15 +12,19 @@ from typing import IO, Any, NamedTuple
 from gtl_lightning.data.lines import (
     LONGEST_LINE,
     STANDARD_INPUT,
+    Display,
+    Progress,
     drain,
     is_gzip,
     lines_of,
+    no_display,
     open_gzip,
     open_source,
     read_lines,
     shown,
     tapped,
     unpacked,
+    unseen,
 )
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, replacing, sha256_file, write_json
@@ -88,20 +92,28 @@ class Survey(NamedTuple):
     generated: bool
 
 
-def read_records(path: Path | str, fields: Mapping[str, str] | None = None) -> Iterator[Record | Problem]:
+def read_records(
+    path: Path | str, fields: Mapping[str, str] | None = None, progress: Progress = unseen
+) -> Iterator[Record | Problem]:
     """Stream a snapshot: a `Record` per usable line, a `Problem` per other line; blank lines are skipped.
 
     Args:
         path: JSON lines, plain or compressed (told by content, not by name).
         fields: our field name -> the file's; `title` is optional in the file, the others are not.
+        progress: told the bytes read and the file's size.
 
     Raises:
         UserError: missing, unreadable or empty file, truncated compression, or no JSON line in it.
     """
-    yield from _records(read_lines(path), check_fields(fields), shown(path))
+    yield from _records(read_lines(path, progress=progress), check_fields(fields), shown(path))
 
 
-def import_snapshot(path: Path | str, folder: Path | str, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
+def import_snapshot(
+    path: Path | str,
+    folder: Path | str,
+    fields: Mapping[str, str] | None = None,
+    display: Display = no_display,
+) -> dict[str, Any]:
     """Copy a snapshot to `folder`/snapshot.jsonl.gz (a gzip as it is, all else gzipped reproducibly), with provenance.
 
     The source is opened once and read in one pass. The first records are checked before the rest is copied; the copy
@@ -111,6 +123,7 @@ def import_snapshot(path: Path | str, folder: Path | str, fields: Mapping[str, s
         path: a file, a named pipe or, as "-", standard input: JSON lines, plain or in gzip, xz, bzip2 or zip.
         folder: where the pipeline looks for data.
         fields: our field name -> the file's.
+        display: of the progress.
 
     Returns:
         The provenance: kind, records (non-blank lines), sha256, generated, fields, name.
@@ -121,19 +134,27 @@ def import_snapshot(path: Path | str, folder: Path | str, fields: Mapping[str, s
     """
     names, name = check_fields(fields), shown(path)
     with replacing(folder) as staged:
-        _copy(path, staged, names)
-        found = survey(staged / SNAPSHOT, names, name)
+        with display(f"reading {name}") as progress:
+            _copy(path, staged, names, progress)
+        with display("checking") as progress:
+            found = survey(staged / SNAPSHOT, names, name, progress)
         called = name if str(path) == STANDARD_INPUT else Path(path).name
         return write_provenance(staged, kind="import", found=found, name=called, fields=names)
 
 
-def survey(snapshot: Path, fields: Mapping[str, str] | None = None, name: str | None = None) -> Survey:
+def survey(
+    snapshot: Path,
+    fields: Mapping[str, str] | None = None,
+    name: str | None = None,
+    progress: Progress = unseen,
+) -> Survey:
     """Read a whole snapshot before it replaces another.
 
     Args:
         snapshot: the file.
         fields: our field name -> the file's.
         name: what messages call it, where it is a copy.
+        progress: told the bytes read and the file's size.
 
     Raises:
         UserError: what `read_records` refuses, no usable record, or an end within a record.
@@ -145,7 +166,7 @@ def survey(snapshot: Path, fields: Mapping[str, str] | None = None, name: str | 
 
     def lines() -> Iterator[tuple[int, bytes]]:
         nonlocal number, line, generated
-        for number, line in read_lines(snapshot, name):
+        for number, line in read_lines(snapshot, name, progress):
             generated = generated or (b'"generated"' in line and _is_generated(line))
             yield number, line
 
@@ -217,10 +238,10 @@ def _records(
         raise UserError(f"{shown_name} is empty; give a snapshot with one JSON object a line")
 
 
-def _copy(path: Path | str, staged: Path, names: Mapping[str, str]) -> None:
+def _copy(path: Path | str, staged: Path, names: Mapping[str, str], progress: Progress) -> None:
     """One pass over the source: its first records are checked, all its bytes arrive."""
     target = staged / SNAPSHOT
-    with open_source(path) as source:
+    with open_source(path, progress) as source:
         if is_gzip(source):
             with open(target, "wb") as out:
                 copied = tapped(source, path, copy=out.write)
