@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -109,11 +110,14 @@ def writing(path: Path | str) -> Iterator[None]:
     """What writes below `path`: a full disk, a folder that cannot be written and the like become one line.
 
     Raises:
-        UserError: any OSError.
+        UserError: any OSError but the one that says there is no memory.
+        MemoryError: that one.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
 

@@ -17,6 +17,8 @@ from gtl_lightning.files import settle, writing
 from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
 from gtl_lightning.stages.progress import progress_bar
 
+_NO_ROOM = ("failed to map segment", "cannot allocate memory")
+
 
 def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
@@ -119,7 +121,10 @@ def _in_memory(doing: str, folder: Path) -> Iterator[None]:
     try:
         with writing(folder):
             yield
-    except MemoryError as error:
+    except (MemoryError, ImportError) as error:
+        # a library that finds no room to be loaded in is an ImportError to Python
+        if isinstance(error, ImportError) and not any(said in str(error).lower() for said in _NO_ROOM):
+            raise
         raise UserError(
             f"not enough memory for {doing}; {folder} is as it was: free memory, or take fewer records "
             "(`gtl data download --limit`, fewer lines to `gtl data import -`)"
@@ -128,7 +133,7 @@ def _in_memory(doing: str, folder: Path) -> Iterator[None]:
 
 def _version(records: int) -> None:
     """Put data/ under DVC: data.dvc then says which snapshot this is."""
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)]
+    command = [sys.executable, "-m", "dvc", "add", str(DATA)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         failed, said = done.returncode != 0, done.stderr
