@@ -262,7 +262,7 @@ def test_an_import_under_other_names_can_be_split(workspace: Path) -> None:
     renamed = workspace / "renamed.jsonl"
     with gzip.open(workspace / "data/snapshot.jsonl.gz", "rt") as file:
         rows = [json.loads(text) for text in file]
-    renamed.write_text("".join(json.dumps({**row, "text": row.pop("abstract")}) + "\n" for row in rows))
+    renamed.write_text("".join(json.dumps({"text": row.pop("abstract"), **row}) + "\n" for row in rows))
     import_snapshot(renamed, Path("data"), {"abstract": "text"})
     stages.split(config.configure())
     assert read_json("splits/summary.json")["records"] == len(rows)
