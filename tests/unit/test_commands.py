@@ -190,3 +190,13 @@ def test_what_does_not_apply_is_refused_in_one_line_and_changes_nothing(
     assert named in lines[0]
     assert not captured.out
     assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_help_changes_nothing(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(workspace)
+    assert run((*command.split(), "--help"), monkeypatch) == 0
+    assert "Usage" in capsys.readouterr().out
+    assert snapshot(workspace) == before
