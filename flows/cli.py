@@ -53,13 +53,16 @@ def status() -> None:
 
     from flows.grid import read_grid
     from flows.server import connect, server_url
-    from flows.status import process_table, running_stages, server_tables, stage_table
+    from flows.status import process_table, running_stages, server_tables, stage_table, unlike_cells
     from gtl_lightning.config import load_params
 
     root = Path.cwd()
     console = Console(highlight=False)
     running = running_stages(root)
-    console.print(stage_table(read_grid(load_params(), root), root, running))
+    grid = read_grid(load_params(), root)
+    console.print(stage_table(grid, root, running))
+    for sentence in unlike_cells(grid, root):
+        console.print(sentence, style="yellow", soft_wrap=True)
     console.print(process_table(running))
     if server_url() is None:
         console.print("No Prefect server is configured (PREFECT_API_URL).", soft_wrap=True)

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from flows.grid import Grid, Stage
 from flows.group import LEADER
+from gtl_lightning.records import read_record
+from gtl_lightning.stages.provenance import mixtures
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -87,6 +89,12 @@ def stage_table(grid: Grid, root: Path, running: list[RunningStage]) -> Group:
         more = f" and {len(open_points) - NAMED} more" if len(open_points) > NAMED else ""
         table.add_row(kind, *(str(counts[state] or "") for state in shown), named + more)
     return Group(table, Text(MEANING if grid.dirty else "Everything is up to date.", style="dim"))
+
+
+def unlike_cells(grid: Grid, root: Path) -> list[str]:
+    """A sentence for each way in which the grid's evaluated cells were not made alike; DVC knows nothing of it."""
+    paths = [root / stage.row for stage in grid.stages.values() if stage.row is not None]
+    return mixtures(read_record(path) for path in paths if path.exists())
 
 
 def process_table(running: list[RunningStage]) -> Table | Text:

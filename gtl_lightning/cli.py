@@ -59,8 +59,11 @@ def data_sample(seed: Annotated[int, typer.Option(help="seed of the generator")]
 
 
 @data_app.command("import")
-def data_import(path: Path, field: FieldOption = []) -> None:  # noqa: B006 - typer reads it
-    """Take a metadata snapshot as Kaggle publishes it: JSON lines, plain or gzipped."""
+def data_import(
+    path: Annotated[Path, typer.Argument(help="a file, a pipe, or - for standard input")],
+    field: FieldOption = [],  # noqa: B006 - typer reads it
+) -> None:
+    """Take a metadata snapshot as Kaggle publishes it: JSON lines, plain or in gzip, xz, bzip2 or zip."""
     from gtl_lightning import stages
 
     stages.data_import(path, fields=_pairs(field))

@@ -7,6 +7,7 @@ a file can also write its hash.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,10 +33,13 @@ def writing(path: Path | str) -> Iterator[None]:
 
     Raises:
         UserError: full disk, read-only folder, a file in place of a folder, no permission.
+        MemoryError: there is no memory, which no other folder mends.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
 
@@ -115,6 +119,54 @@ def copy_file(source: Path, target: Path) -> None:
     """
     with reading(source), open(source, "rb") as file, atomic_path(target) as temporary, open(temporary, "wb") as out:
         shutil.copyfileobj(file, out)
+
+
+_STAGED, _READY = ".incoming", ".ready"
+
+
+@contextmanager
+def replacing(folder: Path | str) -> Iterator[Path]:
+    """Yield an empty folder within `folder`; on success all that it holds takes the place of its namesakes, together.
+
+    On any failure `folder` stays as it was. One rename decides: a crash before it leaves the old files, one after it
+    the new ones, as soon as `settle` has run. Other files in `folder` are left alone. One process at a time.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        settle(folder)
+        staged = folder / _STAGED
+        staged.mkdir()
+        try:
+            yield staged
+            for path in staged.rglob("*"):
+                _to_disk(path)
+            staged.rename(folder / _READY)
+        finally:
+            settle(folder)
+
+
+def settle(folder: Path | str) -> None:
+    """Finish what a crash left of `replacing`: files that were complete take their places, others are removed."""
+    ready = Path(folder) / _READY
+    if ready.is_dir():
+        for path in ready.iterdir():
+            target = Path(folder) / path.name
+            if path.is_dir() and target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        ready.rmdir()
+    shutil.rmtree(Path(folder) / _STAGED, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    # otherwise a power cut could keep the rename and lose the bytes
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path: Path | str, text: str) -> None:

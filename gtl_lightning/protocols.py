@@ -36,14 +36,14 @@ class RatioNetwork(Protocol):
 
 
 class TokenLogRatio(Protocol):
-    """log r of every sequence that is one reveal away (docs/method.md section 2.2)."""
+    """log r of every sequence that is one reveal away (docs/method.md section 2.2); -inf where r is 0."""
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
         """(Long[b,l], Float[b]) -> Float[b,l,v]: entry [l, v] is log r after masked position l is set to v."""
 
 
 class Planner(Protocol):
-    """Scores positions; higher is revealed sooner. Scores of unmasked positions are ignored."""
+    """Scores positions; higher is revealed sooner. Scores of unmasked positions are ignored, -inf comes last."""
 
     def __call__(self, x_t: Tensor, /) -> Tensor:
         """Long[b,l] -> Float[b,l]."""

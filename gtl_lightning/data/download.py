@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gtl_lightning.data.hub import endpoint, hub_reachable
-from gtl_lightning.data.snapshot import FIELDS, SNAPSHOT, check_fields, open_gzip, write_provenance
+from gtl_lightning.data.lines import open_gzip
+from gtl_lightning.data.snapshot import FIELDS, SNAPSHOT, check_fields, survey, write_provenance
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, read_json, write_json
+from gtl_lightning.files import atomic_path, read_json, replacing, write_json, writing
 
 _PARTS = ".download"
 _COPY = 1 << 20
@@ -44,35 +46,34 @@ def download(
         The provenance.
 
     Raises:
-        UserError: hub unreachable, no such data set or split, fields that are not there, a stream that breaks, or an
-            unwritable folder.
+        UserError: hub unreachable, no such data set or split, fields that are not there, a stream that breaks, no
+            usable record, damaged parts, or an unwritable folder.
     """
     names = check_fields(fields)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} takes no record; give at least 1, or leave it out to take all")
     parts = Path(folder) / _PARTS
     request = {"dataset": dataset, "split": split, "fields": names, "limit": limit, "part_records": part_records}
     state = _saved(parts, request)
     if not state["complete"]:
-        stream = _open(dataset, split)
-        if state["position"] is not None:
-            stream.load_state_dict(state["position"])
-        _fetch(stream, parts, state, names)
+        _fetch(_stream(parts, state), parts, state, names)
     if not state["records"]:
         raise UserError(f"data set {dataset!r}, split {split!r}, has no records; choose another split")
-    with atomic_path(Path(folder) / SNAPSHOT) as temporary, open(temporary, "wb") as out:
-        for part in range(state["parts"]):  # gzip files joined are a gzip file
-            with open(_part(parts, part), "rb") as file:
-                shutil.copyfileobj(file, out, _COPY)
-    provenance = write_provenance(
-        folder,
-        kind="download",
-        records=state["records"],
-        generated=state["generated"],
-        dataset=dataset,
-        split=split,
-        fields=names,
-        limit=limit,
-    )
-    shutil.rmtree(parts)
+    with replacing(folder) as staged:
+        with open(staged / SNAPSHOT, "wb") as out:
+            for part in range(state["parts"]):  # gzip files joined are a gzip file
+                with open(_part(parts, part), "rb") as file:
+                    shutil.copyfileobj(file, out, _COPY)
+        try:
+            found = survey(staged / SNAPSHOT, name=f"data set {dataset!r} as fetched")
+            if found.records != state["records"]:
+                raise UserError(f"{found.records} of {state['records']} records of {dataset!r} lie in {parts}")
+        except UserError as error:
+            shutil.rmtree(parts, ignore_errors=True)  # otherwise the same call would find them again
+            raise UserError(f"{error}; nothing was replaced, the same command fetches anew") from error
+        origin = {"dataset": dataset, "split": split, "fields": names, "limit": limit}
+        provenance = write_provenance(staged, kind="download", found=found, **origin)
+    shutil.rmtree(parts, ignore_errors=True)
     return provenance
 
 
@@ -97,7 +98,6 @@ def _fetch(stream: Any, parts: Path, state: dict[str, Any], names: Mapping[str, 
                 file.writelines(_lines(rows, names))
             state["parts"] += 1
             state["records"] += len(rows)
-            state["generated"] |= any(row.get("generated") is True for row in rows)
         state["complete"] = len(rows) < request["part_records"] or state["records"] == request["limit"]
         state["position"] = stream.state_dict()
         write_json(parts / "state.json", state)
@@ -121,17 +121,29 @@ def _open(dataset: str, split: str) -> Any:
 
 def _saved(parts: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """State of an unfinished download of the same request, else a fresh one in an empty folder."""
-    if (parts / "state.json").is_file():
+    with suppress(UserError, OSError, LookupError, TypeError):  # a state of any other shape is none
         state = read_json(parts / "state.json")
         if state["request"] == request and all(_part(parts, part).is_file() for part in range(state["parts"])):
-            return dict(state)
-    try:
+            return {key: state[key] for key in ("request", "parts", "records", "position", "complete")}
+    with writing(parts):
         if parts.exists():
             shutil.rmtree(parts)
         parts.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write {parts}: {error.strerror or error}; choose a writable folder") from error
-    return {"request": dict(request), "parts": 0, "records": 0, "position": None, "complete": False, "generated": False}
+    return {"request": dict(request), "parts": 0, "records": 0, "position": None, "complete": False}
+
+
+def _stream(parts: Path, state: Mapping[str, Any]) -> Any:
+    """The data set's records, from where the state says on."""
+    stream = _open(state["request"]["dataset"], state["request"]["split"])
+    if state["position"] is not None:
+        try:
+            stream.load_state_dict(state["position"])
+        except Exception as error:  # whatever the reader of that format makes of it
+            shutil.rmtree(parts, ignore_errors=True)
+            raise UserError(
+                f"{parts} held no usable position ({_line(error)}); run the same command to start anew"
+            ) from error
+    return stream
 
 
 def _check_columns(dataset: str, row: Mapping[str, Any], names: Mapping[str, str]) -> None:

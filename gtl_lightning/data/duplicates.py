@@ -2,23 +2,34 @@
 
 Broder (1997), On the resemblance and containment of documents: the chance that two sets share the least element under
 a random order is their Jaccard similarity. Words are compared by letters and digits alone, in lower case.
+
+What counts as a duplicate: texts of equal shingle sets, always; two others when they agree in all rows of a band (fall
+into one bucket), are compared there, and their exact similarity reaches the threshold; and whatever hangs together
+through such pairs. In a bucket every text is compared with the first one, those not joined to it with the first of
+them, and so on for `ROUNDS` rounds, which no bucket of ordinary text needs. In larger ones (boilerplate that differs in
+a number) each text left is then compared with its `NEIGHBOURS` nearest in the order of the rest of the signature, and
+pairs further apart are let be. So a text costs at most BANDS * (ROUNDS + NEIGHBOURS) comparisons, whatever texts say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gtl_lightning.data.lines import Progress, unseen
+
 WORDS_PER_SHINGLE = 3
 BANDS, ROWS = 12, 3  # at similarity 0.8 a pair is missed with chance (1 - 0.8^3)^12 = 1e-4, at 0.7 with 6e-3
+ROUNDS, NEIGHBOURS = 64, 4
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _LAST = np.uint32(0xFFFFFFFF)
+_BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 
 def signatures(texts: Sequence[bytes]) -> NDArray[np.uint32]:
@@ -48,43 +59,130 @@ def similarity(one: bytes, other: bytes) -> float:
     return shared / max(len(a) + len(b) - shared, 1)
 
 
-def group(signature: NDArray[np.uint32], text: Callable[[int], bytes], threshold: float) -> NDArray[np.int64]:
+def group(
+    signature: NDArray[np.uint32],
+    text: Callable[[int], bytes],
+    threshold: float,
+    progress: Progress = unseen,
+) -> NDArray[np.int64]:
     """Group near-duplicates (transitively): for each text the smallest index of its group.
 
     Args:
         signature: [n, BANDS * ROWS] of `signatures`.
-        text: index -> UTF-8 text, asked for candidates only.
+        text: index -> UTF-8 text, asked for candidates only, at most once per band and once before.
         threshold: exact Jaccard similarity from which two texts belong together.
+        progress: told (done, total).
     """
-    parent = np.arange(len(signature))
+    first = _first_equal(signature, text)
+    distinct = np.flatnonzero(first == np.arange(len(first)))
+    roots = _Roots(first.tolist())
+    total = BANDS * len(distinct)
+    for band in range(BANDS):
+        done = band * len(distinct)
+        for places in _buckets(signature[distinct, band * ROWS : (band + 1) * ROWS]):
+            bucket = distinct[places]
+            for share in _join_similar(bucket, roots, signature, text, threshold, band):
+                progress(done + int(share * len(bucket)), total)
+            done += len(bucket)
+        progress((band + 1) * len(distinct), total)
+    return np.array([roots.of(index) for index in range(len(first))], np.int64)
 
-    def root(index: int) -> int:
+
+def _join_similar(
+    bucket: NDArray[np.int64],
+    roots: _Roots,
+    signature: NDArray[np.uint32],
+    text: Callable[[int], bytes],
+    threshold: float,
+    band: int,
+) -> Iterator[float]:
+    """Join what is similar in one bucket, as the module's head says; yields the share of the work that is done."""
+    members = bucket.tolist()
+    if len({roots.of(index) for index in members}) == 1:
+        return
+    sets = _Sets.of(text(index) for index in members)
+    waiting = list(range(len(members)))
+    for turn in range(ROUNDS):
+        if len(waiting) < 2:
+            return
+        head = members[waiting[0]]
+        near = (sets.similarities() >= threshold).tolist()
+        left = []
+        for place, other in enumerate(waiting[1:], 1):
+            if roots.of(members[other]) == roots.of(head):
+                continue
+            if near[place]:
+                roots.join(head, members[other])
+            else:
+                left.append(place)
+        sets = sets.take(np.array(left, np.int64))
+        waiting = [waiting[place] for place in left]
+        yield turn / ROUNDS
+    if len(waiting) < 2:
+        return
+    columns = np.roll(signature[bucket[waiting]], -(band + 1) * ROWS, axis=1)
+    order = np.lexsort(columns.T[::-1])
+    for step in range(1, min(NEIGHBOURS, len(waiting) - 1) + 1):
+        near = (sets.take(order[:-step]).similarities(sets.take(order[step:])) >= threshold).tolist()
+        for place, is_near in enumerate(near):
+            if is_near:
+                roots.join(members[waiting[order[place]]], members[waiting[order[place + step]]])
+
+
+class _Sets:
+    """Shingle sets of texts, one behind the other: numbers of shingles, ascending within a set, and the sets' sizes."""
+
+    def __init__(self, shingles: NDArray[np.int64], sizes: NDArray[np.int64], different: int) -> None:
+        self._shingles, self._sizes, self._different = shingles, sizes, different
+        self._starts = np.cumsum(sizes) - sizes
+
+    @classmethod
+    def of(cls, texts: Iterable[bytes]) -> _Sets:
+        """The sets of texts that have words."""
+        parts = [_shingle_sets(batch) for batch in _batches(texts)]
+        known, numbers = np.unique(np.concatenate([values for values, _ in parts]), return_inverse=True)
+        return cls(numbers, np.concatenate([sizes for _, sizes in parts]), len(known))
+
+    def take(self, rows: NDArray[np.int64]) -> _Sets:
+        """Some of the sets, in that order."""
+        sizes = self._sizes[rows]
+        ends = np.cumsum(sizes)
+        within = np.arange(int(sizes.sum())) - np.repeat(ends - sizes, sizes)
+        return _Sets(self._shingles[np.repeat(self._starts[rows], sizes) + within], sizes, self._different)
+
+    def similarities(self, others: _Sets | None = None) -> NDArray[np.float64]:
+        """Jaccard similarity of every set with the first one, or with the set at its place in `others`: [sets]."""
+        if others is None:
+            in_first = np.zeros(self._different, bool)
+            in_first[self._shingles[: self._sizes[0]]] = True
+            hit, size = in_first[self._shingles], self._sizes[0]
+        else:
+            mine, theirs = self._keys(), others._keys()
+            hit, size = theirs[np.searchsorted(theirs, mine).clip(max=len(theirs) - 1)] == mine, others._sizes
+        shared = np.add.reduceat(hit, self._starts, dtype=np.int64)
+        return np.asarray(shared / (self._sizes + size - shared))
+
+    def _keys(self) -> NDArray[np.int64]:
+        # ascending, and equal where both the place and the shingle are
+        return np.repeat(np.arange(len(self._sizes)) * self._different, self._sizes) + self._shingles
+
+
+class _Roots:
+    """Groups as trees (union-find); the smallest index of a group is its root."""
+
+    def __init__(self, parent: list[int]) -> None:
+        self._parent = parent
+
+    def of(self, index: int) -> int:
+        parent = self._parent
         while parent[index] != index:
             parent[index] = parent[parent[index]]
-            index = int(parent[index])
+            index = parent[index]
         return index
 
-    apart: set[tuple[int, int]] = set()
-
-    def together(one: int, other: int) -> bool:
-        a, b = sorted((root(one), root(other)))
-        if a == b:
-            return True
-        if (one, other) in apart:
-            return False
-        if similarity(text(one), text(other)) < threshold:
-            apart.add((one, other))
-            return False
-        parent[b] = a
-        return True
-
-    for band in range(BANDS):
-        for bucket in _buckets(signature[:, band * ROWS : (band + 1) * ROWS]):
-            waiting = bucket
-            while len(waiting) > 1:
-                head = int(waiting[0])
-                waiting = [int(member) for member in waiting[1:] if not together(head, int(member))]
-    return np.array([root(index) for index in range(len(parent))], np.int64)
+    def join(self, one: int, other: int) -> None:
+        a, b = sorted((self.of(one), self.of(other)))
+        self._parent[b] = a
 
 
 def _buckets(rows: NDArray[np.uint32]) -> list[list[int]]:
@@ -148,9 +246,44 @@ def _inside(first: NDArray[np.int64]) -> NDArray[np.bool_]:
     return inside
 
 
+def _shingle_sets(texts: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Shingle hashes of each text, without repeats and ascending, one text behind the other, and how many each has."""
+    hashes, first = _hashes(texts)
+    inside = _inside(first)
+    owner = np.repeat(np.arange(len(texts)), np.diff(first))[inside]
+    values = hashes[inside]
+    order = np.lexsort((values, owner))
+    values, owner = values[order], owner[order]
+    new = np.ones(len(values), bool)
+    new[1:] = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
+    return values[new], np.bincount(owner[new], minlength=len(texts))
+
+
 def _shingle_set(text: bytes) -> NDArray[np.uint64]:
-    hashes, first = _hashes([text])
-    return np.unique(hashes[_inside(first)])
+    return _shingle_sets([text])[0]
+
+
+def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    pending = 0
+    for text in texts:
+        batch.append(text)
+        pending += len(text)
+        if pending >= _BATCH_BYTES:
+            yield batch
+            batch, pending = [], 0
+    if batch:
+        yield batch
+
+
+def _first_equal(signature: NDArray[np.uint32], text: Callable[[int], bytes]) -> NDArray[np.int64]:
+    """For each text the smallest index of those with the same shingles, its own where it has no words: [texts]."""
+    first = np.arange(len(signature))
+    for bucket in _buckets(signature):
+        known: dict[bytes, int] = {}
+        for index in bucket:
+            first[index] = known.setdefault(_shingle_set(text(index)).tobytes(), index)
+    return first
 
 
 @lru_cache(maxsize=1)

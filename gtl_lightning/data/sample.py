@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from gtl_lightning.data.grammar import Floats, Grammar, to_words
 from gtl_lightning.data.lexicon import OWN, SHARED, TOPICS
-from gtl_lightning.data.snapshot import SNAPSHOT, open_gzip, write_provenance
+from gtl_lightning.data.lines import open_gzip
+from gtl_lightning.data.snapshot import SNAPSHOT, survey, write_provenance
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path
+from gtl_lightning.files import replacing
 
 ARCHIVES = tuple(TOPICS)
 MAX_WORDS = 30
@@ -171,8 +172,11 @@ def write_sample(
         The provenance.
 
     Raises:
-        UserError: an unwritable folder.
+        UserError: an unwritable folder, a negative seed or number of records.
     """
+    for name, value in {"seed": seed, "source_records": source_records, "target_records": target_records}.items():
+        if value < 0:
+            raise UserError(f"{name} = {value} is negative; give a number from 0 on")
     rng = np.random.default_rng(seed)
     sizes = {"cs": source_records - source_records // 2, "math": source_records // 2, "physics": target_records}
     records: list[tuple[str, str]] = []
@@ -181,19 +185,21 @@ def write_sample(
         codes = list(TOPICS[archive])
         records += [(codes[topic], text) for topic, text in zip(topics.tolist(), texts, strict=True)]
     order = rng.permutation(len(records)).tolist()
-    with atomic_path(Path(folder) / SNAPSHOT) as temporary, open_gzip(temporary, level=9) as file:
-        for number, index in enumerate(order):
-            category, text = records[index]
-            record = {
-                "id": f"sample-{number:06d}",
-                "title": "Generated abstract",
-                "categories": category,
-                "abstract": text,
-                "update_date": "",
-                "generated": True,
-            }
-            file.write(json.dumps(record).encode() + b"\n")
-    return write_provenance(folder, kind="sample", records=len(records), generated=True, seed=seed, archives=sizes)
+    with replacing(folder) as staged:
+        with open_gzip(staged / SNAPSHOT, level=9) as file:
+            for number, index in enumerate(order):
+                category, text = records[index]
+                record = {
+                    "id": f"sample-{number:06d}",
+                    "title": "Generated abstract",
+                    "categories": category,
+                    "abstract": text,
+                    "update_date": "",
+                    "generated": True,
+                }
+                file.write(json.dumps(record).encode() + b"\n")
+        found = survey(staged / SNAPSHOT)
+        return write_provenance(staged, kind="sample", found=found, seed=seed, archives=sizes)
 
 
 def _law(slots: Sequence[str], weights: Mapping[str, float], habits: Mapping[str, float]) -> Floats:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.duplicates import BANDS, ROWS, signatures
+from gtl_lightning.data.lines import Progress, unseen
 from gtl_lightning.data.snapshot import Problem, read_records
 
 DUPLICATE_ID = "duplicate-id"
@@ -61,6 +62,7 @@ def scan(
     archives: Collection[str],
     seed: int,
     fields: Mapping[str, str] | None = None,
+    progress: Progress = unseen,
 ) -> Scan:
     """Read a snapshot once, spooling the texts of the wanted `archives` to `spool`.
 
@@ -81,7 +83,7 @@ def scan(
     parts: list[NDArray[np.uint32]] = [np.empty((0, BANDS * ROWS), np.uint32)]
     batch: list[bytes] = []
     pending = records = 0
-    for record in read_records(snapshot, fields):
+    for record in read_records(snapshot, fields, progress):
         records += 1
         if isinstance(record, Problem):
             problems.append(record)

@@ -1,19 +1,33 @@
-"""Raw records: a stream of JSON lines, plain or gzipped, in constant memory; nothing is dropped silently."""
+"""Raw records: a stream of JSON lines, plain or compressed, in constant memory; nothing is dropped silently."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from gtl_lightning.data.lines import (
+    LONGEST_LINE,
+    STANDARD_INPUT,
+    Display,
+    Progress,
+    drain,
+    is_gzip,
+    lines_of,
+    no_display,
+    open_gzip,
+    open_source,
+    read_lines,
+    shown,
+    tapped,
+    unpacked,
+    unseen,
+)
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, sha256_file, write_json
+from gtl_lightning.files import read_json, replacing, sha256_file, write_json
 
 SNAPSHOT = "snapshot.jsonl.gz"
 PROVENANCE = "provenance.json"
@@ -24,9 +38,7 @@ FIELDS: Mapping[str, str] = {"id": "id", "title": "title", "categories": "catego
 #: Causes that count as damage (duplicates do not).
 MALFORMED, MISSING_FIELD, EMPTY_ABSTRACT = DAMAGE = ("malformed", "missing-field", "empty-abstract")
 
-_BUFFER = 1 << 20
 _decode = json.JSONDecoder().decode
-_LONGEST_LINE = 1 << 24
 _HOPELESS_LINES = 1000
 _PEEK = 100
 
@@ -71,19 +83,141 @@ def check_fields(fields: Mapping[str, str] | None) -> dict[str, str]:
     return {**FIELDS, **given}
 
 
-def read_records(path: Path | str, fields: Mapping[str, str] | None = None) -> Iterator[Record | Problem]:
+class Survey(NamedTuple):
+    """What a whole snapshot holds: `records` non-blank lines, those usable, the others by cause."""
+
+    records: int
+    usable: int
+    causes: Counter[str]
+    generated: bool
+
+
+def read_records(
+    path: Path | str, fields: Mapping[str, str] | None = None, progress: Progress = unseen
+) -> Iterator[Record | Problem]:
     """Stream a snapshot: a `Record` per usable line, a `Problem` per other line; blank lines are skipped.
 
     Args:
-        path: JSON lines, plain or gzipped (told by content, not by name).
+        path: JSON lines, plain or compressed (told by content, not by name).
         fields: our field name -> the file's; `title` is optional in the file, the others are not.
+        progress: told the bytes read and the file's size.
 
     Raises:
-        UserError: missing, unreadable or empty file, truncated gzip, or no JSON line in it.
+        UserError: missing, unreadable or empty file, truncated compression, or no JSON line in it.
     """
-    names = check_fields(fields)
+    yield from _records(read_lines(path, progress=progress), check_fields(fields), shown(path))
+
+
+def import_snapshot(
+    path: Path | str,
+    folder: Path | str,
+    fields: Mapping[str, str] | None = None,
+    display: Display = no_display,
+) -> dict[str, Any]:
+    """Copy a snapshot to `folder`/snapshot.jsonl.gz (a gzip as it is, all else gzipped reproducibly), with provenance.
+
+    The source is opened once and read in one pass. The first records are checked before the rest is copied; the copy
+    is checked as a whole before it takes the place of what `folder` held.
+
+    Args:
+        path: a file, a named pipe or, as "-", standard input: JSON lines, plain or in gzip, xz, bzip2 or zip.
+        folder: where the pipeline looks for data.
+        fields: our field name -> the file's.
+        display: of the progress.
+
+    Returns:
+        The provenance: kind, records (non-blank lines), sha256, generated, fields, name.
+
+    Raises:
+        UserError: a file that `read_records` refuses, none of whose first records is usable, or that breaks off in the
+            middle; an unwritable folder.
+    """
+    names, name = check_fields(fields), shown(path)
+    with replacing(folder) as staged:
+        with display(f"reading {name}") as progress:
+            _copy(path, staged, names, progress)
+        with display("checking") as progress:
+            found = survey(staged / SNAPSHOT, names, name, progress)
+        called = name if str(path) == STANDARD_INPUT else Path(path).name
+        return write_provenance(staged, kind="import", found=found, name=called, fields=names)
+
+
+def survey(
+    snapshot: Path,
+    fields: Mapping[str, str] | None = None,
+    name: str | None = None,
+    progress: Progress = unseen,
+) -> Survey:
+    """Read a whole snapshot before it replaces another.
+
+    Args:
+        snapshot: the file.
+        fields: our field name -> the file's.
+        name: what messages call it, where it is a copy.
+        progress: told the bytes read and the file's size.
+
+    Raises:
+        UserError: what `read_records` refuses, no usable record, or an end within a record.
+    """
+    names, name = check_fields(fields), name or str(snapshot)
+    causes: Counter[str] = Counter()
+    usable, generated = 0, False
+    number, line = 0, b""
+
+    def lines() -> Iterator[tuple[int, bytes]]:
+        nonlocal number, line, generated
+        for number, line in read_lines(snapshot, name, progress):
+            generated = generated or (b'"generated"' in line and _is_generated(line))
+            yield number, line
+
+    last: Record | Problem | None = None
+    for last in _records(lines(), names, name):
+        if isinstance(last, Problem):
+            causes[last.cause] += 1
+        else:
+            usable += 1
+    cut = not line.endswith(b"\n") and len(line) < LONGEST_LINE
+    if cut and isinstance(last, Problem) and (last.line, last.cause) == (number, MALFORMED):
+        raise UserError(f"{name} breaks off within a record (line {number}); fetch it again, or end its last line")
+    if not usable:
+        counts = ", ".join(f"{cause} {n}" for cause, n in sorted(causes.items()))
+        raise UserError(
+            f"{name}: none of its {causes.total()} records is usable ({counts}); map its field names to "
+            f"{', '.join(FIELDS)}"
+        )
+    return Survey(usable + causes.total(), usable, causes, generated)
+
+
+def write_provenance(folder: Path | str, *, kind: str, found: Survey, **more: Any) -> dict[str, Any]:
+    """Write provenance.json beside the snapshot: where it came from, how many records, its sha256."""
+    provenance = {
+        "kind": kind,
+        "records": found.records,
+        "sha256": sha256_file(Path(folder) / SNAPSHOT),
+        "generated": found.generated,
+        **more,
+    }
+    write_json(Path(folder) / PROVENANCE, provenance)
+    return provenance
+
+
+def recorded_fields(folder: Path | str) -> dict[str, str] | None:
+    """The field names of the snapshot in `folder`, where an import recorded others than ours.
+
+    A download is stored under our names; what it records are the names at its source.
+    """
+    path = Path(folder) / PROVENANCE
+    provenance = read_json(path) if path.is_file() else None
+    if not isinstance(provenance, dict) or provenance.get("kind") != "import":
+        return None
+    return check_fields(provenance.get("fields"))
+
+
+def _records(
+    lines: Iterable[tuple[int, bytes]], names: Mapping[str, str], shown_name: str
+) -> Iterator[Record | Problem]:
     hopeless: list[Problem] | None = []
-    for number, line in read_lines(path):
+    for number, line in lines:
         if not line.strip():
             continue
         record = _parse(number, line, names)
@@ -98,96 +232,37 @@ def read_records(path: Path | str, fields: Mapping[str, str] | None = None) -> I
         yield record
     if hopeless:
         raise UserError(
-            f"{path} is not JSON: none of its first {len(hopeless)} lines is a JSON object; give JSON lines"
+            f"{shown_name} is not JSON: none of its first {len(hopeless)} lines is a JSON object; give JSON lines"
         )
     if hopeless is not None:
-        raise UserError(f"{path} is empty; give a snapshot with one JSON object a line")
+        raise UserError(f"{shown_name} is empty; give a snapshot with one JSON object a line")
 
 
-def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
-    """Stream (line number from 1, bytes) of a plain or gzipped file; a line beyond 16 MiB comes as its first part.
-
-    Raises:
-        UserError: missing or unreadable file, truncated or damaged gzip.
-    """
-    with _open(path) as file:
-        number, partial = 0, False
-        while True:
-            try:
-                line = file.readline(_LONGEST_LINE)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise UserError(f"{path} is a truncated or damaged gzip file ({error}); fetch it again") from error
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-            if not line:
-                return
-            if not partial:
-                number += 1
-                yield number, line
-            partial = not line.endswith(b"\n")
+def _copy(path: Path | str, staged: Path, names: Mapping[str, str], progress: Progress) -> None:
+    """One pass over the source: its first records are checked, all its bytes arrive."""
+    target = staged / SNAPSHOT
+    with open_source(path, progress) as source:
+        if is_gzip(source):
+            with open(target, "wb") as out:
+                copied = tapped(source, path, copy=out.write)
+                with unpacked(copied, path) as text:
+                    _check_first(text, names, shown(path))
+                drain(copied)
+        else:
+            with open_gzip(target) as out, unpacked(source, path, staged) as text:
+                copied = tapped(text, path, copy=out.write)
+                _check_first(copied, names, shown(path))
+                drain(copied)
 
 
-def import_snapshot(path: Path | str, folder: Path | str, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Copy a snapshot to `folder`/snapshot.jsonl.gz (atomically; gzipped reproducibly if plain), with its provenance.
-
-    The first records are checked before anything is copied, the rest for a whole gzip stream while it is.
-
-    Returns:
-        The provenance: kind, records (non-blank lines), sha256, generated, fields, name.
-
-    Raises:
-        UserError: a file that `read_records` refuses, or none of whose first records is usable; an unwritable folder.
-    """
-    names = check_fields(fields)
-    first = list(islice(read_records(path, names), _PEEK))
+def _check_first(text: IO[bytes], names: Mapping[str, str], shown_name: str) -> None:
+    first = list(islice(_records(lines_of(text), names, shown_name), _PEEK))
     problems = [record for record in first if isinstance(record, Problem)]
     if len(problems) == len(first):
         raise UserError(
-            f"{path}: none of the first {len(first)} records is usable (line {problems[0].line}: "
+            f"{shown_name}: none of the first {len(first)} records is usable (line {problems[0].line}: "
             f"{problems[0].cause}); map its field names to {', '.join(FIELDS)}"
         )
-    target = Path(folder) / SNAPSHOT
-    compressed = _is_gzip(path)
-    lines = 0
-    with atomic_path(target) as temporary:
-        if compressed:
-            lines = sum(1 for _, line in read_lines(path) if line.strip())
-            _copy(path, temporary)
-        else:
-            with open_gzip(temporary) as out:
-                for _, line in read_lines(path):
-                    out.write(line)
-                    lines += bool(line.strip())
-    return write_provenance(
-        folder,
-        kind="import",
-        records=lines,
-        generated=any(_is_generated(line) for _, line in islice(read_lines(target), _PEEK)),
-        name=Path(path).name,
-        fields=names,
-    )
-
-
-@contextmanager
-def open_gzip(path: Path | str, level: int = 6) -> Iterator[gzip.GzipFile]:
-    """Open a gzip file for writing whose bytes depend on the content alone: no name and no time in its header."""
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", level, raw, mtime=0) as file:
-        yield file
-
-
-def write_provenance(
-    folder: Path | str, *, kind: str, records: int, generated: bool = False, **more: Any
-) -> dict[str, Any]:
-    """Write provenance.json beside the snapshot: where it came from, how many records, its sha256."""
-    provenance = {
-        "kind": kind,
-        "records": records,
-        "sha256": sha256_file(Path(folder) / SNAPSHOT),
-        "generated": generated,
-        **more,
-    }
-    write_json(Path(folder) / PROVENANCE, provenance)
-    return provenance
 
 
 def _parse(number: int, line: bytes, names: Mapping[str, str]) -> Record | Problem:
@@ -239,35 +314,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-@contextmanager
-def _open(path: Path | str) -> Iterator[IO[bytes]]:
-    path = Path(path)
-    try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; give a snapshot with one JSON object a line")
-        raw = path.open("rb")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist; get data first: `gtl data sample`, `gtl data import PATH` or `gtl data download`"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; give a readable file") from error
-    with raw:
-        if raw.peek(2)[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=raw, mode="rb") as unzipped:
-                yield io.BufferedReader(unzipped, _BUFFER)
-        else:
-            yield raw
-
-
-def _is_gzip(path: Path | str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _copy(path: Path | str, target: Path) -> None:
-    with open(path, "rb") as source, open(target, "wb") as out:
-        while chunk := source.read(_BUFFER):
-            out.write(chunk)

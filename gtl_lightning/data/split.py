@@ -6,19 +6,19 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.duplicates import group
+from gtl_lightning.data.lines import Display, Progress, no_display
 from gtl_lightning.data.scan import Scan, scan
 from gtl_lightning.data.snapshot import DAMAGE, Problem
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, write_json, write_text
+from gtl_lightning.files import atomic_path, replacing, write_json, write_text
 
 SOURCE_SPLITS = ("source_train", "source_val", "judge_source")
 TARGET_SPLITS = ("target_train", "target_val", "target_test", "judge_target")
@@ -31,6 +31,7 @@ SHARES: Mapping[str, float] = {
     "judge_target": 0.1,
 }
 NEAR_DUPLICATE = "near-duplicate"
+QUARANTINE = "quarantine.jsonl"
 
 _WRITE_ROWS = 4096
 
@@ -68,6 +69,7 @@ def split_snapshot(
     max_source: int | None = None,
     max_target: int | None = None,
     fields: Mapping[str, str] | None = None,
+    display: Display = no_display,
 ) -> dict[str, Any]:
     """Split a snapshot by domain (archive of the primary category) into `SPLITS`, one parquet file each.
 
@@ -89,6 +91,7 @@ def split_snapshot(
         max_source: keep only that many source records, the first in hash order.
         max_target: the same for the target.
         fields: our field name -> the file's.
+        display: of the progress.
 
     Returns:
         What summary.json holds: records, splits (records by archive), quarantine (by cause), unused (by reason).
@@ -99,33 +102,36 @@ def split_snapshot(
     """
     _check_arguments(source, target, shares, near_duplicate, target_share_in_source)
     out = Path(out)
-    with _spool_file(out) as spool:
-        found = scan(snapshot, spool, {*source, *target}, seed, fields)
+    # all files together, so that no failure leaves old and new splits side by side, with one text in both
+    with replacing(out) as staged, tempfile.TemporaryFile(dir=staged) as spool:
+        with display("reading the snapshot") as progress:
+            found = scan(snapshot, spool, {*source, *target}, seed, fields, progress)
         _check_domains(snapshot, found, source, target)
-        kept, doubles = _distinct(found, near_duplicate)
+        with display("comparing texts") as progress:
+            kept, doubles = _distinct(found, near_duplicate, progress)
         quarantine = sorted(found.problems + doubles, key=lambda problem: problem.line)
-        _write_quarantine(out / "quarantine.jsonl", quarantine)
         _check_damage(snapshot, found.records, quarantine, out, max_bad_share)
         domains = _domains(found, kept, source, target, target_share_in_source)
         plan = _assign(found, domains, shares, {"source": max_source, "target": max_target})
         _check_sizes(plan, shares, min_examples)
         _check_plan(found, plan, {*source, *target} if target_share_in_source else {*source}, {*target})
         for name in SPLITS:
-            _write_split(out / f"{name}.parquet", found, plan[name])
-    causes = Counter(problem.cause for problem in quarantine)
-    placed = sum(len(rows) for rows in plan.values())
-    summary = {
-        "records": found.records,
-        "splits": {name: dict(Counter(found.archive[plan[name]].tolist())) for name in SPLITS},
-        "quarantine": dict(sorted(causes.items())),
-        "unused": {"over-maximum": len(kept) - placed, "other-archive": found.records - len(kept) - causes.total()},
-        "archives": dict(found.archives.most_common()),
-        "seed": seed,
-        "source": list(source),
-        "target": list(target),
-    }
-    write_json(out / "summary.json", summary)
-    return summary
+            _write_split(staged / f"{name}.parquet", found, plan[name])
+        _write_quarantine(staged / QUARANTINE, quarantine)
+        causes = Counter(problem.cause for problem in quarantine)
+        placed = sum(len(rows) for rows in plan.values())
+        summary = {
+            "records": found.records,
+            "splits": {name: dict(Counter(found.archive[plan[name]].tolist())) for name in SPLITS},
+            "quarantine": dict(sorted(causes.items())),
+            "unused": {"over-maximum": len(kept) - placed, "other-archive": found.records - len(kept) - causes.total()},
+            "archives": dict(found.archives.most_common()),
+            "seed": seed,
+            "source": list(source),
+            "target": list(target),
+        }
+        write_json(staged / "summary.json", summary)
+        return summary
 
 
 def _check_arguments(
@@ -152,18 +158,6 @@ def _check_arguments(
             raise UserError(f"shares {text} must each be at least 0 and leave something for {names[0][:6]}_train")
 
 
-@contextmanager
-def _spool_file(out: Path) -> Iterator[IO[bytes]]:
-    # opened first, so that an unwritable folder shows before the work; unlinked, so that a kill leaves nothing behind
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=out)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; choose a writable folder") from error
-    with file:
-        yield file
-
-
 def _check_domains(snapshot: Path | str, found: Scan, source: Sequence[str], target: Sequence[str]) -> None:
     for role, names in (("source", source), ("target", target)):
         for name in names:
@@ -177,17 +171,18 @@ def _check_damage(
 ) -> None:
     causes = Counter(problem.cause for problem in quarantine if problem.cause in DAMAGE)
     if causes.total() > max_bad_share * records:
+        _write_quarantine(out / QUARANTINE, quarantine)
         counts = ", ".join(f"{cause} {n}" for cause, n in sorted(causes.items()))
         raise UserError(
             f"{snapshot}: {causes.total()} of {records} records are damaged ({counts}), more than max_bad_share = "
-            f"{max_bad_share:g}; see {out / 'quarantine.jsonl'}, mend the file or raise the share"
+            f"{max_bad_share:g}; see {out / QUARANTINE}, mend the file or raise the share"
         )
 
 
-def _distinct(found: Scan, near_duplicate: float) -> tuple[NDArray[np.int64], list[Problem]]:
+def _distinct(found: Scan, near_duplicate: float, progress: Progress) -> tuple[NDArray[np.int64], list[Problem]]:
     """Records in hash order without near-duplicates of an earlier one, and those near-duplicates."""
     ranked = found.ranked
-    first = group(found.signature[ranked], lambda i: found.text(ranked[i]), near_duplicate)
+    first = group(found.signature[ranked], lambda i: found.text(ranked[i]), near_duplicate, progress)
     alone = first == np.arange(len(ranked))
     doubles = [Problem(int(found.line[i]), NEAR_DUPLICATE, found.id[i]) for i in ranked[~alone].tolist()]
     return ranked[alone], doubles

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from gtl_lightning.data.split import SPLITS
 from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, train_tokenizer
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, write_json
+from gtl_lightning.files import atomic_path, replacing, settle, sha256_file, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,7 +46,8 @@ def tokenize_splits(
 
     Returns:
         meta.json: vocab_size (every id), mask_index, pad_index, eos_index, length, name, and by split its examples,
-        tokens and cut texts.
+        tokens and cut texts. sha256 tells the content: the tokenizer and every array, so that whatever is keyed by
+        this file is keyed by the tokens.
 
     Raises:
         UserError: a missing split, a tokenizer that cannot be used, or an unwritable folder.
@@ -52,6 +55,7 @@ def tokenize_splits(
     # ours to set: without it the library turns its threads off in any process that was forked before
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     splits, out = Path(splits), Path(out)
+    settle(splits)
     if kind not in ("wordpiece", "bpe"):
         raise UserError(f"tokenizer kind {kind!r} is unknown; use wordpiece or bpe")
     if length < 2:
@@ -72,14 +76,16 @@ def tokenize_splits(
         "splits": {},
     }
     dtype = np.uint16 if meta["vocab_size"] <= _LARGEST_UINT16 else np.int32
-    for split in SPLITS:
-        chunks = encode_chunks(tokenizer, read_texts(splits / f"{split}.parquet"), length, meta["eos_index"])
-        meta["splits"][split] = _write_ragged(out, split, chunks, np.dtype(dtype), meta["eos_index"])
-    try:
-        tokenizer.save_pretrained(str(out / "tokenizer"))
-    except OSError as error:
-        raise UserError(f"cannot write {out / 'tokenizer'}: {error.strerror or error}") from error
-    write_json(out / "meta.json", meta)
+    content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    with replacing(out) as staged:
+        for split in SPLITS:
+            chunks = encode_chunks(tokenizer, read_texts(splits / f"{split}.parquet"), length, meta["eos_index"])
+            meta["splits"][split] = _write_ragged(staged, split, chunks, np.dtype(dtype), meta["eos_index"])
+            for part in ("tokens", "offsets"):
+                content.update(sha256_file(staged / f"{split}.{part}.npy").encode())
+        _save_tokenizer(tokenizer, staged / "tokenizer")
+        meta["sha256"] = content.hexdigest()
+        write_json(staged / "meta.json", meta)
     return meta
 
 
@@ -172,6 +178,16 @@ def _write_ragged(
     with atomic_path(out / f"{split}.offsets.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, joined)
     return {"examples": len(joined) - 1, "tokens": total, "cut": cut}
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # tokenizers raises the system's errors as bare ones, the number in their text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 class _SplitTexts:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import make_folder, settle, writing
 from gtl_lightning.stages.asked import known_seed
 from gtl_lightning.stages.checks import check_corpus
-from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, TOKENS, log
+from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
+from gtl_lightning.stages.progress import progress_bar
+
+_NO_ROOM = ("failed to map segment", "cannot allocate memory")
 
 
 def data_sample(*, seed: int) -> None:
@@ -18,20 +27,18 @@ def data_sample(*, seed: int) -> None:
     from gtl_lightning.data.sample import write_sample
 
     known_seed("--seed", seed)
-    write_sample(DATA, seed=seed)
-    _version()
+    _replace_data(lambda: write_sample(DATA, seed=seed))
 
 
 def data_import(path: Path, *, fields: dict[str, str]) -> None:
-    """A snapshot file as Kaggle publishes it.
+    """A snapshot as Kaggle publishes it: a file, a pipe or, as "-", standard input.
 
     Raises:
-        UserError: missing, empty, truncated, or no JSON lines.
+        UserError: missing, empty, truncated, no JSON lines, or no usable record.
     """
     from gtl_lightning.data.snapshot import import_snapshot
 
-    import_snapshot(path, DATA, fields=fields)
-    _version()
+    _replace_data(lambda: import_snapshot(path, DATA, fields, progress_bar))
 
 
 def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[str, str]) -> None:
@@ -42,35 +49,39 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
     """
     from gtl_lightning.data.download import download
 
-    download(dataset, DATA, split=split, limit=limit, fields=fields)
-    _version()
+    _replace_data(lambda: download(dataset, DATA, split=split, limit=limit, fields=fields))
 
 
 def split(params: Params) -> None:
     """Disjoint, nested, stable splits by domain, and the quarantine."""
+    from gtl_lightning.data.snapshot import recorded_fields
     from gtl_lightning.data.split import split_snapshot
 
     data = params.data
-    split_snapshot(
-        SNAPSHOT,
-        SPLITS,
-        source=data.source,
-        target=data.target,
-        seed=data.seed,
-        shares={
-            "source_val": data.source_val,
-            "judge_source": data.source_judge,
-            "target_val": data.target_val,
-            "target_test": data.target_test,
-            "judge_target": data.target_judge,
-        },
-        near_duplicate=data.near_duplicate,
-        max_bad_share=data.max_bad_share,
-        target_share_in_source=data.target_share_in_source,
-        min_examples=data.min_examples,
-        max_source=data.max_source,
-        max_target=data.max_target,
-    )
+    with _in_memory(f"splitting {SNAPSHOT}", SPLITS):
+        settle(DATA)
+        split_snapshot(
+            SNAPSHOT,
+            SPLITS,
+            source=data.source,
+            target=data.target,
+            seed=data.seed,
+            shares={
+                "source_val": data.source_val,
+                "judge_source": data.source_judge,
+                "target_val": data.target_val,
+                "target_test": data.target_test,
+                "judge_target": data.target_judge,
+            },
+            near_duplicate=data.near_duplicate,
+            max_bad_share=data.max_bad_share,
+            target_share_in_source=data.target_share_in_source,
+            min_examples=data.min_examples,
+            max_source=data.max_source,
+            max_target=data.max_target,
+            fields=recorded_fields(DATA),
+            display=progress_bar,
+        )
 
 
 def tokenize(params: Params) -> None:
@@ -79,25 +90,69 @@ def tokenize(params: Params) -> None:
     Raises:
         UserError: the parameters ask for more than the splits hold (`check_corpus`).
     """
-    from gtl_lightning.data.tokens import tokenize_splits
+    with _in_memory(f"tokenising {SPLITS}", TOKENS):
+        from gtl_lightning.data.tokens import tokenize_splits
 
-    meta = tokenize_splits(
-        SPLITS,
-        TOKENS,
-        name=params.tokenizer.name,
-        vocab_size=params.tokenizer.vocab_size,
-        length=params.tokenizer.length,
-    )
+        meta = tokenize_splits(
+            SPLITS,
+            TOKENS,
+            name=params.tokenizer.name,
+            vocab_size=params.tokenizer.vocab_size,
+            length=params.tokenizer.length,
+        )
     sizes = {name: found["examples"] for name, found in meta["splits"].items()}
     check_corpus(params, meta["vocab_size"], sizes)  # now, not after minutes of training
 
 
-def _version() -> None:
+def _replace_data(take: Callable[[], dict[str, Any]]) -> None:
+    """Let `take` put records into data/ and version them: one command at a time, from the first byte to data.dvc."""
+    with _in_memory("taking these records", DATA):
+        make_folder(STATE)
+        try:
+            with FileLock(STATE / "data.lock", timeout=0):
+                try:
+                    provenance = take()
+                except KeyboardInterrupt:
+                    log.warning("stopped before %s was replaced: it holds what it held", DATA)
+                    raise
+                _version(provenance["records"])
+        except Timeout as error:
+            raise UserError(f"{DATA} is being replaced by another `gtl data` command; wait for it to end") from error
+
+
+@contextmanager
+def _in_memory(doing: str, folder: Path) -> Iterator[None]:
+    """What a machine refuses while `folder` is written becomes one line.
+
+    Raises:
+        UserError: too little memory, or any OSError.
+    """
+    try:
+        with writing(folder):
+            yield
+    except (MemoryError, ImportError) as error:
+        # a library that finds no room to be loaded in is an ImportError to Python
+        if isinstance(error, ImportError) and not any(said in str(error).lower() for said in _NO_ROOM):
+            raise
+        raise UserError(
+            f"not enough memory for {doing}; {folder} is as it was: free memory, or take fewer records "
+            "(`gtl data download --limit`, fewer lines to `gtl data import -`)"
+        ) from error
+
+
+def _version(records: int) -> None:
     """Put data/ under DVC: data.dvc then says which snapshot this is."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"data/ is written, but `dvc add data` failed: {reason}")
-    log.info("data/ written and versioned: data.dvc changed, commit it to share this snapshot")
+    command = [sys.executable, "-m", "dvc", "add", str(DATA)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        failed, said = done.returncode != 0, done.stderr
+    except OSError as error:
+        failed, said = True, str(error)
+    if failed:
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        raise UserError(
+            f"{DATA} is replaced, whole and checked ({records} records), but {DATA}.dvc still names what it held "
+            f"before, for `dvc add {DATA}` failed ({reason}); mend that and run `dvc add {DATA}`"
+        )
+    log.info("%s written (%d records) and versioned: %s.dvc changed, commit it to share them", DATA, records, DATA)

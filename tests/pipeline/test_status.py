@@ -105,3 +105,16 @@ def test_a_lockfile_that_is_being_written_is_read_again(made: Path, monkeypatch:
     path.write_text(whole[: len(whole) // 2] + "\n  : [")
     monkeypatch.setattr("flows.grid.time.sleep", lambda _: path.write_text(whole))
     assert "source" not in read_grid(load_params(made / "params.yaml"), made).stale
+
+
+def test_status_says_when_cells_were_not_made_alike(made: Path) -> None:
+    """Versions, devices and threads are unknown to DVC: such cells are up to date for it."""
+    for name, words in {"source-0": "torch 2.13.0, cpu", "vanilla-0.05-0": "torch 2.13.0, cpu"}.items():
+        (made / "cells" / name).mkdir(parents=True, exist_ok=True)
+        (made / "cells" / name / "row.json").write_text(f'{{"made_with": "{words}"}}')
+    assert "alike" not in status(made).stdout
+    (made / "cells/source-0/row.json").write_text('{"made_with": "torch 2.13.0, NVIDIA H100"}')
+    said = status(made).stdout
+    assert "evaluated alike" in said
+    assert "1 with torch 2.13.0, cpu" in said
+    assert "1 with torch 2.13.0, NVIDIA H100" in said

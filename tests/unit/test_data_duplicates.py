@@ -1,0 +1,138 @@
+"""Grouping near-duplicates: the groups of comparing bucket by bucket, in a linear number of comparisons."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gtl_lightning.data import duplicates
+from gtl_lightning.data.duplicates import BANDS, group, signatures, similarity
+
+ROWS = duplicates.ROWS
+
+
+def notices(n: int) -> list[bytes]:
+    """Boilerplate that differs in a few words: similar enough for every bucket, too different for duplicates."""
+    rng = random.Random(0)
+    causes = ["equation", "lemma", "theorem", "section", "figure", "table", "proposition", "proof", "corollary"]
+    return [
+        f"This paper has been withdrawn by the author due to a crucial error in {rng.choice(causes)} "
+        f"{rng.randrange(10**6)} of version {rng.randrange(9)}; see arXiv {rng.randrange(10**6)} for details".encode()
+        for _ in range(n)
+    ]
+
+
+def families(seed: int) -> list[bytes]:
+    """Random texts, each with variants of a few changed words, chains of them, and exact copies."""
+    rng = random.Random(seed)
+    words = [f"w{i}" for i in range(400)]
+    texts = []
+    for _ in range(40):
+        text = rng.choices(words, k=rng.randrange(3, 60))
+        for _ in range(rng.randrange(1, 6)):
+            texts.append(" ".join(text).encode())
+            text = [rng.choice(words) if rng.random() < 0.04 else word for word in text]
+    rng.shuffle(texts)
+    return texts
+
+
+def pair_by_pair(texts: list[bytes], threshold: float) -> list[int]:
+    """The definition without a bound on rounds: in every bucket the first against all, then the first left, ..."""
+    parent = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        return index if parent[index] == index else root(parent[index])
+
+    signature = signatures(texts)
+    for band in range(BANDS):
+        buckets: dict[bytes, list[int]] = {}
+        for index, row in enumerate(signature[:, band * ROWS : (band + 1) * ROWS]):
+            buckets.setdefault(row.tobytes(), []).append(index)
+        for bucket in buckets.values():
+            while len(bucket) > 1:
+                head, left = bucket[0], []
+                for other in bucket[1:]:
+                    a, b = sorted((root(head), root(other)))
+                    if a != b and similarity(texts[head], texts[other]) >= threshold:
+                        parent[b] = a
+                    elif a != b:
+                        left.append(other)
+                bucket = left
+    return [root(index) for index in range(len(texts))]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_groups_as_pair_by_pair(seed: int, threshold: float) -> None:
+    texts = families(seed)
+    found = group(signatures(texts), texts.__getitem__, threshold)
+    assert found.tolist() == pair_by_pair(texts, threshold)
+    assert len(set(found.tolist())) < len(texts)
+
+
+class Counting:
+    """A text source that counts how often it is asked."""
+
+    def __init__(self, texts: list[bytes]) -> None:
+        self.texts, self.asked = texts, 0
+
+    def __call__(self, index: int) -> bytes:
+        self.asked += 1
+        return self.texts[index]
+
+
+@pytest.mark.parametrize("make", [notices, lambda n: notices(1) * n], ids=["alike", "equal"])
+@pytest.mark.parametrize("n", [100, 400])
+def test_a_text_is_read_once_per_band_whatever_texts_say(make: Callable[[int], list[bytes]], n: int) -> None:
+    source = Counting(make(n))
+    group(signatures(source.texts), source, 0.8)
+    assert source.asked <= (BANDS + 1) * n
+
+
+def test_a_text_is_compared_with_a_fixed_number_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    original = duplicates._Sets.similarities
+
+    def counting(self: Any, others: Any = None) -> NDArray[np.float64]:
+        nonlocal compared
+        result = original(self, others)
+        compared += len(result)
+        return result
+
+    monkeypatch.setattr(duplicates._Sets, "similarities", counting)
+    texts = notices(1500)
+    group(signatures(texts), texts.__getitem__, 0.8)
+    limit = BANDS * (duplicates.ROUNDS + duplicates.NEIGHBOURS) * len(texts)
+    assert compared <= limit
+    assert limit < 1500 * 1499 // 2 * BANDS  # so that comparing every pair would not pass
+
+
+def test_duplicates_in_large_buckets_are_found_among_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = notices(600)
+    twins = [text.replace(b"details", b"particulars of it") for text in texts[300:]]
+    assert min(similarity(a, b) for a, b in zip(texts[300:], twins, strict=True)) >= 0.8
+    everything = texts + twins
+    monkeypatch.setattr(duplicates, "ROUNDS", 0)  # as if every bucket were past its rounds
+    found = group(signatures(everything), everything.__getitem__, 0.8)
+    assert (found[600:] == found[300:600]).mean() > 0.9
+    monkeypatch.setattr(duplicates, "NEIGHBOURS", 0)
+    without = group(signatures(everything), everything.__getitem__, 0.8)
+    assert (without[600:] == without[300:600]).mean() == 0
+
+
+def test_equal_texts_are_one_group_however_many() -> None:
+    texts = [text for text in notices(200) for _ in range(3)]
+    random.Random(1).shuffle(texts)
+    found = group(signatures(texts), texts.__getitem__, 1.0)
+    assert found.tolist() == [texts.index(text) for text in texts]
+
+
+def test_progress_goes_up_to_the_end() -> None:
+    texts = [*families(0), *notices(200)]
+    seen: list[tuple[int, int]] = []
+    group(signatures(texts), texts.__getitem__, 0.8, lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] > 0
