@@ -6,17 +6,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from gtl_lightning.config import PARAMS, PROFILES, Params, changes, load_params, override, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.methods import names
 from gtl_lightning.reconfigure import asked_params
 from gtl_lightning.sections import LARGEST_SEED
-from gtl_lightning.settings import BaselineMethod, RatioMethod
 
-Method = Literal[BaselineMethod, RatioMethod]
+if TYPE_CHECKING:
+    Method: TypeAlias = str
+else:
+    Method = Literal[names()]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fractions = Annotated[list[Fraction], Field(min_length=1)]
@@ -87,8 +90,8 @@ def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
     asked: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
         "fractions": (sweep.fractions, wanted.fractions or ()),
         "seeds": (sweep.seeds, wanted.seeds or ()),
-        "baselines": (sweep.baselines, _only(wanted.methods, get_args(BaselineMethod))),
-        "ratios": (sweep.ratios, _only(wanted.methods, get_args(RatioMethod))),
+        "baselines": (sweep.baselines, _only(wanted.methods, names("denoiser"))),
+        "ratios": (sweep.ratios, _only(wanted.methods, names("ratio"))),
     }
     for key, (grid, values) in asked.items():
         if not set(grid).issuperset(values):

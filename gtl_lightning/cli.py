@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gtl_lightning.errors import UserError, environment_fault
+from gtl_lightning.methods import METHODS
 from gtl_lightning.resources import keep_freed_memory, limit_threads
 
 app = typer.Typer(
@@ -142,18 +143,8 @@ def _cell_command(method: str, description: str) -> None:
     train_app.command(method, help=description)(command)
 
 
-for _method, _description in {
-    "vanilla": "A denoiser from scratch on the target.",
-    "finetune": "The source denoiser, every weight fine-tuned.",
-    "lora": "The source denoiser, fine-tuned at low rank.",
-    "gtl": "The token-level ratio, eqs. 9 and 9': a small network of its own.",
-    "gtl-head": "The token-level ratio as a head on the frozen denoiser's features.",
-    "gtl-warm": "The token-level ratio as the difference of a warm-started copy and the frozen denoiser.",
-    "gtl-sequence-gkl": "The sequence-level ratio network, generalised KL.",
-    "gtl-sequence-bce": "The sequence-level ratio network, cross-entropy.",
-    "gtl-sequence-log-mse": "The sequence-level ratio network, the published loss.",
-}.items():
-    _cell_command(_method, _description)
+for _method in METHODS.values():
+    _cell_command(_method.name, _method.help)
 
 
 @app.command()

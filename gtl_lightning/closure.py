@@ -13,6 +13,8 @@ from pathlib import Path
 
 PACKAGE = "gtl_lightning"
 ROOT = Path(__file__).parent.parent
+REGISTRY, TRAINING = f"{PACKAGE}.methods", f"{PACKAGE}.stages.train"
+"""The package that finds its modules by itself, and the one module that runs what stands in their functions."""
 WITHOUT_RESULT = frozenset(
     f"{PACKAGE}/{name}"
     for name in (
@@ -41,7 +43,8 @@ WITHOUT_RESULT = frozenset(
 def closure(module: str) -> frozenset[str]:
     """Paths, relative to the project, of all files of the package that `module` may run, its own included.
 
-    Imports inside functions count, those for type checkers do not; importing a module runs the packages around it.
+    Imports inside functions count, those for type checkers do not; importing a module runs the packages around it. A
+    file that computes nothing is not looked into: what it imports serves what it says.
     """
     found: dict[str, str] = {}
     waiting = [module]
@@ -51,7 +54,12 @@ def closure(module: str) -> frozenset[str]:
         if path is None or name in found:
             continue
         found[name] = path
-        waiting += [name.rpartition(".")[0], *_imports(path)]
+        waiting.append(name.rpartition(".")[0])
+        if path in WITHOUT_RESULT:
+            continue
+        # A recipe runs in training alone; everything else asks the registry for names and labels.
+        waiting += _imports(path, module == TRAINING or not name.startswith(REGISTRY))
+        waiting += _discovered() if name == REGISTRY else []
     return frozenset(found.values())
 
 
@@ -79,8 +87,13 @@ def _file_of(module: str) -> str | None:
     return None
 
 
+def _discovered() -> list[str]:
+    """The modules that the registry finds, without naming them."""
+    return [f"{REGISTRY}.{path.stem}" for path in sorted((ROOT / Path(*REGISTRY.split("."))).glob("*.py"))]
+
+
 @cache
-def _imports(path: str) -> tuple[str, ...]:
+def _imports(path: str, inside_functions: bool) -> tuple[str, ...]:
     """Dotted names that a file imports; of `from a import b` both a and a.b, as b may be a module."""
     found: list[str] = []
 
@@ -88,6 +101,10 @@ def _imports(path: str) -> tuple[str, ...]:
         def visit_If(self, node: ast.If) -> None:
             for part in node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else ast.iter_child_nodes(node):
                 self.visit(part)
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            if inside_functions:
+                self.generic_visit(node)
 
         def visit_Import(self, node: ast.Import) -> None:
             found.extend(alias.name for alias in node.names)

@@ -206,7 +206,9 @@ def write_params(params: Params, path: Path | str = PARAMS) -> None:
 
 def _section_lines(section: BaseModel, depth: int) -> list[str]:
     lines: list[str] = []
-    for attribute, field in type(section).model_fields.items():
+    fields = type(section).model_fields.items()
+    # Single values first: what follows a part would seem to belong to it.
+    for attribute, field in sorted(fields, key=lambda item: isinstance(getattr(section, item[0]), BaseModel)):
         value, name = getattr(section, attribute), field.alias or attribute
         indent = "  " * depth
         if isinstance(value, BaseModel):

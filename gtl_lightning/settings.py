@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, create_model, model_validator
 
+from gtl_lightning.methods import METHODS, names
 from gtl_lightning.sections import (
     LARGEST_COUNT,
     Candidates,
     Few,
     Flag,
-    Lora,
     Margin,
     Name,
-    Natural,
     Network,
     Positive,
     PositiveFloat,
@@ -25,7 +24,6 @@ from gtl_lightning.sections import (
     Strength,
     Text,
     Training,
-    Weight,
     no_repeats,
 )
 
@@ -36,9 +34,7 @@ Address = Annotated[str, StringConstraints(strict=True, pattern=ADDRESS)]
 Vocabulary = Annotated[int, Field(strict=True, ge=8, le=2**24)]
 Length = Annotated[int, Field(strict=True, ge=2, le=65536)]
 Above0 = Annotated[float, Field(strict=True, gt=0, le=1)]
-BaselineMethod = Literal["vanilla", "finetune", "lora"]
 Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
-RatioMethod = Literal["gtl", "gtl-head", "gtl-warm", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse"]
 
 
 class Data(Section):
@@ -68,8 +64,8 @@ class Data(Section):
         no_repeats(self, ("source", "target"))
         if both := sorted({*self.source} & {*self.target}):
             raise ValueError(f"archive {both[0]!r} is in both source and target; the domains must not overlap")
-        for names in (("source_val", "source_judge"), ("target_val", "target_test", "target_judge")):
-            shares = {name: getattr(self, name) for name in names}
+        for parts in (("source_val", "source_judge"), ("target_val", "target_test", "target_judge")):
+            shares = {name: getattr(self, name) for name in parts}
             if sum(shares.values()) >= 1:
                 text = ", ".join(f"{name} = {share:g}" for name, share in shares.items())
                 raise ValueError(f"{text} leave nothing to train on; lower one of them")
@@ -117,81 +113,34 @@ class Classifier(Section):
     unsmooth: Flag = Field(True, description="undo the smoothing when the logit is read as a log-ratio")
 
 
-class Tuned(Section):
-    """A denoiser trained on the target: from nothing, or every weight of the source's."""
-
-    train: Training
-
-
-class LowRank(Lora):
-    """Low-rank fine-tuning (peft)."""
-
-    train: Training = Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)
-
-
-class TokenRatio(Section):
-    """A token-level ratio: its loss, and how many networks are averaged (docs/method.md 2.2)."""
-
-    bce_weight: Weight = Field(0.3, description="weight of eq. 9")
-    nll_weight: Weight = Field(1.0, description="weight of eq. 9'")
-    martingale_weight: Weight = Field(0.0, description="weight of the martingale regulariser, eq. 6")
-    borrowed: Natural = Field(
-        0, description="target texts' worth of source texts, drawn by the clean classifier's ratio (eq. 9'')"
-    )
-    clip: PositiveFloat = Field(5.0, description="largest |log r*| that source texts are borrowed by")
-    members: Few = Field(1, description="networks in the ensemble; train is the budget of each")
-    train: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
-
-    @model_validator(mode="after")
-    def _learns_something(self) -> TokenRatio:
-        if self.bce_weight + self.nll_weight + self.martingale_weight == 0:
-            raise ValueError("bce_weight, nll_weight and martingale_weight are all 0; raise one of them")
-        return self
-
-
-class SmallRatio(TokenRatio):
-    """The token-level ratio as a small network of its own."""
-
-    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-
-
-class HeadRatio(TokenRatio):
-    """The token-level ratio as a head on the frozen denoiser's features."""
-
-    rank: Size = Field(64, description="rank of the map on the frozen features")
-
-
-class WarmRatio(TokenRatio):
-    """The token-level ratio as the difference of a warm-started copy and the frozen denoiser."""
-
-    dropout: Share = Field(0.1, description="dropout of the copy of the denoiser while it is trained")
-    bce_weight: Weight = Field(0.0, description="weight of eq. 9")
-    members: Few = Field(2, description="networks in the ensemble; train is the budget of each")
-    train: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
-
-
-class SequenceRatio(Section):
-    """A sequence-level ratio (docs/method.md 2.1)."""
-
-    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters the loss")
-    eta_1: Weight = Field(0.1, description="weight of the cycle loss, eq. 8")
-    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
-
-
-class Methods(Section):
+class OwnSettings(Section):
     """What is trained for every cell, each method with all that is its own."""
 
-    vanilla: Tuned = Tuned(train=Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4))
-    finetune: Tuned = Tuned(train=Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4))
-    lora: LowRank = LowRank()
-    gtl: SmallRatio = SmallRatio()
-    gtl_head: HeadRatio = Field(HeadRatio(), alias="gtl-head")
-    gtl_warm: WarmRatio = Field(WarmRatio(), alias="gtl-warm")
-    gtl_sequence_gkl: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-gkl")
-    gtl_sequence_bce: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-bce")
-    gtl_sequence_log_mse: SequenceRatio = Field(SequenceRatio(), alias="gtl-sequence-log-mse")
+    def of(self, method: str) -> Any:
+        """The settings of a method, of the type that its own file gives them."""
+        return getattr(self, _field(method))
+
+
+def _field(method: str) -> str:
+    return method.replace("-", "_")
+
+
+if TYPE_CHECKING:
+    Methods: TypeAlias = OwnSettings
+    DenoiserMethod: TypeAlias = str
+    RatioMethod: TypeAlias = str
+else:
+    Methods = create_model(
+        "Methods",
+        __base__=OwnSettings,
+        __doc__=OwnSettings.__doc__,
+        **{
+            _field(name): (type(method.settings), Field(method.settings, alias=name if "-" in name else None))
+            for name, method in METHODS.items()
+        },
+    )
+    DenoiserMethod = Literal[names("denoiser")]
+    RatioMethod = Literal[names("ratio")]
 
 
 class Sampling(Section):
@@ -289,7 +238,7 @@ class Sweep(Section):
     seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
     )
-    baselines: tuple[BaselineMethod, ...] = Field(
+    baselines: tuple[DenoiserMethod, ...] = Field(
         ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
     )
     ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-warm"), description="ratio networks trained per cell")

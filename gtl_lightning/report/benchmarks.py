@@ -7,7 +7,7 @@ from typing import Any
 
 from gtl_lightning.report.document import Block, Figure, Group, Heading, Table, Text, to_markdown
 from gtl_lightning.report.panels import Panel, Point, Series
-from gtl_lightning.report.style import DARK, DASH, LIGHT, VARIANTS_DARK, VARIANTS_LIGHT, missing, number, percent
+from gtl_lightning.report.style import COLOURS, DASH, VARIANTS_DARK, VARIANTS_LIGHT, missing, number, percent
 
 Row = Mapping[str, Any]
 
@@ -39,8 +39,8 @@ _NAMES = {
     "plain": "plain reference",
 }
 _COLOURS = {
-    "none": (LIGHT["source"], DARK["source"]),
-    "token": (LIGHT["gtl"], DARK["gtl"]),
+    "none": COLOURS["source"],
+    "token": COLOURS["gtl"],
     "sequence": (VARIANTS_LIGHT[0], VARIANTS_DARK[0]),
 }
 

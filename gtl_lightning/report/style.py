@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gtl_lightning.methods import METHODS
+
 DASH = "–"
+LAST = 1000  # place of what is no method
 MINUS = "−"
-ORDER = ("gtl", "finetune", "lora", "vanilla", "source")
-LABELS = {
-    "gtl": "GTL",
-    "finetune": "fine-tuning",
-    "lora": "LoRA",
-    "vanilla": "vanilla",
-    "source": "source",
+SOURCE = "source"
+LABELS = {method.name: method.label for method in METHODS.values()} | {
+    SOURCE: "source",
     "real": "real target text",
+    # Of the study on Markov chains alone.
     "gtl-reweighted": "GTL reweighted",
     "classifier": "classifier alone",
     "vanilla-local": "vanilla, small network",
     "bigram": "bigram counts",
 }
-MARKERS = {"gtl": "o", "finetune": "s", "lora": "D", "vanilla": "^", "source": "_"}
+MARKERS = {method.name: method.marker for method in METHODS.values() if method.marker} | {SOURCE: "_"}
 VARIANT_MARKERS = ("v", "p", "h", "<", ">", "8", "d")
 
 # Okabe and Ito's colour-blind-safe hues, darkened (light page) or brightened (dark page) until text in them reads well.
-LIGHT = {"gtl": "#0067a5", "finetune": "#c8500a", "lora": "#9a6b00", "vanilla": "#00805a", "source": "#5f6368"}
-DARK = {"gtl": "#5cb8f0", "finetune": "#ff8f52", "lora": "#edc04e", "vanilla": "#3fcb9f", "source": "#a9b0b8"}
+COLOURS = {method.name: method.colours for method in METHODS.values() if method.colours} | {
+    SOURCE: ("#5f6368", "#a9b0b8")
+}
 VARIANTS_LIGHT = ("#7b3fa0", "#b8437f", "#3b4cc0", "#2b7a86", "#8a3b12", "#5b6b00", "#444444")
 VARIANTS_DARK = ("#c79be8", "#f294c2", "#9aa8ff", "#7fd4de", "#e8a37c", "#c6d65a", "#c8c8c8")
 
@@ -56,19 +57,19 @@ def method_label(method: str) -> str:
 
 
 def order_methods(methods: set[str]) -> list[str]:
-    """Methods in the report's fixed order: GTL, its variants by name, the baselines, then whatever else there is."""
+    """Methods in the registry's order, then the source, then whatever else there is; a variant beside its family."""
 
     def key(method: str) -> tuple[int, str]:
-        head = method.partition("-")[0]
-        return (ORDER.index(head) if head in ORDER else len(ORDER), method)
+        known = next((name for name in (method, method.partition("-")[0]) if name in METHODS), None)
+        return (METHODS[known].place if known else LAST + (method != SOURCE), method)
 
     return sorted(methods, key=key)
 
 
 def method_colours(methods: set[str]) -> dict[str, tuple[str, str]]:
     """(light, dark) colour of each method; variants take the spare hues in name order."""
-    spare = [method for method in order_methods(methods) if method not in LIGHT]
-    colours = {method: (LIGHT[method], DARK[method]) for method in methods if method in LIGHT}
+    spare = [method for method in order_methods(methods) if method not in COLOURS]
+    colours = {method: COLOURS[method] for method in methods if method in COLOURS}
     for index, method in enumerate(spare):
         slot = index % len(VARIANTS_LIGHT)
         colours[method] = (VARIANTS_LIGHT[slot], VARIANTS_DARK[slot])

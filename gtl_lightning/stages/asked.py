@@ -6,17 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.methods import guides, names
 from gtl_lightning.sections import LARGEST_SEED
-from gtl_lightning.settings import BaselineMethod, RatioMethod
 from gtl_lightning.stages.common import Cell
 
 SOURCE_METHOD = "source"
-METHODS: tuple[str, ...] = (SOURCE_METHOD, *get_args(BaselineMethod), *get_args(RatioMethod))
-GUIDED: tuple[str, ...] = get_args(RatioMethod)
 
 
 def check_point(params: Params, fraction: float | None, seed: int) -> None:
@@ -45,8 +42,9 @@ def known_cell(method: str, fraction: float | None, seed: int, option: str = "--
 
 def known_method(method: str) -> None:
     """Raise UserError unless `method` exists."""
-    if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    known = (SOURCE_METHOD, *names("denoiser"), *names("ratio"))
+    if method not in known:
+        raise UserError(f"method {method!r} is unknown; choose one of {', '.join(known)}")
 
 
 def known_seed(option: str, seed: int) -> None:
@@ -102,7 +100,7 @@ class Draw:
 
     def check_applies(self, method: str) -> None:
         """Raise UserError for an option that means nothing to `method`."""
-        if method in GUIDED:
+        if guides(method):
             return
         for option, value in (("--gamma", self.gamma), ("--n-ratio", self.n_ratio)):
             if value is not None:

@@ -63,15 +63,15 @@ class Bench:
             "planner": networks.planner,
             "reference": networks.reference,
             "classifier": networks.classifier,
-            "token": methods.gtl.network,
-            "sequence": methods.gtl_sequence_gkl.network,
+            "token": methods.of("gtl").network,
+            "sequence": methods.of("gtl-sequence-gkl").network,
         }
         with seeded(0):
             self.denoiser = MaskedDenoiser(self.backbone(self.sizes["denoiser"])).eval().to(device)
             own = TokenRatioNetwork(self.backbone(self.sizes["token"]))
             self.ratios = {
                 "token": own.eval().to(device),
-                "head": FeatureTokenRatio(self.denoiser, methods.gtl_head.rank).eval().to(device),
+                "head": FeatureTokenRatio(self.denoiser, methods.of("gtl-head").rank).eval().to(device),
                 "warm": DifferenceTokenRatio(self.denoiser).eval().to(device),
             }
             self.sequence = SequenceRatioNetwork(self.backbone(self.sizes["sequence"])).eval().to(device)

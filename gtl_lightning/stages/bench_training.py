@@ -21,7 +21,6 @@ from gtl_lightning.modules.fit import resolve_precision
 from gtl_lightning.modules.planner import PlannerModule
 from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
 from gtl_lightning.networks import CausalLM, SequenceRatioNetwork, copy_of
-from gtl_lightning.settings import TokenRatio
 from gtl_lightning.stages.bench_sampling import PAD, Bench, Row
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -31,9 +30,8 @@ _EXAMPLES, _LOADED = 4096, 32
 def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     """Every kind of module that the pipeline trains; networks with random weights."""
     yield "source", DenoiserModule(copy_of(bench.denoiser))
-    methods = bench.params.methods
-    token_ratios: dict[str, TokenRatio] = {"token": methods.gtl, "head": methods.gtl_head, "warm": methods.gtl_warm}
-    for name, (ratio, loss) in zip(("ratio", "head", "warm"), token_ratios.items(), strict=True):
+    for name, ratio, method in (("ratio", "token", "gtl"), ("head", "head", "gtl-head"), ("warm", "warm", "gtl-warm")):
+        loss = bench.params.methods.of(method)
         weights = {key: getattr(loss, key) for key in ("bce_weight", "nll_weight", "martingale_weight")}
         yield name, TokenRatioModule(copy_of(bench.ratios[ratio]), bench.denoiser, **weights)  # type: ignore[arg-type]
     for name, kind in (("sequence", SequenceRatioModule), ("classifier", ClassifierModule)):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 from gtl_lightning.config import PARAMS, Params, load_params, write_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import copy_file, sha256_file, write_json
+from gtl_lightning.methods import guides, names
 from gtl_lightning.records import read_list, read_record
-from gtl_lightning.settings import BaselineMethod, Evaluation, RatioMethod
+from gtl_lightning.settings import Evaluation
 from gtl_lightning.stages.common import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
 from gtl_lightning.stages.corpus import Corpus
 
@@ -34,7 +35,7 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     corpus = Corpus.open(params)
     own = MODELS / cell.name
     files = [own / NETWORK, own / RESULT, TOKENS / "meta.json", CELLS / cell.name / ROW]
-    files += [MODELS / "source" / NETWORK] if cell.method.startswith("gtl") else []
+    files += [MODELS / "source" / NETWORK] if guides(cell.method) else []
     files += [MODELS / "planner" / NETWORK] if params.sampling.planner == "learned" else []
     files += sorted(path for path in (TOKENS / "tokenizer").rglob("*") if path.is_file())
     for path in files:
@@ -100,7 +101,7 @@ def _manifest(path: Path) -> tuple[Cell, dict[str, str]]:
     """
     manifest = read_record(path, {"method": str, "fraction": float, "seed": int, "files": dict})
     method, fraction, seed = manifest["method"], manifest["fraction"], manifest["seed"]
-    known = (*get_args(BaselineMethod), *get_args(RatioMethod))
+    known = names()
     if method not in known:
         raise UserError(f"{MANIFEST}: method {method!r} is none of {', '.join(known)}")
     if not 0 < fraction <= 1 or seed < 0:

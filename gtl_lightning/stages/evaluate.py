@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json, write_text
+from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
 from gtl_lightning.stages.asked import known_cell
 from gtl_lightning.stages.common import (
@@ -216,7 +217,7 @@ def _samples(
 
 
 def _verdict(cell: Cell) -> str | None:
-    if not cell.method.startswith("gtl"):
+    if not guides(cell.method):
         return None
     path = MODELS / Cell("classifier", cell.fraction, cell.seed).name / "advisor.json"
     return str(read_record(path, {"verdict": str})["verdict"])

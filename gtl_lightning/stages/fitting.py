@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ def fit_and_save(
     *inputs: Path,
     folder: Path,
     part: str = "network",
-    finish: Any = None,
 ) -> None:
     """Fit one network and leave models/.../PART.safetensors and its result.
 
@@ -53,11 +52,9 @@ def fit_and_save(
         inputs: files that are read, hashed into the key.
         folder: where the network goes.
         part: file name, where a folder holds several networks.
-        finish: what turns the trained network into the one that is kept (LoRA: merging).
     """
     trained = fit_best(params, cell, build, data, training, settings, inputs, part)
-    network = finish(trained.network) if finish else trained.network
-    save_trained(folder, network, [trained], part=part)
+    save_trained(folder, trained.network, [trained], part=part)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def fit_best(
     data: LightningDataModule,
     training: Training,
     settings: dict[str, Any],
-    inputs: tuple[Path, ...],
+    inputs: Collection[Path],
     part: str,
     seed: int | None = None,
 ) -> Trained:
@@ -111,7 +108,7 @@ def _fit_tracked(
     training: Training,
     lr: float,
     settings: dict[str, Any],
-    inputs: tuple[Path, ...],
+    inputs: Collection[Path],
     part: str,
     seed: int | None,
 ) -> tuple[FitResult, str]:
@@ -136,7 +133,7 @@ def _fit_tracked(
     device = device_of(params).type
     place: dict[str, Any] = {"precision": precision, "device": device, "torch": torch.__version__}
     place["parts"] = machine.devices * machine.accumulate
-    state = state_dir(f"{cell.name}-{part}", plain | place, TOKENS / "meta.json", *inputs, code=TRAINING)
+    state = state_dir(f"{cell.name}-{part}", plain | place, TOKENS / "meta.json", *sorted(inputs), code=TRAINING)
     made = made_with(device, precision)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
     with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
@@ -168,6 +165,13 @@ def _fit_tracked(
         result.seconds,
     )
     return result, made
+
+
+def averaged(networks: Sequence[nn.Module]) -> nn.Module:
+    """The network, or several that are trained alike as one."""
+    from gtl_lightning.networks import RatioEnsemble
+
+    return networks[0] if len(networks) == 1 else RatioEnsemble(networks)
 
 
 def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *, part: str = "network") -> None:

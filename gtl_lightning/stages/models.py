@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
+from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
 from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, Cell
 from gtl_lightning.stages.corpus import Corpus, device_of, load_denoiser
@@ -58,7 +59,7 @@ class Sampler:
 
         corpus, device = Corpus.open(params, root), device_of(params)
         own = MODELS / (cell.name if cell.fraction is not None else "source")
-        is_ratio = cell.method.startswith("gtl")
+        is_ratio = guides(cell.method)
         weights = [MODELS / "source" / NETWORK, own / NETWORK] if is_ratio else [own / NETWORK]
         denoiser = load_denoiser("source" if is_ratio else own.name, root).to(device)
         guidance = None

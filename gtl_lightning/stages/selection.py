@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
+from gtl_lightning.methods import guides
 from gtl_lightning.records import NUMBER, read_record
 from gtl_lightning.stages.common import CELLS, ROW, Cell, log
 from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
@@ -75,7 +76,7 @@ def chosen_setting(params: Params, cell: Cell, root: Path) -> Setting:
     path = root / CELLS / cell.name / ROW
     temperature = params.sampling.temperature
     if not path.exists():
-        return Setting(temperature, 1.0 if cell.method.startswith("gtl") else None)
+        return Setting(temperature, 1.0 if guides(cell.method) else None)
     row = read_record(path, {"temperature": NUMBER, "sample_gamma": (*NUMBER, type(None))})
     return Setting(row["temperature"] if params.sampling.also_temperatures else temperature, row["sample_gamma"])
 

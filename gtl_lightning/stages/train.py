@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gtl_lightning.config import Params
+from gtl_lightning.methods import METHODS
+from gtl_lightning.methods.method import Context, Role
 from gtl_lightning.sections import Network, Training
 from gtl_lightning.stages.advisor import advise_cell
 from gtl_lightning.stages.asked import known_cell
 from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
-from gtl_lightning.stages.corpus import Corpus, check_machine, load_denoiser
+from gtl_lightning.stages.corpus import Corpus, check_machine, device_of, load_denoiser
 from gtl_lightning.stages.fitting import (
+    averaged,
     domains_of,
     fit_and_save,
+    fit_best,
+    save_trained,
     scoring,
     texts_of,
 )
+from gtl_lightning.stages.progress import progress_bar
 from gtl_lightning.stages.text import decode_all
-from gtl_lightning.stages.train_ratio import RATIOS
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import BackboneConfig
+    from gtl_lightning.stages.fitting import Trained
 
 
 def train_source(params: Params) -> None:
@@ -148,82 +156,72 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
 
 
 def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
-    """One baseline denoiser or ratio network on a fraction of the target data.
+    """One method on a fraction of the target data, as its recipe says (methods/).
 
     Raises:
         UserError: no point of the grid, or the fraction leaves too few examples.
     """
     cell = known_cell(method, fraction, seed)
     check_machine(params)
-    Corpus.open(params).target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
-    {**BASELINES, **RATIOS}[method](params, cell)
-
-
-def _vanilla(params: Params, cell: Cell) -> None:
-    from gtl_lightning.networks import MaskedDenoiser, seeded
-
     corpus = Corpus.open(params)
+    train, val = corpus.target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
+    own, read = params.methods.of(method), set[Path]()
+    recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read), own)
+    data = domains_of if recipe.both_domains else texts_of
+    settings = {"method": own.model_dump(exclude={"train"}), "schedule": params.schedule, **recipe.depends}
+    members: list[Trained] = []
+    for member in range(recipe.members):
+        own_seed = seed + 1000 * member
 
-    def fresh() -> MaskedDenoiser:
-        with seeded(cell.seed):
-            return MaskedDenoiser(corpus.backbone(params.networks.denoiser))
+        def build(optimiser: OptimiserConfig, seed: int = own_seed) -> TrainedModule:
+            return recipe.build(optimiser, seed)
 
-    size = {"network": params.networks.denoiser}
-    _fit_denoiser(params, corpus, cell, fresh, params.methods.vanilla.train, size)
+        # The first member tells the learning rate; the others take it.
+        rates = {"lr": members[0].lr, "also_lr": ()} if members else {}
+        trained = fit_best(
+            params,
+            cell,
+            build,
+            data(params, recipe.target, val, own.train, corpus, own_seed),
+            own.train.model_copy(update=rates),
+            {**settings, "member": member},
+            read,
+            part="network" if recipe.members == 1 else f"member-{member}",
+            seed=own_seed,
+        )
+        members.append(replace(trained, network=recipe.finish(trained.network)) if recipe.finish else trained)
+    save_trained(MODELS / cell.name, averaged([member.network for member in members]), members)
 
 
-def _finetune(params: Params, cell: Cell) -> None:
-    from gtl_lightning.networks import copy_of
+def context_of(
+    params: Params, corpus: Corpus, cell: Cell, train: TokenDataset, val: TokenDataset, read: set[Path]
+) -> Context:
+    """What a method's recipe may know; every file that it opens is noted in `read`."""
 
-    source = load_denoiser("source")
-    training = params.methods.finetune.train
-    _fit_denoiser(params, Corpus.open(params), cell, partial(copy_of, source), training, {}, SOURCE)
+    def frozen(role: Role) -> nn.Module:
+        from gtl_lightning.networks import load_network
 
+        path = SOURCE if role == "source" else classifier_of(cell, role)
+        read.add(path)
+        return load_denoiser("source") if role == "source" else load_network(path)
 
-def _lora(params: Params, cell: Cell) -> None:
-    from gtl_lightning.modules.lora import add_lora, merge_lora
+    def smoothing() -> float:
+        return params.classifier.label_smoothing if params.classifier.unsmooth else 0.0
 
-    own = params.methods.lora
-
-    def adapted() -> nn.Module:
-        return add_lora(load_denoiser("source"), rank=own.rank, alpha=own.alpha, seed=cell.seed)
-
-    _fit_denoiser(
-        params,
-        Corpus.open(params),
-        cell,
-        adapted,
-        own.train,
-        {"lora": own.model_dump(exclude={"train"})},
-        SOURCE,
-        finish=merge_lora,
+    return Context(
+        seed=cell.seed,
+        target=train,
+        source=lambda: corpus.dataset("source_train"),
+        backbone=corpus.backbone,
+        denoiser=params.networks.denoiser,
+        frozen=frozen,
+        scoring=scoring(params, val),
+        smoothing=smoothing,
+        device=device_of(params),
+        progress=progress_bar,
     )
 
 
-def _fit_denoiser(
-    params: Params,
-    corpus: Corpus,
-    cell: Cell,
-    network: Callable[[], nn.Module],
-    training: Training,
-    settings: dict[str, Any],
-    *inputs: Path,
-    finish: Any = None,
-) -> None:
-    from gtl_lightning.modules.denoiser import DenoiserModule
-
-    train, val = corpus.target(fraction_of(cell), params.data.min_examples)
-    fit_and_save(
-        params,
-        cell,
-        lambda optimiser: DenoiserModule(network(), optimiser, **scoring(params, val)),
-        texts_of(params, train, val, training, corpus, cell.seed),
-        training,
-        {"schedule": params.schedule, **settings},
-        *inputs,
-        folder=MODELS / cell.name,
-        finish=finish,
-    )
-
-
-BASELINES: dict[str, Callable[[Params, Cell], None]] = {"vanilla": _vanilla, "finetune": _finetune, "lora": _lora}
+def classifier_of(cell: Cell, kind: str) -> Path:
+    """The classifier of `clean` or `noised` text that was trained on this cell's target texts."""
+    return MODELS / Cell("classifier", cell.fraction, cell.seed).name / f"{kind}.safetensors"

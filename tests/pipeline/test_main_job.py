@@ -108,19 +108,21 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
 
 
 def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_target(trained: Path) -> None:
-    from gtl_lightning.networks import load_network
-    from gtl_lightning.stages.borrow import clean_classifier, with_borrowed
+    from gtl_lightning.methods.borrowing import with_borrowed
     from gtl_lightning.stages.common import Cell
     from gtl_lightning.stages.corpus import Corpus
+    from gtl_lightning.stages.train import context_of
 
     cell = Cell("gtl-warm", 0.3, 0)
     with inside(trained):
         params = tiny()
         corpus = Corpus.open(params)
-        target, _ = corpus.target(0.3, params.data.min_examples)
-        source = corpus.dataset("source_train")
-        joined = with_borrowed(params, corpus, cell, target, 2 * len(target), clip=5.0)
-        classifier = load_network(clean_classifier(cell))
+        target, val = corpus.target(0.3, params.data.min_examples)
+        source, read = corpus.dataset("source_train"), set[Path]()
+        context = context_of(params, corpus, cell, target, val, read)
+        joined = with_borrowed(context, 2 * len(target), clip=5.0)
+        classifier = context.frozen("clean")
+    assert read == {Path("models/classifier-0.3-0/clean.safetensors")}, "the state is keyed by what was read"
     own = len(joined) // 3
     assert own % len(target) == 0
     assert all(text.equal(target[index % len(target)]) for index, text in enumerate(list(joined)[:own]))

@@ -34,12 +34,12 @@ def test_overrides_win_over_the_profile() -> None:
 def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     edited = configure("paper", ("train.source.steps=7000",), profiles=ROOT / "profiles")
     changed = override(edited, ("methods.gtl-warm.members=3", "methods.gtl.network={depth: 5}"))
-    assert changed.methods.gtl_warm.members == 3
-    assert changed.methods.gtl.network.depth == 5
+    assert changed.methods.of("gtl-warm").members == 3
+    assert changed.methods.of("gtl").network.depth == 5
     methods = edited.methods
     undone = (
-        f"methods.gtl-warm.members={methods.gtl_warm.members}",
-        f"methods.gtl.network.depth={methods.gtl.network.depth}",
+        f"methods.gtl-warm.members={methods.of('gtl-warm').members}",
+        f"methods.gtl.network.depth={methods.of('gtl').network.depth}",
     )
     assert override(changed, undone) == edited
     assert override(edited, ()) == edited

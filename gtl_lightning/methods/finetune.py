@@ -1,0 +1,41 @@
+"""`finetune`: the source denoiser, every weight trained on the target (docs/method.md 2.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gtl_lightning.methods.method import Context, Method, Recipe, Settings
+from gtl_lightning.sections import Training
+
+if TYPE_CHECKING:
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+
+
+class Finetune(Settings):
+    """The source denoiser, every weight fine-tuned."""
+
+
+def recipe(context: Context, settings: Finetune) -> Recipe:
+    """A copy of the source denoiser, trained with eq. 1."""
+    from gtl_lightning.modules.denoiser import DenoiserModule
+    from gtl_lightning.networks import copy_of
+
+    source = context.frozen("source")
+
+    def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
+        return DenoiserModule(copy_of(source), optimiser, **context.scoring)
+
+    return Recipe(build, context.target)
+
+
+METHOD = Method(
+    name="finetune",
+    label="fine-tuning",
+    help="The source denoiser, every weight fine-tuned.",
+    kind="denoiser",
+    settings=Finetune(train=Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)),
+    recipe=recipe,
+    place=10,
+    colours=("#c8500a", "#ff8f52"),
+    marker="s",
+)

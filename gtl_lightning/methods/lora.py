@@ -1,0 +1,48 @@
+"""`lora`: the source denoiser with low-rank updates trained on the target (LoRA, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from gtl_lightning.methods.method import Context, Method, Recipe, Settings
+from gtl_lightning.sections import PositiveFloat, Size, Training
+
+if TYPE_CHECKING:
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+
+
+class LowRank(Settings):
+    """Low-rank fine-tuning (peft)."""
+
+    rank: Size = Field(8, description="rank of the update")
+    alpha: PositiveFloat = Field(16.0, description="scale of the update")
+
+
+def recipe(context: Context, settings: LowRank) -> Recipe:
+    """Adapters on a copy of the source denoiser, trained with eq. 1 and merged into its weights at the end."""
+    from gtl_lightning.modules.denoiser import DenoiserModule
+    from gtl_lightning.modules.lora import add_lora, merge_lora
+
+    source = context.frozen("source")
+
+    def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
+        adapted = add_lora(source, rank=settings.rank, alpha=settings.alpha, seed=seed)
+        return DenoiserModule(adapted, optimiser, **context.scoring)
+
+    finish: Any = merge_lora
+    return Recipe(build, context.target, finish=finish)
+
+
+METHOD = Method(
+    name="lora",
+    label="LoRA",
+    help="The source denoiser, fine-tuned at low rank.",
+    kind="denoiser",
+    settings=LowRank(train=Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)),
+    recipe=recipe,
+    place=20,
+    colours=("#9a6b00", "#edc04e"),
+    marker="D",
+)
