@@ -33,14 +33,11 @@ folder and to itself. With a server that is configured (PREFECT_API_URL) the dat
 def sweep() -> None:
     """The sweep in params.yaml: what is out of date, independent stages side by side; needs no running server."""
     from gtl_lightning.config import load_params
-    from gtl_lightning.errors import UserError
+    from gtl_lightning.files import make_folder
 
     load_params()  # before anything is made or started
     folder = Path.cwd() / ".prefect"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}; choose a writable folder with free space") from error
+    make_folder(folder)
     for name, value in OWN_SERVER.items():
         os.environ.setdefault(name, value.format(folder=folder))
     logging.getLogger().handlers.clear()  # Prefect's console, which names time and task, yields to one that is there

@@ -13,15 +13,17 @@ from pydantic import Field
 from gtl_lightning.config import PARAMS, PROFILES, Params, changes, load_params, override, write_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.reconfigure import asked_params
+from gtl_lightning.sections import LARGEST_SEED
 from gtl_lightning.settings import BaselineMethod, RatioMethod
 
 Method = Literal[BaselineMethod, RatioMethod]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fractions = Annotated[list[Fraction], Field(min_length=1)]
-Seeds = Annotated[list[int], Field(min_length=1)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
 Methods = Annotated[list[Method], Field(min_length=1)]
 Parallel = Annotated[int, Field(ge=1, le=64)]
-Minutes = Annotated[float, Field(gt=0)]
+Minutes = Annotated[float, Field(gt=0, le=10**6)]
 Where = Literal["here", "gpu"]
 
 POOL_DEPLOYMENTS: dict[Where, str | None] = {"here": None, "gpu": "stage/gpu"}

@@ -228,10 +228,12 @@ def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: f
         raise StageError(
             "dvc.lock was left half-written by a killed stage; DVC's run-cache restores it", retriable=True
         )
-    if ended.exit_code and transcript.exit_code is None and mend_rwlock(root):  # DVC's own failure, not the stage's
-        raise StageError("a killed process left its claims in DVC's rwlock; they are removed", retriable=True)
     if ended.exit_code:
-        raise transcript.failure(ended.exit_code)
+        failure = transcript.failure(ended.exit_code)
+        own = transcript.exit_code is None and not failure.busy  # DVC's, not the stage's, and nobody to wait for
+        if own and mend_rwlock(root):
+            raise StageError("a killed process left half of DVC's rwlock; it is removed", retriable=True)
+        raise failure
     return transcript
 
 

@@ -40,7 +40,7 @@ def configure(
     """Write params.yaml: a profile anew, or only what --set names; tells what changes and what a profile drops."""
     from gtl_lightning import config, reconfigure
 
-    anew = profile if profile or overrides else "default"
+    anew = profile if profile is not None or overrides else "default"
     params = reconfigure.asked_params(anew, tuple(overrides))
     told = reconfigure.told_changes(anew, params)
     if told or anew is not None:
@@ -302,7 +302,7 @@ def sample(
 def _params(profile: str | None = None) -> Any:
     from gtl_lightning import config
 
-    params = config.configure(profile) if profile else config.load_params()
+    params = config.load_params() if profile is None else config.configure(profile)
     limit_threads(params.machine.threads)  # here: torch is not imported yet
     return params
 

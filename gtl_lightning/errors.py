@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
-from concurrent.futures.process import BrokenProcessPool
 
 MEMORY = "not enough memory ({0}); end other programs, or lower the batch sizes in params.yaml"
 REMEDIES = {
@@ -17,7 +15,8 @@ REMEDIES = {
     errno.ENOENT: "check the name, or install what is missing",
 }
 TRACKERS = ("mlflow", "sqlalchemy", "alembic", "psycopg", "psycopg2")
-"""Packages whose exceptions speak of the tracker or its database. They are known by name: most commands load none."""
+"""Packages whose exceptions speak of the tracker or its database. All but Python's own are known by name: most commands
+load none of them."""
 
 
 class UserError(Exception):
@@ -36,13 +35,13 @@ def environment_fault(error: BaseException) -> str | None:
         return MEMORY.format(_first_line(error) or "the system refused more")
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # torch on a processor
         return MEMORY.format(_first_line(error))
-    if isinstance(error, BrokenProcessPool):
+    if kind == "BrokenProcessPool":
         return "a process of this command was killed, most likely for lack of memory; run it again with fewer at once"
     if isinstance(error, UnicodeError):
         return f"a text that was read is no valid UTF-8 ({_first_line(error)}); save it as UTF-8"
     if package in TRACKERS:
         return f"the tracker or its database failed: {_first_line(error)}; check tracking.uri and its disk"
-    if isinstance(error, sqlite3.OperationalError):
+    if (package, kind) == ("sqlite3", "OperationalError"):
         return f"a database failed: {_first_line(error)}; check its disk"
     if package in ("httpx", "httpcore"):
         return f"a server does not answer: {_first_line(error) or kind}; check its address and that it runs"

@@ -210,8 +210,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, A
         try:
             save_file(contiguous, temporary, metadata=header)
         except SafetensorError as error:  # its own name for what the machine refuses
-            said = re.search(r'message: "([^"]*)"', str(error))
-            raise OSError(said.group(1) if said else str(error)) from error
+            raise OSError(re.sub(r".*error: | \(os error \d+\)", "", str(error))) from error
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gtl_lightning.files import write_text
+from gtl_lightning.files import remove, write_text
 from gtl_lightning.report import sections
 from gtl_lightning.report.document import Block, Bullets, Figure, Heading, Samples, Table, Text, to_html, to_markdown
 from gtl_lightning.report.figures import render, save_figure
@@ -135,8 +135,7 @@ def _panels(transfer: Sequence[Row], ablation: Sequence[Row], advisor: Sequence[
 def _save(folder: Path, drawn: Mapping[str, list[Panel]], note: str, short: str) -> list[Path]:
     # A figure of an earlier run that has no data now would pass for a result of this one.
     for name in set(FIGURES) - set(drawn):
-        for old in (folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}-dark.svg"):
-            old.unlink(missing_ok=True)
+        remove(folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}-dark.svg")
     paths: list[Path] = []
     for name, panels in drawn.items():
         paths += save_figure(folder, name, panels, note if name == "headline" else short)

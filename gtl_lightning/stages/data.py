@@ -36,8 +36,12 @@ def data_import(path: Path, *, fields: dict[str, str]) -> None:
     Raises:
         UserError: missing, empty, truncated, no JSON lines, or no usable record.
     """
-    from gtl_lightning.data.snapshot import import_snapshot
+    from gtl_lightning.data.lines import STANDARD_INPUT
+    from gtl_lightning.data.snapshot import check_fields, import_snapshot
 
+    check_fields(fields)
+    if str(path) != STANDARD_INPUT and not path.exists():
+        raise UserError(f"{path} does not exist; give a file, a pipe, or - for standard input")
     _replace_data(lambda: import_snapshot(path, DATA, fields, progress_bar))
 
 
@@ -48,7 +52,9 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
         UserError: the hub or the data set cannot be reached, or a field is missing.
     """
     from gtl_lightning.data.download import download
+    from gtl_lightning.data.snapshot import check_fields
 
+    check_fields(fields)
     _replace_data(lambda: download(dataset, DATA, split=split, limit=limit, fields=fields))
 
 

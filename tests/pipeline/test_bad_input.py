@@ -54,7 +54,7 @@ def test_missing_snapshot(gtl: Gtl, workspace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [(b"", "empty"), (b"id,title\n1,a\n", "JSON"), (gzip.compress(b""), "empty")]
+    ("content", "named"), [(b"", "empty"), (b"id,title\n1,a\n", "JSON"), (gzip.compress(b"", mtime=0), "empty")]
 )
 def test_snapshot_that_is_empty_or_not_json(content: bytes, named: str, gtl: Gtl, workspace: Path) -> None:
     (workspace / "snapshot").write_bytes(content)

@@ -34,7 +34,11 @@ POINT: dict[str, list[Case]] = {
 }
 TABLE: dict[str, dict[str, list[Case]]] = {
     "configure": {
-        "profile": [(("--profile", "nosuch"), "unknown profile 'nosuch'; choose one of: default")],
+        "profile": [
+            (("--profile", "nosuch"), "unknown profile 'nosuch'; choose one of: default"),
+            (("--profile", ""), "unknown profile ''"),
+            (("--profile", "../params"), "unknown profile '../params'"),
+        ],
         "overrides": [
             (("--set", "nosuch=1"), "unknown parameter nosuch"),
             (("--set", "schedule"), "--set schedule: write it as key=value"),
@@ -81,7 +85,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
     "ablation": {"seed": [(("--seed", "7"), "--seed 7 is none of sweep.seeds"), (("--seed", "-1"), "--seed -1")]},
     "markov cells": {"seed": [(("--seed", "7"), "--seed 7 is none of markov.seeds"), (("--seed", "-1"), "--seed -1")]},
     "bench": {
-        "profile": [(("--profile", "nosuch"), "unknown profile 'nosuch'")],
+        "profile": [(("--profile", name), f"unknown profile '{name}'") for name in ("nosuch", "")],
         "only": [(("--only", "speed"), "--only speed is no group of benchmarks")],
     },
     "sample": {
@@ -185,4 +189,14 @@ def test_what_does_not_apply_is_refused_in_one_line_and_changes_nothing(
     assert lines[0].startswith("error: ")
     assert named in lines[0]
     assert not captured.out
+    assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_help_changes_nothing(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(workspace)
+    assert run((*command.split(), "--help"), monkeypatch) == 0
+    assert "Usage" in capsys.readouterr().out
     assert snapshot(workspace) == before

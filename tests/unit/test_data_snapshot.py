@@ -100,7 +100,7 @@ def test_missing_snapshot(tmp_path: Path) -> None:
         list(read_records(tmp_path / "none.jsonl"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"", mtime=0)])
 def test_empty_snapshot(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"s\.jsonl is empty"):

@@ -48,7 +48,9 @@ SAME: dict[str, Net] = {
 
 
 @pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("guidance", [None, Guidance(TOKEN), Guidance(SEQUENCE, 0.7, n_ratio=2)], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [None, Guidance(TOKEN), Guidance(SEQUENCE, 0.7, n_ratio=2)], ids=["unguided", "token", "sequence"]
+)
 def test_the_nelbo_is_that_of_the_law(name: str, guidance: Guidance | None) -> None:
     masking = MASKING(draws=2, seed=3, positions=2)
     wanted, found = (nelbo(denoiser, STATES, masking, guidance) for denoiser in (EXACT, SAME[name]))
