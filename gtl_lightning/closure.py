@@ -55,7 +55,7 @@ def closure(module: str) -> frozenset[str]:
             continue
         found[name] = path
         waiting.append(name.rpartition(".")[0])
-        if path in WITHOUT_RESULT:
+        if path in WITHOUT_RESULT and name != module:
             continue
         # A recipe runs in training alone; everything else asks the registry for names and labels.
         waiting += _imports(path, module == TRAINING or not name.startswith(REGISTRY))

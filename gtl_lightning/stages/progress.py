@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from gtl_lightning.sampling import Progress
 from gtl_lightning.stages.common import log
+
+if TYPE_CHECKING:
+    from gtl_lightning.sampling import Progress
 
 LINE_EVERY_SECONDS = 15.0
 

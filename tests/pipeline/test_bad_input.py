@@ -136,9 +136,13 @@ def test_checkpoint_with_a_weight_that_is_no_number(gtl: Gtl, trained: Path, tmp
     save_tensors(path, tensors, header)
     row = workspace / "cells" / "source-0" / "row.json"
     before = row.read_text()
-    refused(gtl("sample", "--method", "source", "--count", "3", "--out", "out", cwd=workspace), "Denoiser", "NaN")
+    refused(
+        gtl("sample", "--method", "source", "--count", "3", "--out", "out", cwd=workspace),
+        "models/source/network.safetensors: output.bias",
+        "NaN",
+    )
     assert not (workspace / "out").exists()
-    refused(gtl("evaluate", "source", cwd=workspace), "Denoiser", "NaN")
+    refused(gtl("evaluate", "source", cwd=workspace), "models/source/network.safetensors: output.bias", "NaN")
     assert row.read_text() == before
 
 

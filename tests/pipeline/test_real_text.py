@@ -97,12 +97,12 @@ def test_few_test_texts_are_all_used_and_it_is_said(workspace: Path, caplog: pyt
     [
         ("evaluation.mauve_buckets=200", "evaluation.mauve_buckets = 200 needs 400 target test texts"),
         ("sweep.fractions=[1.0, 0.3, 0.02]", "sweep.fractions: fraction 0.02"),
-        ("sampling.n_ratio=4000", "sampling.n_ratio = 4000"),
+        ("sampling={n_ratio: 4000}", "sampling.n_ratio = 4000 exceeds the vocabulary"),
     ],
 )
 def test_what_the_data_decide_is_looked_at_as_soon_as_they_are_there(change: str, named: str, workspace: Path) -> None:
     """The stage that makes the tokens refuses, before minutes of training; so does every stage after it."""
-    asked = tiny("evaluation.samples=400", change)
+    asked = tiny("evaluation.samples=400", "tokenizer.vocab_size=8000", change)
     with inside(workspace):
         with pytest.raises(UserError, match=named):
             stages.tokenize(asked)
