@@ -1,6 +1,6 @@
-"""The report as a list of blocks with two renderings, Markdown and HTML, by the templates beside this module.
+"""The report as a list of blocks with two renderings: HTML by the templates beside this module, and Markdown.
 
-Whatever a template inserts is escaped as it is inserted, so no template can forget to.
+The templates escape whatever they insert as they insert it; Markdown's text goes through `_md`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -111,50 +109,74 @@ Block = Heading | Text | Bullets | Table | Figure | Samples
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     """The document as GitHub-flavoured Markdown; figures are linked by their relative path."""
-    return _MARKDOWN.get_template("page.md").render(title=title, blocks=blocks)
+    return "\n\n".join([f"# {_md(title)}", *(_markdown(block) for block in blocks)]) + "\n"
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The document as one HTML page that needs no other file and no network."""
-    return _HTML.get_template("page.html").render(title=title, blocks=blocks)
+    return _PAGES.get_template("page.html").render(title=title, blocks=blocks)
 
 
-def _environment(**options: Any) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("gtl_lightning.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
-    )
-    environment.filters |= {"kind": _kind, "address": _address, "svg_address": _svg_address}
-    return environment
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_md(text)}"
+        case Text(text, kind, link):
+            words = _md(text) + (f" [{_md(link[0])}]({_address(link[1])})" if link else "")
+            return f"> **{words}**" if kind == "warning" else f"**{words}**" if kind == "lead" else words
+        case Bullets(items):
+            return "\n".join(f"- {_md(item)}" for item in items)
+        case Table():
+            return _markdown_table(block)
+        case Figure(file, alt, caption, _):
+            return f"![{_md(alt)}]({_address(file)})\n\n*{_md(caption)}*"
+        case Samples(columns):
+            return "\n\n".join(_markdown_samples(title, texts) for title, _, texts in columns)
+
+
+def _markdown_samples(title: str, texts: Sequence[str]) -> str:
+    return f"**{_md(title)}**\n\n" + "\n>\n".join(f"> {_md(text)}" for text in texts)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [f"**{_md(table.caption)}**", "", "| " + " | ".join(_md(name) for name in table.columns) + " |"]
+    lines.append("|" + "|".join(":--" if i in table.words else "--:" for i in range(len(table.columns))) + "|")
+    for row in table.lines:
+        if isinstance(row, Group):
+            cells = [f"*{_md(row.text)}*"] + [""] * (len(table.columns) - 1)
+        else:
+            cells = [_md(f"{cell.text} {cell.detail}") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(["", f"*{_md(table.note)}*"] if table.note else [])])
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: HTML, markup characters and marks of a list escaped."""
+    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"^(\d{0,9})([-+.)]( |$)|-+$)", r"\1\\\2", escaped)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _address(text: str) -> str:
+    """An address or path without a character that means something in Markdown."""
+    return quote(text, safe=":/?#=%")
 
 
 def _kind(value: object) -> str:
-    """The name of a block's class, by which templates know it."""
+    """The name of a block's class, by which the templates know it."""
     return type(value).__name__.lower()
-
-
-def _address(text: str) -> Markup:
-    """An address or path without a character that means something in Markdown or HTML."""
-    return Markup(quote(text, safe=":/?#=%"))
 
 
 def _svg_address(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def _markdown(value: object) -> Markup:
-    """Text that Markdown shows as it is, on one line: markup characters, HTML and marks of a list escaped."""
-    if isinstance(value, Markup):
-        return value
-    text = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(str(value).split()))
-    text = re.sub(r"^(\d{0,9})([-+.)]( |$)|-+$)", r"\1\\\2", text)
-    return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-
-
-_HTML = _environment()
-_MARKDOWN = _environment(finalize=_markdown)
+_PAGES = Environment(
+    loader=PackageLoader("gtl_lightning.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_PAGES.filters |= {"kind": _kind, "svg_address": _svg_address}

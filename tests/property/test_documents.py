@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
 from gtl_lightning.report import document
@@ -150,14 +151,13 @@ def test_the_documents_of_plain_text_are_what_they_look_like() -> None:
 
 
 def test_what_a_template_inserts_is_escaped_unless_it_says_otherwise() -> None:
-    text = "<b> *x*"
-    assert document._HTML.from_string("{{ x }}").render(x=text) == "&lt;b&gt; *x*"
-    assert document._MARKDOWN.from_string("{{ x }}").render(x=text) == "&lt;b&gt; \\*x\\*"
+    assert document._PAGES.from_string("{{ x }}").render(x="<b> & '") == "&lt;b&gt; &amp; &#39;"
+    with pytest.raises(UndefinedError, match="'y' is undefined"):
+        document._PAGES.from_string("{{ y }}").render(x="a name that was mistyped")
 
 
-@pytest.mark.parametrize("suffix", ["html", "md"])
-def test_every_kind_of_block_is_written_by_a_macro_of_its_name(suffix: str) -> None:
-    macros = document._HTML.get_template(f"blocks.{suffix}").module
+def test_every_kind_of_block_is_written_by_a_macro_of_its_name() -> None:
+    macros = document._PAGES.get_template("blocks.html").module
     assert all(hasattr(macros, kind.__name__.lower()) for kind in get_args(Block))
 
 
