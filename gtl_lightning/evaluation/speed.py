@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -137,23 +138,13 @@ def growth(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The exponent e of y ~ x^e, by least squares of the logarithms; NaN with fewer than two different x."""
     if len(set(xs)) < 2:
         return math.nan
-    u, v = [math.log(x) for x in xs], [math.log(y) for y in ys]
-    mean_u, mean_v = math.fsum(u) / len(u), math.fsum(v) / len(v)
-    covariance = math.fsum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True))
-    return covariance / math.fsum((a - mean_u) ** 2 for a in u)
+    return linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """First and third quartile, linear between neighbours."""
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return at(0.25), at(0.75)
+    """First and third quartile, linear between neighbours; of one value that value."""
+    first, third = np.quantile(values, (0.25, 0.75)).tolist()
+    return first, third
 
 
 def hardware(device: torch.device) -> str:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import atomic_path
@@ -220,7 +221,7 @@ def spread_out(wanted: Sequence[float], gap: float) -> list[float]:
 
     def centre(members: list[int]) -> float:
         half = gap * (len(members) - 1) / 2
-        mean = math.fsum(wanted[i] for i in members) / len(members)
+        mean = fmean(wanted[i] for i in members)
         return 0.5 if half > 0.5 else min(max(mean, half), 1 - half)
 
     groups: list[list[int]] = []  # members from low to high

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gtl_lightning.files import write_text
@@ -109,10 +110,7 @@ def _heatmaps(folder: Path, rows: Sequence[Row], sizes: Sequence[int], target: S
 
 
 def _mean_matrix(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    return [
-        [math.fsum(entries) / len(entries) for entries in zip(*lines, strict=True)]
-        for lines in zip(*matrices, strict=True)
-    ]
+    return [[fmean(entries) for entries in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
 
 
 def _seeds_note(rows: Sequence[Row]) -> str:

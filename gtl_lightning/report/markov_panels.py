@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from gtl_lightning.report.panels import Panel, Point, Reference, Series
@@ -37,7 +38,7 @@ def means(rows: Iterable[Row], metric: str, **where: Any) -> tuple[float, float,
     values = [float(row[metric]) for row in fitting if not missing(row.get(metric))]
     if not values:
         return math.nan, math.nan, 0
-    return math.fsum(values) / len(values), half_width(values), len(values)
+    return fmean(values), half_width(values), len(values)
 
 
 def _look() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:

@@ -6,6 +6,7 @@ import colorsys
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from gtl_lightning.report.style import method_colours, method_label, method_markers, missing, order_methods, percent
@@ -146,7 +147,7 @@ def _means(rows: Sequence[Row], axis: str, metric: str) -> tuple[Point, ...]:
             by_x.setdefault(math.inf if missing(row.get(axis)) else float(row[axis]), []).append(float(row[metric]))
     points = []
     for x in sorted(by_x):
-        mean, half = math.fsum(by_x[x]) / len(by_x[x]), half_width(by_x[x])
+        mean, half = fmean(by_x[x]), half_width(by_x[x])
         points.append(Point(x, mean, mean - half, mean + half))
     return tuple(points)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.errors import UserError
@@ -59,11 +60,7 @@ def half_width(values: Sequence[float], level: float = LEVEL) -> float:
     from scipy import stats
 
     n = len(values)
-    if n < 2:
-        return math.nan
-    mean = math.fsum(values) / n
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return float(stats.t.ppf((1 + level) / 2, n - 1)) * spread / math.sqrt(n)
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def summarise(transfer: Iterable[Row]) -> list[dict[str, Any]]:
@@ -82,7 +79,7 @@ def summarise(transfer: Iterable[Row]) -> list[dict[str, Any]]:
             values = _values(group, metric)
             if not values:
                 continue
-            mean, half = math.fsum(values) / len(values), half_width(values)
+            mean, half = fmean(values), half_width(values)
             low, high, kind = mean - half, mean + half, "seeds"
             if len(values) == 1:
                 low, high = _own_interval(group, metric, mean)
@@ -124,7 +121,7 @@ def paired(
         ours, theirs = table.get((fraction, method), {}), table.get((fraction, baseline), {})
         differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         n = len(differences)
-        mean = math.fsum(differences) / n if n else math.nan
+        mean = fmean(differences) if n else math.nan
         half = half_width(differences)
         row = {
             "method": method,
@@ -206,7 +203,7 @@ def real_value(transfer: Iterable[Row], metric: str, fraction: float | None = No
         for row in transfer
         if not missing(row.get(f"{metric}_real")) and (fraction is None or _same(row.get("fraction"), fraction))
     ]
-    return math.fsum(values) / len(values) if values else math.nan
+    return fmean(values) if values else math.nan
 
 
 def _cells(transfer: Iterable[Row]) -> list[tuple[tuple[str, float | None], pd.DataFrame]]:

@@ -80,7 +80,9 @@ def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
     for path in WITHOUT_RESULT:
         assert (ROOT / path).is_file(), path
     for name in ("config", "settings", "sections", "markov_config", "errors"):
-        assert closure(f"gtl_lightning.{name}") <= WITHOUT_RESULT | {"gtl_lightning/files.py"}, name
+        # Of a method the parameters take its settings, which stand in its file.
+        computes = {path for path in closure(f"gtl_lightning.{name}") - WITHOUT_RESULT if "/methods/" not in path}
+        assert computes <= {"gtl_lightning/files.py"}, name
 
 
 @pytest.mark.parametrize("stage", TRAINING)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from gtl_lightning.config import Params, configure, validate
@@ -73,6 +75,38 @@ def test_growth_is_the_exponent() -> None:
     xs = [1.0, 2.0, 8.0]
     assert growth(xs, [3 * x**1.7 for x in xs]) == pytest.approx(1.7)
     assert math.isnan(growth([4.0], [1.0]))
+
+
+def test_quartiles_and_growth_are_those_of_earlier_pages() -> None:
+    """Written down before numpy and the standard library computed them."""
+    times = Times((0.0713, 0.0698, 0.0741, 0.0702, 0.0935, 0.0711, 0.0699))
+    other = Times((0.0611, 0.0607, 0.0659, 0.0601, 0.0688, 0.0612, 0.0605))
+    assert quartiles(times.seconds) == pytest.approx((0.07005, 0.0727), rel=1e-14)
+    assert times.spread == pytest.approx(0.01863572433192686, rel=1e-12)
+    assert times.over(other) == pytest.approx((1.161764705882353, 1.1526447642517734, 1.1674963440637671), rel=1e-14)
+    exponent = growth((1, 2, 4, 8, 16), (0.011, 0.019, 0.041, 0.0795, 0.166))
+    assert exponent == pytest.approx(0.9896171067260024, rel=1e-12)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=9), st.floats(0.1, 10))
+def test_quartiles_move_with_the_unit_and_stay_among_the_values(values: list[float], unit: float) -> None:
+    first, third = quartiles(values)
+    assert min(values) <= first <= third <= max(values)
+    assert quartiles([unit * value for value in reversed(values)]) == pytest.approx((unit * first, unit * third))
+    assert quartiles(values[:1]) == (values[0], values[0])  # one round
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.floats(0.1, 10))
+def test_growth_is_the_least_squares_fit_in_any_unit(noise: list[float], unit: float) -> None:
+    xs = [1.0, 2.0, 8.0, 16.0]
+    ys = [x**1.3 * math.exp(error) for x, error in zip(xs, noise, strict=True)]
+    left = [math.log(y) - growth(xs, ys) * math.log(x) for x, y in zip(xs, ys, strict=True)]
+    # What a least squares line leaves is orthogonal to x.
+    centred = [math.log(x) - math.log(4.0) for x in xs]
+    assert sum(u * residual for u, residual in zip(centred, left, strict=True)) == pytest.approx(0.0, abs=1e-12)
+    assert growth([unit * x for x in xs], [y / unit for y in ys]) == pytest.approx(growth(xs, ys), abs=1e-9)
 
 
 def test_flops_of_a_product_and_of_attention() -> None:
