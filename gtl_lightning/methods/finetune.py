@@ -25,7 +25,7 @@ def recipe(context: Context, settings: Finetune) -> Recipe:
     def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
         return DenoiserModule(copy_of(source), optimiser, **context.scoring)
 
-    return Recipe(build, context.target)
+    return Recipe({"network": build}, context.target)
 
 
 METHOD = Method(

@@ -32,7 +32,7 @@ def recipe(context: Context, settings: LowRank) -> Recipe:
         return DenoiserModule(adapted, optimiser, **context.scoring)
 
     finish: Any = merge_lora
-    return Recipe(build, context.target, finish=finish)
+    return Recipe({"network": build}, context.target, finish=finish)
 
 
 METHOD = Method(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks.block import BackboneConfig
 
+    Build = Callable[[OptimiserConfig, int], TrainedModule]
+
 Kind = Literal["denoiser", "ratio"]
 """What a trained network is: a denoiser of its own, or a density ratio that guides the frozen source denoiser."""
 Role = Literal["source", "clean", "noised"]
@@ -62,7 +64,7 @@ class Recipe:
     """How a cell's network is trained.
 
     Attributes:
-        build: (optimiser, seed) -> module with a fresh network.
+        builds: name -> (optimiser, seed) -> module with a fresh network; of several the held-out score keeps one.
         target: target texts to train on, with what the method adds to them.
         both_domains: whether a batch holds source texts too, as many as target texts.
         members: networks trained alike from different seeds, and averaged.
@@ -70,7 +72,7 @@ class Recipe:
         depends: what the result depends on beside the method's settings and the frozen networks that were read.
     """
 
-    build: Callable[[OptimiserConfig, int], TrainedModule]
+    builds: Mapping[str, Build]
     target: TokenDataset
     both_domains: bool = False
     members: int = 1

@@ -50,7 +50,7 @@ def token_recipe(context: Context, settings: TokenRatio, network: Callable[[Mask
         return TokenRatioModule(fresh, source, optimiser=optimiser, **weights, **context.scoring)
 
     return Recipe(
-        build,
+        {"network": build},
         with_borrowed(context, settings.borrowed, settings.clip) if settings.borrowed else context.target,
         # Without eq. 9 source examples teach nothing: a batch is then target examples alone, as a baseline's is.
         both_domains=settings.bce_weight > 0,

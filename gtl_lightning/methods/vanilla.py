@@ -25,7 +25,7 @@ def recipe(context: Context, settings: Vanilla) -> Recipe:
             network = MaskedDenoiser(context.backbone(context.denoiser))
         return DenoiserModule(network, optimiser, **context.scoring)
 
-    return Recipe(build, context.target, depends={"network": context.denoiser.model_dump()})
+    return Recipe({"network": build}, context.target, depends={"network": context.denoiser.model_dump()})
 
 
 METHOD = Method(

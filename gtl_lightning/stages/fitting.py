@@ -68,6 +68,7 @@ class Trained:
     steps: int
     seconds: float
     made_with: str
+    part: str
 
 
 def fit_best(
@@ -86,18 +87,20 @@ def fit_best(
     Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
     several networks alike.
     """
-    best: Trained | None = None
-    steps, spent = 0, 0.0
+    tried = []
     for lr in (training.lr, *training.also_lr):
         module = build(optimiser(training, lr))
         parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
-        steps, spent = steps + result.steps, spent + result.seconds
-        if best is None or result.best_score < best.result.best_score:
-            best = Trained(module.network, result, lr, parameters, 0, 0.0, made)
-    assert best is not None
-    return replace(best, steps=steps, seconds=spent)
+        tried.append(Trained(module.network, result, lr, parameters, result.steps, result.seconds, made, part))
+    return lowest(tried)
+
+
+def lowest(tried: Sequence[Trained]) -> Trained:
+    """The lowest held-out score, of equal ones the first, at the cost of all that were tried."""
+    best = min(tried, key=lambda trained: trained.result.best_score)
+    return replace(best, steps=sum(one.steps for one in tried), seconds=sum(one.seconds for one in tried))
 
 
 def _fit_tracked(
@@ -182,6 +185,7 @@ def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *
     summary = {
         **{key: value for key, value in asdict(best.result).items() if key != "history"},
         "lr": best.lr,
+        "part": best.part,
         "steps": sum(member.steps for member in trained),
         "seconds": round(sum(member.seconds for member in trained), 2),
         "trainable_parameters": sum(member.parameters for member in trained),

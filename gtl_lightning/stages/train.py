@@ -21,6 +21,7 @@ from gtl_lightning.stages.fitting import (
     domains_of,
     fit_and_save,
     fit_best,
+    lowest,
     save_trained,
     scoring,
     texts_of,
@@ -172,25 +173,31 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     members: list[Trained] = []
     for member in range(recipe.members):
         own_seed = seed + 1000 * member
-
-        def build(optimiser: OptimiserConfig, seed: int = own_seed) -> TrainedModule:
-            return recipe.build(optimiser, seed)
-
         # The first member tells the learning rate; the others take it.
         rates = {"lr": members[0].lr, "also_lr": ()} if members else {}
-        trained = fit_best(
-            params,
-            cell,
-            build,
-            data(params, recipe.target, val, own.train, corpus, own_seed),
-            own.train.model_copy(update=rates),
-            {**settings, "member": member},
-            read,
-            part="network" if recipe.members == 1 else f"member-{member}",
-            seed=own_seed,
-        )
-        members.append(replace(trained, network=recipe.finish(trained.network)) if recipe.finish else trained)
+        tried = [
+            fit_best(
+                params,
+                cell,
+                partial(_built, build, own_seed),
+                data(params, recipe.target, val, own.train, corpus, own_seed),
+                own.train.model_copy(update=rates),
+                {**settings, "variant": name, "member": member},
+                read,
+                part=name if recipe.members == 1 else f"{name}-{member}",
+                seed=own_seed,
+            )
+            for name, build in recipe.builds.items()
+        ]
+        best = lowest(tried)
+        members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
     save_trained(MODELS / cell.name, averaged([member.network for member in members]), members)
+
+
+def _built(
+    build: Callable[[OptimiserConfig, int], TrainedModule], seed: int, optimiser: OptimiserConfig
+) -> TrainedModule:
+    return build(optimiser, seed)
 
 
 def context_of(

@@ -1,0 +1,59 @@
+"""Fine-tuning on target texts at every noise level and on source texts above one (Ambient Discrete Diffusion)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.modules.base import Batch
+from gtl_lightning.modules.denoiser import DenoiserModule, spread
+from gtl_lightning.networks import MaskedDenoiser
+
+
+class MixtureModule(DenoiserModule):
+    """Minimises the NELBO of both domains at masked shares above t_max, of the target below it; score: the target's.
+
+    At a noise level above t_max both domains have equal weight: a source text draws its level from that part alone, and
+    counts by the part's length. With t_max near 1 nothing is left of the source.
+
+    Args:
+        t_max: masked share from which source texts are used, in (0, 1).
+
+    Raises:
+        UserError: t_max is out of range.
+    """
+
+    def __init__(self, *arguments: Any, t_max: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if not 0 < t_max < 1:
+            raise UserError(f"t_max = {t_max} is no masked share between 0 and 1")
+        self.t_max = t_max
+
+    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sum over the target texts of the NELBO in nats, and the number of their tokens (pads apart)."""
+        return super().score({"x_0": batch["x_0"][batch["is_target"]]}, generator)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The weighted NELBO of the mixture, per target token."""
+        network = cast(MaskedDenoiser, self.network)
+        x_0, is_target = batch["x_0"], batch["is_target"]
+        config = network.config
+        t, weight = self.levels(is_target, generator)
+        x_t = absorbing_sample(x_0, t, self.schedule, config.mask_index, generator, frozen=x_0 == config.pad_index)
+        masked = (x_t == config.mask_index) & (x_0 != config.mask_index)
+        log_p_true = network.log_prob(network.encode(x_t, t)[masked], x_0[masked])
+        nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
+        return (weight * nelbo).sum() / (x_0[is_target] != config.pad_index).sum()
+
+    def levels(self, is_target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Float[b] times, a source text's above the time at which t_max is masked, and Float[b] weights."""
+        count, device = len(is_target), is_target.device
+        t = stratified_times(count, generator, device=device)
+        t = t[torch.randperm(count, generator=generator, device=generator.device).to(device)]
+        start = float(self.schedule.inverse(torch.tensor([1 - self.t_max], dtype=torch.float64)))
+        late = start + (1 - start) * t
+        return torch.where(is_target, t, late), torch.where(is_target, 1.0, 1 - start)
