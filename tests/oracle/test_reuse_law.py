@@ -1,4 +1,4 @@
-"""Fast paths leave the law alone: every look, block order, kept keys and values, one glance at the device per call."""
+"""Fast paths leave the law alone: every look, block order, kept keys and values, one look at the device per call."""
 
 from dataclasses import replace
 from typing import Any
@@ -78,7 +78,7 @@ def test_block_order_keeps_the_target(size: int, planner: str, ratio: SequenceRa
     assert total_variation(x, LAWS.q, LAWS) < total_variation_bound(LAWS.q, N)
 
 
-LOOKS: dict[str, tuple[dict[str, Any], set[Any]]] = {
+MODES: dict[str, tuple[dict[str, Any], set[Any]]] = {
     "everywhere": ({"planner": "entropy"}, {"everywhere"}),
     "single places": ({}, {"places"}),
     "single places in blocks": ({"blocks": Blocks(2, refresh=1)}, {"places"}),
@@ -89,13 +89,13 @@ LOOKS: dict[str, tuple[dict[str, Any], set[Any]]] = {
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["apart", "reads the denoiser"])
-@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize("name", MODES)
 def test_exact_networks_keep_the_target_whatever_the_look(name: str, reads: bool) -> None:
     """Prompts of different kinds leave the batch at different steps of different blocks."""
     m = LAWS.mask_index
     denoiser = Tables(LAWS.denoiser)
     ratio = Tables(LAWS.token_log_ratio, denoiser if reads else None)
-    options, asked = LOOKS[name]
+    options, asked = MODES[name]
     kinds = torch.tensor([[m, m, m], [2, m, m], [m, 1, m]])
     x = sample(
         denoiser,
@@ -317,7 +317,7 @@ def test_blocks_are_filled_from_left_to_right_and_few_passes_are_whole(monkeypat
     assert [sum(left[:4]) for left in seen[4:]] == [0] * 4
 
 
-class Glances(TorchDispatchMode):
+class Looks(TorchDispatchMode):
     """Counts what makes the host wait for a device: reading a value, or a shape that depends on values."""
 
     def __init__(self) -> None:
@@ -348,9 +348,9 @@ def test_the_host_looks_at_the_device_once_a_call_not_once_a_step(options: dict[
     denoiser, ratios = networks()
     counts = []
     for length in (4, 8):
-        with Glances() as glances:
+        with Looks() as looks:
             draw(denoiser, ratios[1], length=length, **({"steps": length} if "steps" in options else options))
-        counts.append(glances.count)
+        counts.append(looks.count)
     # Per block at most, as rows are counted there; a longer text in one block looks no more often.
     assert counts[1] <= counts[0] + (2 if "blocks" in options else 0)
 

@@ -108,6 +108,21 @@ def test_a_padded_prompt_is_filled_as_if_it_stood_alone(mode: int, left: bool) -
     assert ((x == PAD) == (padded(ROWS, left) == PAD)).all()
 
 
+def test_a_function_that_pads_for_itself_is_not_told_of_the_samplers_padding() -> None:
+    """Only networks that are called with the sampler's own rows are told; what a function makes of them is its own."""
+    row = torch.full((3, L - 2), MASK)
+    options = {"mask_index": MASK, "temperature": 0.0, "planner": "margin", "prompt": row}
+    for pads in ((2, 0), (0, 2)):
+
+        def longer(x_t: Tensor, t: Tensor, pads: tuple[int, int] = pads) -> Tensor:
+            return SEQUENCE(torch.nn.functional.pad(x_t, pads, value=PAD), t)
+
+        guided = [
+            sample(DENOISER, guidance=Guidance(SequenceRatio(f), gamma=3.0), **options) for f in (longer, SEQUENCE)
+        ]
+        assert torch.equal(*guided)
+
+
 def test_blocks_of_a_left_padded_prompt() -> None:
     """A window that holds everything is the plain path, wherever a row begins."""
     options = {"mask_index": MASK, "temperature": 0.0, "planner": "confidence", "prompt": padded(ROWS, True)}
