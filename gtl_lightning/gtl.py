@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.guard import tensor_of, wide
-from gtl_lightning.protocols import Factored, Hidden, RatioNetwork, TokenLogRatio
+from gtl_lightning.protocols import EVERYWHERE, Encoder, Hidden, Look, RatioNetwork, TokenLogRatio, call
 
 GAMMA_MAX = 1e6
 """Largest strength: far below it the ratio alone decides, far above it gamma log r leaves single precision."""
@@ -249,13 +249,13 @@ class SequenceRatio:
 
     f: RatioNetwork
 
-    def of(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Float[b] in fp32 at least: log r of the sequences themselves.
+    def of(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> Tensor:
+        """Float[b] in fp32 at least: log r of the sequences themselves, padded as `look` says.
 
         Raises:
             UserError: f gives no tensor, or one of another shape.
         """
-        return wide(tensor_of(self.f(x_t, t), (len(x_t),), self.f, "ratio"))
+        return wide(tensor_of(call(self.f, look, x_t, t), (len(x_t),), self.f, "ratio"))
 
     def score(
         self,
@@ -272,14 +272,15 @@ class SequenceRatio:
 
         Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
         try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What is
-        `known` at (x, t) serves token-level ratios alone.
+        `known` at (x, t) serves token-level ratios; here it says how the rows are padded.
         """
         m, n = candidates.shape
         tokens, scores = candidates.reshape(-1), []
+        look = known.look if known else EVERYWHERE
         for index in torch.arange(m * n, device=x.device).split(chunk):
             slot = index // n
             tried = x[row[slot]].scatter(1, position[slot, None], tokens[index, None])
-            scores.append(self.of(tried, t_next[row[slot]]))
+            scores.append(self.of(tried, t_next[row[slot]], look))
         return torch.cat(scores).view(m, n)
 
 
@@ -329,7 +330,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, SequenceRatio | TokenRatio):
             raise UserError("guidance ratio must be wrapped: SequenceRatio(f) or TokenRatio(f)")
-        if not callable(self.ratio.f) and not isinstance(self.ratio.f, Factored):
+        if not callable(self.ratio.f) and not isinstance(self.ratio.f, Encoder):
             raise UserError(f"the ratio is a {type(self.ratio.f).__name__}; give a function of (x_t, t)")
         if self.n_ratio is not None and not (hasattr(self.n_ratio, "__index__") and self.n_ratio >= 1):
             raise UserError(

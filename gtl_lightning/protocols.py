@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
@@ -49,93 +50,130 @@ class Planner(Protocol):
         """Long[b,l] -> Float[b,l]."""
 
 
+Cache = dict[object, list[Tensor]]
+"""What passes leave behind for later ones, by the module that left it; every tensor has the batch in front."""
+
+
+class PaddingOnce:
+    """Where a run of inputs is padded, looked up once an id: on a GPU every look makes the host wait.
+
+    Args:
+        x_t: Long[b,l]; the inputs of the run have padding only if it has, and begin with it only if it does.
+    """
+
+    def __init__(self, x_t: Tensor) -> None:
+        self._x_t = x_t
+        self._found: dict[int, tuple[bool, bool]] = {}
+
+    def of(self, pad_index: int) -> tuple[bool, bool]:
+        """Whether the id occurs, and whether a row may begin with it."""
+        if pad_index not in self._found:
+            pads = self._x_t == pad_index
+            padded, left = torch.stack([pads.any(), pads[:, :1].any()]).tolist()
+            self._found[pad_index] = padded, left
+        return self._found[pad_index]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Which positions a network is asked for: all of them, or single places, or a window with the rest as kept.
+
+    Attributes:
+        places: Long[b,k], the positions wanted of each row.
+        window: first position wanted, and the one after the last; what was kept in the cache is read elsewhere.
+        cache: a pass over everything leaves in it what a window's needs; a window's brings it up to date. Rows may have
+            left at the end of the batch in between.
+        padding: None lets every pass look for itself.
+
+    Raises:
+        ValueError: a window without a cache, or places with one.
+    """
+
+    places: Tensor | None = None
+    window: tuple[int, int] | None = None
+    cache: Cache | None = None
+    padding: PaddingOnce | None = None
+
+    def __post_init__(self) -> None:
+        if (self.window is not None and self.cache is None) or (self.places is not None and self.cache is not None):
+            raise ValueError("a window takes the rest from a cache; single places leave none and read none")
+
+    @property
+    def everywhere(self) -> Look:
+        """All positions, of inputs padded alike."""
+        return Look(padding=self.padding)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """What is wanted of Float[b,l,d]: all that a network owes which can only pass over everything."""
+        if self.places is not None:
+            return whole.take_along_dim(self.places[..., None], 1)
+        return whole if self.window is None else whole[:, slice(*self.window)]
+
+    def slots(self, row: Tensor, position: Tensor) -> Tensor:
+        """Long[m]: where, in what is wanted, m (row, position) pairs lie; they must be among it."""
+        if self.places is not None:
+            return (self.places[row] == position[:, None]).int().argmax(-1)
+        return position if self.window is None else position - self.window[0]
+
+    def shape(self, x_t: Tensor) -> tuple[int | str, ...]:
+        """Of what is wanted, in words where any size will do."""
+        if self.places is not None:
+            return (*self.places.shape, "d")
+        return len(x_t), "l" if self.window is None else self.window[1] - self.window[0], "d"
+
+
+EVERYWHERE = Look()
+
+
 @runtime_checkable
-class Factored(Protocol):
+class Encoder(Protocol):
     """A denoiser or token ratio in two parts, so that only the positions that are needed meet the vocabulary."""
 
-    def encode(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """(Long[b,l], Float[b]) -> Float[b,l,d] hidden states."""
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b,n,d], hidden states at the n positions that `look` wants.
+
+        One that can only pass over everything gives `look.of` that. A ratio that reads a frozen denoiser (it has the
+        attribute `denoiser`) gets as `features` what that denoiser gave for the same look, where it is at hand.
+        """
 
     def decode(self, h: Tensor, /) -> Tensor:
         """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
 
 
-@runtime_checkable
-class Placed(Factored, Protocol):
-    """A factored network that can leave out what only the hidden states of other positions need."""
-
-    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor, /) -> Tensor:
-        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
-
-
-@runtime_checkable
-class Padded(Protocol):
-    """A network that looks for padding in its input; on a GPU that makes the host wait."""
-
-    def padding_of(self, x_t: Tensor, /) -> AbstractContextManager[None]:
-        """Within it, inputs have padding only if Long[b,l] x_t has, and no pass looks for itself."""
-
-
-Cache = list[Tensor]
-"""What a pass leaves behind for later ones; every tensor has the batch in front."""
-
-
-@runtime_checkable
-class Windowed(Factored, Protocol):
-    """A factored network that can recompute a window of positions and take the rest as an earlier pass left it."""
-
-    def remember(self, x_t: Tensor, t: Tensor, /) -> tuple[Tensor, Cache]:
-        """`encode` of all positions, Float[b,l,d], and what `recompute` needs of it."""
-
-    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache, /) -> Tensor:
-        """Float[b,stop-start,d] at the positions of the window, with which the cache is brought up to date."""
+def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
+    """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
+    takes_look = getattr(network, "takes_look", False) is True
+    return network(*inputs, look=look.everywhere) if takes_look else network(*inputs)
 
 
 class Hidden:
-    """What the networks make of one (x_t, t), each asked once, when it is first needed.
+    """What the networks make of one (x_t, t), each asked once, when it is first needed; plain callables everywhere."""
 
-    A ratio that reads a frozen denoiser (it has the attribute `denoiser`, and `encode` takes `features`) gets that
-    denoiser's hidden states where they are at hand, so that the denoiser runs once.
-
-    Attributes:
-        start: the position that the first hidden state belongs to.
-    """
-
-    start = 0
-
-    def __init__(self, x_t: Tensor, t: Tensor) -> None:
-        self.x_t, self.t = x_t, t
-        self._states: dict[int, Tensor] = {}
+    def __init__(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> None:
+        self.x_t, self.t, self.look = x_t, t, look
+        self._states: dict[int, tuple[Look, Tensor]] = {}
         self._outputs: dict[int, Tensor] = {}
-        self._places: Tensor | None = None
-        self._placed: dict[int, Tensor] = {}
         self._vocabulary: int | str = "v"
 
     def only(self, places: Tensor) -> None:
-        """Networks that were not asked yet will be asked at `places` Long[b,k] alone, the same from now on."""
-        self._places = places
+        """Networks not asked yet will be asked at `places` Long[b,k] alone, unless later steps read a cache."""
+        if self.look.cache is None:
+            self.look = replace(self.look, places=places)
 
-    def of(self, network: Factored) -> Tensor:
-        """Hidden states, Float[b,l,d] from position `start` on, or Float[b,k,d] at the `only` places."""
+    def of(self, network: Encoder) -> tuple[Look, Tensor]:
+        """Hidden states Float[b,n,d], and the look that they were asked with."""
         key = id(network)
-        if key in self._states:
-            return self._states[key]
-        if key in self._placed:
-            return self._placed[key]
-        frozen = id(getattr(network, "denoiser", None))
-        # A ratio follows the denoiser that it reads: whole features go with a whole pass.
-        if self._places is not None and frozen not in self._states and isinstance(network, Placed):
-            hidden = network.encode_at(self.x_t, self.t, self._places, **_features(self._placed.get(frozen)))
-            self._placed[key] = tensor_of(hidden, (*self._places.shape, "d"), network, "encoder")
-            return self._placed[key]
-        hidden = self._encode(network, _features(self._states.get(frozen)))
-        self._states[key] = tensor_of(hidden, (len(self.x_t), "l", "d"), network, "encoder")
+        if key not in self._states:
+            # A ratio follows the denoiser that it reads: whole features go with a whole pass.
+            look, features = self._states.get(id(getattr(network, "denoiser", None)), (self.look, None))
+            hidden = network.encode(self.x_t, self.t, look, features)
+            self._states[key] = look, tensor_of(hidden, look.shape(self.x_t), network, "encoder")
         return self._states[key]
 
     def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
-        """Float[m,v]: the output at m (row, position) pairs; only they meet the vocabulary if the network is Factored.
+        """Float[m,v]: the output at m (row, position) pairs; of an Encoder, only they meet the vocabulary.
 
-        The positions must lie within the hidden states.
+        The positions must be among those that the look wants.
 
         Raises:
             UserError: as `reader`.
@@ -151,12 +189,9 @@ class Hidden:
             UserError: the network gives no tensor, one of another shape, or other tokens than the network read first.
         """
         key = id(network)
-        if isinstance(network, Factored):
-            hidden, decode = self.of(network), network.decode
-            if key in self._placed:
-                assert self._places is not None
-                position = (self._places[row] == position[:, None]).int().argmax(-1)
-            needed = hidden[row, position - (0 if key in self._placed else self.start)]
+        if isinstance(network, Encoder):
+            (look, hidden), decode = self.of(network), network.decode
+            needed = hidden[row, look.slots(row, position)]
 
             def read(part: slice | Tensor) -> Tensor:
                 states = needed[part]
@@ -178,10 +213,3 @@ class Hidden:
                 "both take one vocabulary, the mask counted"
             )
         return output
-
-    def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
-        return network.encode(self.x_t, self.t, **features)
-
-
-def _features(known: Tensor | None) -> dict[str, Tensor]:
-    return {} if known is None else {"features": known}

@@ -9,12 +9,9 @@ that the text outside of the window does not hear of the block's new tokens unti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
-
-from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import Cache, Factored, Hidden, Windowed
+from gtl_lightning.protocols import EVERYWHERE, Cache, Look
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Blocks:
 
 
 class Reuse:
-    """The hidden states of the steps within one block.
+    """Which positions the steps within one block compute anew.
 
     Args:
         blocks: None passes whole at every step.
@@ -59,50 +56,13 @@ class Reuse:
         margin = blocks.margin if blocks else 0
         self.window = max(0, start - margin), min(length, stop + margin)
         self.refresh = 1 if blocks is None else blocks.refresh
-        self._caches: dict[int, Cache] = {}
+        self._cache: Cache = {}
 
-    def hidden(self, x: Tensor, t: Tensor, step: int) -> Hidden:
-        """Hidden states at Long[b,l], Float[b] in a step of the block, from 0; rows may have left at the end of x."""
+    def look(self, step: int) -> Look:
+        """What networks are asked for in a step of the block, from 0."""
         if self.refresh == 1:
-            return Hidden(x, t)
+            return EVERYWHERE
         if step % (self.refresh or step + 1) == 0:
-            self._caches = {}
-            return _Whole(x, t, self._caches)
-        return _Window(x, t, self.window, self._caches)
-
-
-class _Whole(Hidden):
-    """Passes over all positions that leave caches behind, whatever is asked."""
-
-    def __init__(self, x_t: Tensor, t: Tensor, caches: dict[int, Cache]) -> None:
-        super().__init__(x_t, t)
-        self._caches = caches
-
-    def only(self, places: Tensor) -> None:
-        """Nothing: later steps read the caches."""
-
-    def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
-        if not isinstance(network, Windowed):
-            return super()._encode(network, features)
-        hidden, self._caches[id(network)] = cast(Any, network).remember(self.x_t, self.t, **features)
-        return cast(Tensor, hidden)
-
-
-class _Window(Hidden):
-    """Passes over a window; a network that cannot do that passes over everything."""
-
-    def __init__(self, x_t: Tensor, t: Tensor, window: tuple[int, int], caches: dict[int, Cache]) -> None:
-        super().__init__(x_t, t)
-        self.start, self.stop = window
-        self._caches = caches
-
-    def only(self, places: Tensor) -> None:
-        """Nothing: later steps read the caches."""
-
-    def _encode(self, network: Factored, features: dict[str, Tensor]) -> Tensor:
-        if not isinstance(network, Windowed):
-            # It wants the features of all positions, and those at hand are the window's.
-            return network.encode(self.x_t, self.t)[:, self.start : self.stop]
-        cache = [kept[: len(self.x_t)] for kept in self._caches[id(network)]]
-        again = cast(Any, network).recompute(self.x_t, self.t, self.start, self.stop, cache, **features)
-        return cast(Tensor, again)
+            self._cache = {}
+            return Look(cache=self._cache)
+        return Look(window=self.window, cache=self._cache)

@@ -8,7 +8,6 @@ grid is refined.
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +20,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.forward import uniform_noise
 from gtl_lightning.gtl import Guidance
 from gtl_lightning.guard import Guard, tensor_of, wide
-from gtl_lightning.protocols import Denoiser, Factored, Hidden, Padded, Planner
+from gtl_lightning.protocols import Denoiser, Encoder, Hidden, PaddingOnce, Planner, call
 from gtl_lightning.reuse import Blocks, Reuse
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.walk import COLD, Padding, Walk
@@ -55,7 +54,7 @@ def sample(
 
     Args:
         denoiser: (Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities of the clean token, or logits; v counts the
-            mask too. If it is `Factored`, only the positions about to be revealed meet the vocabulary. Modules are in
+            mask too. If it is an `Encoder`, only the positions about to be revealed meet the vocabulary. Modules are in
             eval mode for the call.
         mask_index: id of the mask token.
         batch: number of sequences; may be left out with a prompt.
@@ -99,11 +98,9 @@ def sample(
         x.device,
         guard,
         None if prompt is None else Padding.of(x, denoiser),
+        PaddingOnce(x),
     )
-    with guard.run(), ExitStack() as told:
-        for network in (denoiser, ratio, planner):
-            if isinstance(network, Padded):
-                told.enter_context(network.padding_of(x))
+    with guard.run():
         if prompt is not None and x.numel():
             walk.check_tokens(x)
         if steps is not None:
@@ -132,7 +129,7 @@ class _Order:
             return uniform_noise(tuple(masked.shape), walk.generator, walk.device)
         if isinstance(self.planner, str):
             return self._certainty(walk, known, masked, start, left)
-        score = tensor_of(self.planner(x), tuple(x.shape), self.planner, "planner")
+        score = tensor_of(call(self.planner, known.look, x), tuple(x.shape), self.planner, "planner")
         score = wide(score[:, start : start + masked.shape[1]]).masked_fill(~masked, -math.inf)
         walk.guard.note("planner", score)
         if self.temperature == 0:
@@ -181,7 +178,7 @@ def _reveal(
     walk: Walk, x: Tensor, order: _Order, reuse: Reuse, step: int, start: int, stop: int, left: list[int]
 ) -> None:
     """One step: writes up to k tokens a row into x Long[n,l], at positions start..stop-1; `left` masks are there."""
-    known = reuse.hidden(x, walk.time(x), step)
+    known = walk.hidden(x, reuse.look(step))
     masked = x[:, start:stop] == walk.mask_index
     score = order.score(walk, known, masked, start, sum(left))
     # A finite floor: what a planner scores -inf still comes before what is no mask.
@@ -233,7 +230,7 @@ def _check_kinds(
     for name, value in numbers.items():
         if value is not None and not hasattr(value, "__index__"):
             raise UserError(f"{name} must be a whole number, got {value!r}")
-    if not callable(denoiser) and not isinstance(denoiser, Factored):
+    if not callable(denoiser) and not isinstance(denoiser, Encoder):
         raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
     kinds: dict[str, tuple[object, type, str]] = {
         "guidance": (guidance, Guidance, "Guidance(TokenRatio(f))"),

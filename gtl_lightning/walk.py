@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from gtl_lightning.drawing import nucleus
 from gtl_lightning.errors import UserError
 from gtl_lightning.gtl import Guidance, SequenceRatio, tilt, top_candidates
 from gtl_lightning.guard import Guard, check_ids
-from gtl_lightning.protocols import Denoiser, Hidden
+from gtl_lightning.protocols import EVERYWHERE, Denoiser, Hidden, Look, PaddingOnce
 from gtl_lightning.schedule import NoiseSchedule
 
 COLD = 1e-3
@@ -55,6 +55,7 @@ class Walk:
     device: torch.device
     guard: Guard
     padding: Padding | None = None
+    padded: PaddingOnce | None = None
 
     def __post_init__(self) -> None:
         # By the number of revealed positions, 0..length, and, where rows are padded, by their own length before that.
@@ -91,9 +92,9 @@ class Walk:
         """Float[b]: the time at which the revealed share of x, `ahead` positions later, is expected."""
         return self._at(self.times, x, ahead)
 
-    def hidden(self, x: Tensor) -> Hidden:
+    def hidden(self, x: Tensor, look: Look = EVERYWHERE) -> Hidden:
         """One pass of each network at x serves the proposal, the planner and a ratio that reads the denoiser."""
-        return Hidden(x, self.time(x))
+        return Hidden(x, self.time(x), replace(look, padding=self.padded))
 
     def log_p(self, row: Tensor, position: Tensor, known: Hidden) -> Tensor:
         """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed."""
@@ -134,7 +135,7 @@ class Walk:
             return log_w, ids, no_lift
         kept = torch.logsumexp(log_p, -1)  # pruning must not favour the mask
         if isinstance(guidance.ratio, SequenceRatio):
-            own = guidance.ratio.of(x, t)[row]
+            own = guidance.ratio.of(x, t, known.look)[row]
             self.guard.note("ratio", own)
         else:  # eq. 6: the mean of r over the next token is r itself
             own = torch.logsumexp(tilt(log_p, log_r), -1) - kept

@@ -80,7 +80,7 @@ def nelbo(
 
     Args:
         denoiser: Denoiser, read as the sampler reads it (`guard.Guard.law`); only masked positions meet the vocabulary
-            if it is Factored. Modules are in eval mode for the call.
+            if it is an Encoder. Modules are in eval mode for the call.
         tokens: Long[n,l] padded, or n sequences.
         masking: noise, ids and batches.
         guidance: ratio and gamma (a number, or a function of the revealed share); None evaluates the denoiser itself.

@@ -159,7 +159,7 @@ class TokenRatioModule(TrainedModule):
             x_0, is_target = x_0[is_target], is_target[is_target]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
         features = self._features(x_t, t) if isinstance(self.network, OnDenoiser) else None
-        h = self._hidden(x_t, t, features)
+        h = self.network.encode(x_t, t, features=features)
         total = h.sum() * 0.0  # a batch without target examples still has a gradient
         if self.bce_weight > 0:
             g_true = spread(self.network.decode_at(h[masked], x_0[masked]), masked)
@@ -181,7 +181,9 @@ class TokenRatioModule(TrainedModule):
             return zero, zero
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
         features = self._features(x_t, t)
-        log_guided, _ = self._normalised(self._hidden(x_t, t, features)[masked], features[masked], x_0[masked])
+        log_guided, _ = self._normalised(
+            self.network.encode(x_t, t, features=features)[masked], features[masked], x_0[masked]
+        )
         return self._guided_nelbo(log_guided, t, masked), (x_0 != self.network.config.pad_index).sum()
 
     def _target_terms(self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
@@ -227,11 +229,6 @@ class TokenRatioModule(TrainedModule):
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
             return self._denoiser.encode(x_t, t)
-
-    def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
-        if isinstance(self.network, OnDenoiser):
-            return self.network.encode(x_t, t, features)
-        return self.network.encode(x_t, t)
 
     @property
     def _denoiser(self) -> MaskedDenoiser:

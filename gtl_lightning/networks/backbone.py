@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, Block, Modulation, TimeEmbedding, View, rotary_table
-from gtl_lightning.protocols import Cache
+from gtl_lightning.protocols import EVERYWHERE, Look, PaddingOnce
 
 
 class Backbone(nn.Module):
-    """Token ids and noise level to hidden states.
-
-    Attributes:
-        padded: whether inputs hold padding; None looks at each.
-        padded_left: whether a row may begin with it; None looks where there is padding.
-    """
+    """Token ids and noise level to hidden states."""
 
     rotary: Tensor
-    padded: bool | None = None
-    padded_left: bool | None = None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -39,61 +29,32 @@ class Backbone(nn.Module):
         self.modulation = Modulation(config, parts=2) if config.cond_dim else None
         self.register_buffer("rotary", rotary_table(config.length, config.width // config.heads), persistent=False)
 
-    def forward(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm.
+    def forward(self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE) -> Tensor:
+        """Hidden states after the last norm, at the n positions that `look` wants.
+
+        Only single places pass the last block, whose keys and values are those of all. A window is computed alone, and
+        attends to the cache: the keys and values of every block in turn, each Float[b,h,l,head], renewed in place.
 
         Args:
             x_t: Long[b,l], l at most `config.length`.
             t: Float[b], noise level in [0, 1]; not read when `config.cond_dim` is 0.
+            look: which positions.
 
         Returns:
-            Float[b,l,d].
+            Float[b,n,d].
 
         Raises:
             UserError: the sequence is longer than the network's length.
+            ValueError: a causal network is asked for less than everything, or one conditioned on t gets none.
         """
-        return self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)[0]
-
-    def at(self, x_t: Tensor, t: Tensor | None, places: Tensor) -> Tensor:
-        """`forward` at `places` Long[b,k] alone, Float[b,k,d]: other positions pass the last block's keys and values.
-
-        Raises:
-            ValueError: a causal network, which nothing asks for single places.
-        """
-        if self.config.causal:
-            raise ValueError("a causal network is not asked for single places")
-        return self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None, places)[0]
-
-    def remember(self, x_t: Tensor, t: Tensor | None = None) -> tuple[Tensor, Cache]:
-        """`forward`, and the keys and values of every block in turn, each Float[b,h,l,head]."""
-        hidden, cache = self._run(x_t, t, self._view(x_t, 0, x_t.shape[1]), None)
-        return hidden, [part.contiguous() for part in cache]
-
-    def recompute(self, x_t: Tensor, t: Tensor | None, start: int, stop: int, cache: Cache) -> Tensor:
-        """Float[b,stop-start,d] of the window alone; elsewhere keys and values stay as the cache has them.
-
-        Args:
-            x_t: Long[b,l], all positions.
-            t: Float[b].
-            start: first position of the window.
-            stop: the position after its last.
-            cache: what `remember` gave for these rows; renewed inside the window, in place.
-
-        Raises:
-            ValueError: a causal network, which nothing recomputes.
-        """
-        if self.config.causal:
-            raise ValueError("a causal network has no window to recompute")
-        return self._run(x_t, t, self._view(x_t, start, stop), cache)[0]
-
-    def _run(
-        self, x_t: Tensor, t: Tensor | None, view: View, cache: Cache | None, places: Tensor | None = None
-    ) -> tuple[Tensor, Cache]:
+        if self.config.causal and not (look.places is None and look.window is None):
+            raise ValueError("a causal network passes over everything; ask it for no places and no window")
         cond = None
         if self.time is not None:
             if t is None:
                 raise ValueError("this network is conditioned on t: pass the noise level, Float[b]")
             cond = self.time(t)
+        view = self._view(x_t, look)
         width = view.rotary.shape[1]
         x = self.embedding(x_t[:, view.start : view.start + width])
         if view.first is not None:
@@ -101,32 +62,36 @@ class Backbone(nn.Module):
             x = torch.where(here[..., None], x + self.start, x)
         elif view.start == 0:
             x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
-        used: Cache = []
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        if look.cache is not None and look.window is not None:
+            before = [kept[: len(x_t)] for kept in look.cache[self]]
         for index, block in enumerate(self.blocks):
-            kept = None if cache is None else (cache[2 * index], cache[2 * index + 1])
+            kept = (before[2 * index], before[2 * index + 1]) if before else None
             last = index == len(self.blocks) - 1
-            x, kept = block(x, cond, view, kept, places if last else None)
-            used += kept
+            x, kept = block(x, cond, view, kept, look.places if last else None)
+            after += kept if look.cache is not None else ()
+        if look.cache is not None and look.window is None:
+            look.cache[self] = [part.contiguous() for part in after]
         x = self.norm(x)
         if self.modulation is not None and cond is not None:
             shift, scale = self.modulation(cond)
             x = x * (1 + scale) + shift
-        return x, used
+        return x
 
-    def _view(self, x_t: Tensor, start: int, stop: int) -> View:
+    def _view(self, x_t: Tensor, look: Look) -> View:
         if x_t.shape[1] > self.config.length:
             raise UserError(
                 f"sequences of {x_t.shape[1]} tokens; this network was made for length = {self.config.length}"
             )
-        rotary, causal = self.rotary[:, start:stop], self.config.causal
-        if self.config.pad_index == NO_PAD or self.padded is False or x_t.device.type == "meta":
-            return View(rotary, None, causal, start)
-        valid = x_t != self.config.pad_index
-        padded, left = self.padded, self.padded_left
-        if padded is None or left is None:  # one look at the device for both
-            padded, left = torch.stack([~valid.all(), ~valid[:, :1].all()]).tolist()
+        start, stop = look.window or (0, x_t.shape[1])
+        rotary, causal, pad = self.rotary[:, start:stop], self.config.causal, self.config.pad_index
+        padded = left = False
+        if pad != NO_PAD and x_t.device.type != "meta":
+            padded, left = (look.padding or PaddingOnce(x_t)).of(pad)
         if not padded:
             return View(rotary, None, causal, start)
+        valid = x_t != pad
         mask, causal = self._attention_mask(valid)
         return View(rotary, mask, causal, start, valid.int().argmax(-1) if left else None)
 
@@ -157,21 +122,3 @@ class Backbone(nn.Module):
         length = valid.shape[1]
         square = torch.ones(length, length, dtype=torch.bool, device=valid.device)
         return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=valid.device), False
-
-
-class PaddingOnce(nn.Module):
-    """A network whose backbones can be told once whether a run of inputs is padded."""
-
-    @contextmanager
-    def padding_of(self, x_t: Tensor) -> Iterator[None]:
-        """As `protocols.Padded` has it."""
-        backbones = [module for module in self.modules() if isinstance(module, Backbone)]
-        before = [(backbone.padded, backbone.padded_left) for backbone in backbones]
-        try:
-            for backbone in backbones:
-                pads = x_t == backbone.config.pad_index
-                backbone.padded, backbone.padded_left = torch.stack([pads.any(), pads[:, :1].any()]).tolist()
-            yield
-        finally:
-            for backbone, (padded, left) in zip(backbones, before, strict=True):
-                backbone.padded, backbone.padded_left = padded, left

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtl_lightning.networks.backbone import Backbone, PaddingOnce
+from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import Cache
+from gtl_lightning.protocols import EVERYWHERE, Look
 
 
 class Frozen:
@@ -33,7 +33,7 @@ class Frozen:
 
 
 @register
-class MaskedDenoiser(PaddingOnce):
+class MaskedDenoiser(nn.Module):
     """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
 
     normalised = True
@@ -48,21 +48,9 @@ class MaskedDenoiser(PaddingOnce):
         if config.tied:
             self.output.weight = self.backbone.embedding.weight
 
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
-        return self.backbone(x_t, t)
-
-    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
-        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
-        return self.backbone.at(x_t, t, places)
-
-    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
-        """`encode`, and every block's keys and values."""
-        return self.backbone.remember(x_t, t)
-
-    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
-        """Float[b,stop-start,d] of a window, as `Backbone.recompute`."""
-        return self.backbone.recompute(x_t, t, start, stop, cache)
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+        """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""
+        return self.backbone(x_t, t, look)
 
     @property
     def vocab_size(self) -> int:
@@ -112,12 +100,14 @@ class MaskedDenoiser(PaddingOnce):
 
 
 @register
-class SequenceRatioNetwork(PaddingOnce):
+class SequenceRatioNetwork(nn.Module):
     """f(x_t, t) = log r_t of a whole sequence, or the logit of P(target | x_t): both have the target positive.
 
     Hidden states are pooled by learned attention over the tokens that are no padding; it starts as their plain mean,
     and the output starts at zero.
     """
+
+    takes_look = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -126,9 +116,9 @@ class SequenceRatioNetwork(PaddingOnce):
         self.attend = zeroed(nn.Linear(config.width, 1))
         self.head = zeroed(nn.Linear(config.width, 1))
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> Tensor:
         """Long[b,l], Float[b] -> Float[b] in fp32."""
-        h = self.backbone(x_t, t)
+        h = self.backbone(x_t, t, look)
         # A finite floor: a row of pads alone gives a plain mean, not NaN.
         score = self.attend(h).float().masked_fill((x_t == self.config.pad_index)[..., None], -1e9)
         return self.head((score.softmax(dim=1) * h.float()).sum(dim=1)).float().squeeze(-1)
@@ -147,8 +137,10 @@ class UniformDenoiser(MaskedDenoiser):
 
 
 @register
-class PositionNetwork(PaddingOnce):
+class PositionNetwork(nn.Module):
     """rho(z_t) in R^L, the planner: how sure the denoiser's best token is at a masked position (docs/method.md 2.3)."""
+
+    takes_look = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -156,12 +148,12 @@ class PositionNetwork(PaddingOnce):
         self.backbone = Backbone(config)
         self.head = zeroed(nn.Linear(config.width, 1))
 
-    def forward(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE) -> Tensor:
         """Long[b,l] -> logits Float[b,l] in fp32. Without t the masked share stands for it (log-linear: its mean)."""
         if t is None:
             valid = (x_t != self.config.pad_index).sum(-1).clamp(min=1)
             t = (x_t == self.config.mask_index).sum(-1) / valid
-        return self.head(self.backbone(x_t, t)).float().squeeze(-1)
+        return self.head(self.backbone(x_t, t, look)).float().squeeze(-1)
 
 
 @register

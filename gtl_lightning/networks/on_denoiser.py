@@ -16,19 +16,24 @@ from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import Frozen, MaskedDenoiser, zeroed
 from gtl_lightning.networks.ratios import TokenLevel
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import Cache
+from gtl_lightning.protocols import EVERYWHERE, Look
 
 
 class OnDenoiser(TokenLevel):
     """A token-level ratio that reads a frozen denoiser, which is neither trained, saved nor copied with it.
 
     Hidden states are the denoiser's features with the ratio's own behind them. A sampler that guides this very
-    denoiser hands its features over, and the denoiser runs once.
+    denoiser hands its features over, and the denoiser runs once. A new one owes `second`, `decode` and `decode_at`.
+
+    Args:
+        denoiser: frozen.
+        settings: arguments beside it that make a network of this shape, JSON-able.
     """
 
-    def __init__(self, denoiser: MaskedDenoiser) -> None:
+    def __init__(self, denoiser: MaskedDenoiser, **settings: Any) -> None:
         super().__init__()
         self.config = denoiser.config
+        self.settings = settings
         self._denoiser = Frozen(denoiser)
 
     @property
@@ -42,55 +47,29 @@ class OnDenoiser(TokenLevel):
         """The encoder that runs beside the frozen one."""
 
     @property
-    def cache_size(self) -> int:
-        """Tensors that `remember` leaves behind when the features are at hand."""
-        return 2 * self.second.config.depth if self.second is not None else 0
+    def hidden_size(self) -> int:
+        """The denoiser's width, and that of the encoder beside it."""
+        return self.config.width + (0 if self.second is None else self.second.config.width)
 
-    def encode(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> Tensor:
-        """Long[b,l], Float[b] -> Float[b,l,hidden_size].
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+        """Long[b,l], Float[b] -> Float[b,n,hidden_size].
 
         Args:
             x_t: noised tokens.
             t: noise level.
-            features: `denoiser.encode(x_t, t)`, when it is at hand.
+            look: which n positions.
+            features: `denoiser.encode(x_t, t, look)`, when it is at hand.
         """
-        features = self._features(x_t, t, features)
-        return _beside(features, None if self.second is None else self.second(x_t, t))
-
-    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor, features: Tensor | None = None) -> Tensor:
-        """`encode` at `places` Long[b,k] alone, Float[b,k,hidden_size]; `features` are theirs."""
         if features is None:
             with torch.no_grad():
-                features = self.denoiser.encode_at(x_t, t, places)
-        return _beside(features, None if self.second is None else self.second.at(x_t, t, places))
-
-    def remember(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> tuple[Tensor, Cache]:
-        """`encode`, and the keys and values of what was run: the second encoder's, then the frozen one's."""
-        hidden, cache = (None, []) if self.second is None else self.second.remember(x_t, t)
-        if features is None:
-            with torch.no_grad():
-                features, frozen = self.denoiser.remember(x_t, t)
-            cache = cache + frozen
-        return _beside(features, hidden), cache
-
-    def recompute(
-        self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache, features: Tensor | None = None
-    ) -> Tensor:
-        """Float[b,stop-start,hidden_size] of a window, as `Backbone.recompute`; `features` are the window's."""
-        size = self.cache_size
-        if features is None:
-            with torch.no_grad():
-                features = self.denoiser.recompute(x_t, t, start, stop, cache[size:])
-        second = self.second
-        return _beside(features, None if second is None else second.recompute(x_t, t, start, stop, cache[:size]))
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments beside the denoiser that make a network of this shape, JSON-able."""
-        return {}
+                features = self.denoiser.encode(x_t, t, look)
+        if self.second is None:
+            return features
+        return torch.cat([features, self.second(x_t, t, look).to(features.dtype)], dim=-1)
 
     def spec(self) -> dict[str, Any]:
         """What a checkpoint says of it; the denoiser is named by its fingerprint, not stored."""
-        return {**self.settings(), "denoiser": self.denoiser.fingerprint()}
+        return {**self.settings, "denoiser": self.denoiser.fingerprint()}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], denoiser: nn.Module | None) -> Self:
@@ -104,12 +83,6 @@ class OnDenoiser(TokenLevel):
         if denoiser.fingerprint() != spec["denoiser"]:
             raise UserError("this ratio was trained on another denoiser than the one given; train the ratio again")
         return cls(denoiser, **{key: value for key, value in spec.items() if key not in ("class", "denoiser")})
-
-    def _features(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
-        if features is not None:
-            return features
-        with torch.no_grad():
-            return self.denoiser.encode(x_t, t)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `.to(device)` must take the denoiser along although it is not a submodule.
@@ -134,21 +107,15 @@ class FeatureTokenRatio(OnDenoiser):
     def __init__(
         self, denoiser: MaskedDenoiser, rank: int = 64, own: BackboneConfig | dict[str, Any] | None = None
     ) -> None:
-        super().__init__(denoiser)
+        own = BackboneConfig(**own) if isinstance(own, dict) else own
+        super().__init__(denoiser, rank=rank, own=asdict(own) if own else None)
         width = self.config.width
-        self.rank = rank
-        self.own_config = BackboneConfig(**own) if isinstance(own, dict) else own
         self.scale = nn.Parameter(torch.zeros(width))
         self.down = nn.Linear(width, rank)
         self.up = zeroed(nn.Linear(rank, width))
         self.bias = nn.Parameter(torch.zeros(self.config.vocab_size))
-        self.own = Backbone(self.own_config) if self.own_config else None
-        self.mix = zeroed(nn.Linear(self.own_config.width, width)) if self.own_config else None
-
-    @property
-    def hidden_size(self) -> int:
-        """The denoiser's width, and the own encoder's."""
-        return self.config.width + (self.own_config.width if self.own_config else 0)
+        self.own = Backbone(own) if own else None
+        self.mix = zeroed(nn.Linear(own.width, width)) if own else None
 
     @property
     def second(self) -> Backbone | None:
@@ -163,10 +130,6 @@ class FeatureTokenRatio(OnDenoiser):
         """Float[..., d (+ own width)], Long[...] -> Float[...]."""
         rows = self.denoiser.output.weight.detach()[tokens]
         return (self._delta(h).float() * rows.float()).sum(-1) + self.bias[tokens].float()
-
-    def settings(self) -> dict[str, Any]:
-        """Rank, and the own encoder's configuration."""
-        return {"rank": self.rank, "own": asdict(self.own_config) if self.own_config else None}
 
     def _delta(self, h: Tensor) -> Tensor:
         features = h[..., : self.config.width]
@@ -188,15 +151,9 @@ class DifferenceTokenRatio(OnDenoiser):
     """
 
     def __init__(self, denoiser: MaskedDenoiser, dropout: float = 0.0) -> None:
-        super().__init__(denoiser)
-        self.dropout = dropout
+        super().__init__(denoiser, dropout=dropout)
         self.shifted = MaskedDenoiser(replace(self.config, dropout=dropout))
         self.shifted.load_state_dict(denoiser.state_dict())
-
-    @property
-    def hidden_size(self) -> int:
-        """Twice the denoiser's width."""
-        return 2 * self.config.width
 
     @property
     def second(self) -> Backbone:
@@ -216,15 +173,6 @@ class DifferenceTokenRatio(OnDenoiser):
         with torch.no_grad():
             base = _logit_at(self.denoiser.output, frozen, tokens)
         return _logit_at(self.shifted.output, shifted, tokens) - base
-
-    def settings(self) -> dict[str, Any]:
-        """Dropout."""
-        return {"dropout": self.dropout}
-
-
-def _beside(features: Tensor, hidden: Tensor | None) -> Tensor:
-    """Float[...,d] with another encoder's states behind them."""
-    return features if hidden is None else torch.cat([features, hidden.to(features.dtype)], dim=-1)
 
 
 def _logit_at(output: nn.Linear, h: Tensor, tokens: Tensor) -> Tensor:

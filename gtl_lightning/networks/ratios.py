@@ -14,43 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtl_lightning.networks.backbone import Backbone, PaddingOnce
+from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import MaskedDenoiser, zeroed
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import Cache
+from gtl_lightning.protocols import EVERYWHERE, Look
 
 
-class TokenLevel(PaddingOnce, ABC):
-    """A token-level log-ratio in two parts."""
+class TokenLevel(nn.Module, ABC):
+    """A token-level log-ratio in two parts: a new one owes `encode`, `decode` and `decode_at`."""
 
     config: BackboneConfig
 
     @property
-    @abstractmethod
     def hidden_size(self) -> int:
         """Size of what `encode` returns at a position."""
-
-    @property
-    @abstractmethod
-    def cache_size(self) -> int:
-        """Tensors that `remember` leaves behind."""
+        return self.config.width
 
     @abstractmethod
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Long[b,l], Float[b] -> hidden states Float[b,l,hidden_size]."""
-
-    @abstractmethod
-    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
-        """`encode` at `places` Long[b,k] alone, Float[b,k,hidden_size]."""
-
-    @abstractmethod
-    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
-        """`encode`, and every block's keys and values."""
-
-    @abstractmethod
-    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
-        """Float[b,stop-start,hidden_size] of a window, as `Backbone.recompute`."""
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+        """Long[b,l], Float[b] -> Float[b,n,hidden_size], as `protocols.Encoder` has it."""
 
     @abstractmethod
     def decode(self, h: Tensor) -> Tensor:
@@ -91,31 +74,9 @@ class TokenRatioNetwork(TokenLevel):
         network.backbone.warm_start(denoiser.backbone)
         return network
 
-    @property
-    def hidden_size(self) -> int:
-        """The encoder's width."""
-        return self.config.width
-
-    @property
-    def cache_size(self) -> int:
-        """Keys and values of every block."""
-        return 2 * self.config.depth
-
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Long[b,l], Float[b] -> hidden states Float[b,l,d]."""
-        return self.backbone(x_t, t)
-
-    def encode_at(self, x_t: Tensor, t: Tensor, places: Tensor) -> Tensor:
-        """`encode` at `places` Long[b,k] alone, Float[b,k,d]."""
-        return self.backbone.at(x_t, t, places)
-
-    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
-        """`encode`, and every block's keys and values."""
-        return self.backbone.remember(x_t, t)
-
-    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
-        """Float[b,stop-start,d] of a window, as `Backbone.recompute`."""
-        return self.backbone.recompute(x_t, t, start, stop, cache)
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+        """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""
+        return self.backbone(x_t, t, look)
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> Float[...,v] in fp32."""

@@ -1,58 +1,23 @@
 """Fast paths leave the law alone: block order, kept keys and values, one look at the device per call."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks import (
-    Backbone,
-    BackboneConfig,
-    DifferenceTokenRatio,
-    FeatureTokenRatio,
-    MaskedDenoiser,
-    RatioEnsemble,
-    TokenRatioNetwork,
-    seeded,
-)
-from gtl_lightning.protocols import Cache
+from gtl_lightning.networks import Backbone, PositionNetwork, RatioEnsemble, SequenceRatioNetwork
+from gtl_lightning.protocols import Look
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
+from tests.oracle.looking import CONFIG, MASK, L, draw, networks, partly_masked
 
 LAWS = random_laws(vocab=3, length=3, seed=0)
 TOKEN, SEQUENCE = TokenRatio(LAWS.token_log_ratio), SequenceRatio(LAWS.sequence_log_ratio)
 N = 30_000
-MASK, PAD, V, L = 10, 11, 12, 8
-CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)
-
-
-class Tables:
-    """An exact table as a network with windows: hidden states are the log-probabilities themselves, nothing is kept."""
-
-    def __init__(self, table: Any) -> None:
-        self.table = table
-        self.windows: list[tuple[int, int]] = []
-
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.table(x_t, t)
-
-    def decode(self, h: Tensor) -> Tensor:
-        return h
-
-    def remember(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Cache]:
-        return self.table(x_t, t), [t]
-
-    def recompute(self, x_t: Tensor, t: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
-        assert len(cache[0]) == len(x_t)
-        self.windows.append((start, stop))
-        return self.table(x_t, t)[:, start:stop]
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.table(x_t, t)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -73,93 +38,6 @@ def test_block_order_keeps_the_target(size: int, planner: str, ratio: SequenceRa
     assert total_variation(x, LAWS.q, LAWS) < total_variation_bound(LAWS.q, N)
 
 
-@pytest.mark.parametrize("margin", [0, 1])
-def test_exact_networks_with_windows_keep_the_target(margin: int) -> None:
-    """Prompts of different kinds leave the batch at different steps of different blocks."""
-    m = LAWS.mask_index
-    denoiser, ratio = Tables(LAWS.denoiser), Tables(LAWS.token_log_ratio)
-    kinds = torch.tensor([[m, m, m], [2, m, m], [m, 1, m]])
-    x = sample(
-        denoiser,
-        mask_index=m,
-        prompt=kinds.repeat(N // 3, 1),
-        guidance=Guidance(TokenRatio(ratio)),
-        blocks=Blocks(2, margin=margin),
-        generator=torch.Generator().manual_seed(1),
-    )
-    for index, kind in enumerate(kinds):
-        law = LAWS.compatible(kind[None])[0] * LAWS.q
-        law = law / law.sum()
-        assert total_variation(x[index::3], law, LAWS) < total_variation_bound(law, N // 3)
-    assert set(denoiser.windows) == set(ratio.windows) == {(0, 2 + margin)}  # the last block has one step, a whole pass
-
-
-def shaken(network: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
-
-
-def networks() -> tuple[MaskedDenoiser, list[Any]]:
-    with seeded(1):
-        denoiser = shaken(MaskedDenoiser(CONFIG))
-        own = shaken(TokenRatioNetwork(CONFIG))
-        ratios = [
-            own,
-            shaken(FeatureTokenRatio(denoiser, rank=4)),
-            shaken(FeatureTokenRatio(denoiser, rank=4, own=CONFIG)),
-            shaken(DifferenceTokenRatio(denoiser)),
-        ]
-    return denoiser, [*ratios, RatioEnsemble([own, *ratios[1:]])]
-
-
-def draw(denoiser: Any, ratio: Any = None, **options: Any) -> Tensor:
-    guidance = Guidance(TokenRatio(ratio)) if ratio is not None else None
-    options = {"batch": 6, "length": L, **options} if "prompt" not in options else options
-    return sample(denoiser, mask_index=MASK, guidance=guidance, generator=torch.Generator().manual_seed(3), **options)
-
-
-def partly_masked() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randint(0, 10, (4, L), generator=generator)
-    x[torch.rand(4, L, generator=generator) < 0.5] = MASK
-    x[0, 6:] = PAD
-    return x, torch.rand(4, generator=generator)
-
-
-def test_a_window_of_unchanged_text_is_the_whole_pass() -> None:
-    """All networks: nothing changed, so a window agrees with the whole, with and without the denoiser's features."""
-    denoiser, ratios = networks()
-    x, t = partly_masked()
-    features, frozen = denoiser.remember(x, t)
-    assert torch.equal(features, denoiser.encode(x, t))
-    assert torch.allclose(denoiser.recompute(x, t, 2, 5, frozen), features[:, 2:5], atol=1e-5)
-    for ratio in ratios:
-        whole, cache = ratio.remember(x, t)
-        assert torch.equal(whole, ratio.encode(x, t))
-        assert torch.allclose(ratio.recompute(x, t, 2, 5, cache), whole[:, 2:5], atol=1e-5)
-        assert torch.allclose(ratio.recompute(x, t, 0, L, cache), whole, atol=1e-5)
-        if not isinstance(ratio, TokenRatioNetwork):
-            whole, cache = ratio.remember(x, t, features)
-            assert torch.equal(whole, ratio.encode(x, t, features))
-            assert torch.allclose(ratio.recompute(x, t, 2, 5, cache, features[:, 2:5]), whole[:, 2:5], atol=1e-5)
-
-
-def test_a_window_over_everything_forgets_what_was_kept() -> None:
-    """A window that holds all that changed is a whole pass; a narrower one is not, which is what reuse may cost."""
-    denoiser, _ = networks()
-    x, t = partly_masked()
-    _, cache = denoiser.remember(x, t)
-    changed = x.clone()
-    changed[:, 3] = (changed[:, 3] + 1) % 10
-    whole = denoiser.encode(changed, t)
-    narrow = denoiser.recompute(changed, t, 2, 5, [kept.clone() for kept in cache])
-    assert (narrow - whole[:, 2:5]).abs().max() > 1e-3
-    assert torch.allclose(denoiser.recompute(changed, t, 0, L, cache), whole, atol=1e-5)
-
-
 def test_reuse_with_refresh_at_every_step_or_a_full_window_is_the_plain_path() -> None:
     denoiser, ratios = networks()
     for ratio in (None, *ratios):
@@ -173,16 +51,18 @@ def test_reuse_with_refresh_at_every_step_or_a_full_window_is_the_plain_path() -
 def test_blocks_are_filled_from_left_to_right_and_few_passes_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser, ratios = networks()
     widths: list[int] = []
-    run = Backbone._run
+    run = Backbone.forward
 
-    def counted(self: Any, x_t: Tensor, t: Tensor, view: Any, cache: Any) -> Any:
-        widths.append(view.rotary.shape[1])
-        return run(self, x_t, t, view, cache)
+    def counted(self: Any, x_t: Tensor, t: Tensor, look: Look) -> Any:
+        start, stop = look.window or (0, x_t.shape[1])
+        widths.append(stop - start)
+        return run(self, x_t, t, look)
 
-    monkeypatch.setattr(Backbone, "_run", counted)
-    draw(denoiser, ratios[0], blocks=Blocks(4))
-    assert widths == [L, L, 4, 4, 4, 4, 4, 4] * 2  # denoiser and ratio, two blocks of four steps
-    widths.clear()
+    monkeypatch.setattr(Backbone, "forward", counted)
+    for ratio in (ratios[0], *ratios[2:4]):
+        draw(denoiser, ratio, blocks=Blocks(4))
+        assert widths == [L, L, 4, 4, 4, 4, 4, 4] * 2  # denoiser and ratio, two blocks of four steps
+        widths.clear()
     draw(denoiser, ratios[1], blocks=Blocks(4, margin=1, refresh=2))
     assert widths == [L, 5] * 4
     seen: list[list[int]] = []
@@ -211,16 +91,37 @@ class Looks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Lists(TorchFunctionMode):
+    """Counts lists made of tensors, which wait as well and which no dispatch sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is Tensor.tolist
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"planner": "entropy"}, {"positions_per_step": 3}, {"blocks": Blocks(4)}, {"steps": True}]
+    "options",
+    [
+        {},
+        {"planner": "entropy"},
+        {"positions_per_step": 3},
+        {"blocks": Blocks(4)},
+        {"steps": True},
+        {"planner": PositionNetwork(CONFIG).eval()},
+        {"guidance": Guidance(SequenceRatio(RatioEnsemble([SequenceRatioNetwork(CONFIG).eval()])))},
+    ],
 )
 def test_the_host_looks_at_the_device_once_a_call_not_once_a_step(options: dict[str, Any]) -> None:
     denoiser, ratios = networks()
     counts = []
     for length in (4, 8):
-        with Looks() as looks:
+        with Looks() as looks, Lists() as lists:
             draw(denoiser, ratios[1], length=length, **({"steps": length} if "steps" in options else options))
-        counts.append(looks.count)
+        counts.append(looks.count + lists.count)
     # Per block at most, as rows are counted there; a longer text in one block looks no more often.
     assert counts[1] <= counts[0] + (2 if "blocks" in options else 0)
 
@@ -237,32 +138,17 @@ def test_blocks_have_no_place_in_ancestral_mode() -> None:
 
 
 class Unplaced:
-    """A network that can only pass whole."""
+    """A network that can only pass over everything."""
 
     def __init__(self, network: Any) -> None:
-        self.encode, self.decode = network.encode, network.decode
+        self.network, self.decode = network, network.decode
         self.pad_index = getattr(network, "pad_index", None)
-        if hasattr(network, "denoiser"):
-            self.denoiser = network.denoiser
+
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None) -> Tensor:
+        return look.of(self.network.encode(x_t, t, look.everywhere))
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("a factored network is asked in its two parts")
-
-
-def test_single_places_are_entries_of_the_whole_pass() -> None:
-    denoiser, ratios = networks()
-    x, t = partly_masked()
-    places = torch.tensor([[1, 7], [0, 3], [5, 2], [6, 6]])
-    rows = torch.arange(4)[:, None]
-    features = denoiser.encode_at(x, t, places)
-    assert torch.allclose(features, denoiser.encode(x, t)[rows, places], atol=1e-5)
-    for ratio in ratios:
-        whole = ratio.encode(x, t)[rows, places]
-        assert torch.allclose(ratio.encode_at(x, t, places), whole, atol=1e-5)
-        if not isinstance(ratio, TokenRatioNetwork):
-            assert torch.allclose(ratio.encode_at(x, t, places, features), whole, atol=1e-5)
-    with pytest.raises(ValueError, match="causal"):
-        Backbone(replace(CONFIG, causal=True)).at(x, t, places)
+        raise AssertionError("an encoder is asked in its two parts")
 
 
 @pytest.mark.parametrize("options", [{}, {"positions_per_step": 3}, {"planner": "margin"}], ids=str)

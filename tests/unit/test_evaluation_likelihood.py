@@ -16,6 +16,7 @@ from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.reference import reference_likelihood, reference_perplexity
 from gtl_lightning.forward import absorbing_sample, nelbo_terms
 from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
+from gtl_lightning.protocols import Look
 from gtl_lightning.schedule import Cosine, LogLinear
 
 V, L, MASK, PAD = 3, 3, 3, 4
@@ -233,14 +234,14 @@ def test_time_agrees_with_the_masked_share_under_every_schedule() -> None:
 
 
 class CountingDenoiser:
-    """Factored: hidden states are token ids; counts passes and the rows that meet the vocabulary."""
+    """An Encoder: hidden states are token ids; counts passes and the rows that meet the vocabulary."""
 
     def __init__(self) -> None:
         self.passes = self.rows = 0
 
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None) -> Tensor:
         self.passes += 1
-        return x_t[..., None].float()
+        return look.of(x_t[..., None].float())
 
     def decode(self, h: Tensor) -> Tensor:
         self.rows += h[..., 0].numel()
@@ -253,8 +254,8 @@ class ReadingRatio:
     def __init__(self, denoiser: CountingDenoiser) -> None:
         self.denoiser = denoiser
 
-    def encode(self, x_t: Tensor, t: Tensor, features: Tensor | None = None) -> Tensor:
-        return self.denoiser.encode(x_t, t) if features is None else features
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None) -> Tensor:
+        return self.denoiser.encode(x_t, t, look, None) if features is None else features
 
     def decode(self, h: Tensor) -> Tensor:
         return torch.zeros(*h.shape[:-1], V + 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from gtl_lightning.networks import (
     TokenRatioNetwork,
     seeded,
 )
+from gtl_lightning.protocols import EVERYWHERE, Cache, Look, PaddingOnce
 
 MASK, PAD, V, L = 10, 11, 12, 9
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)
@@ -76,14 +76,16 @@ def test_networks_read_a_padded_row_as_if_it_stood_alone(left: bool) -> None:
 @pytest.mark.parametrize("told", [True, False])
 def test_windows_and_single_places_of_left_padded_rows_are_entries_of_the_whole_pass(told: bool) -> None:
     x = padded(ROWS, left=True)
-    with DENOISER.padding_of(x) if told else nullcontext():
-        whole = DENOISER.encode(x, TIMES)
-        places = torch.tensor([[6, 8], [2, 5], [8, 0], [4, 7]])
-        torch.testing.assert_close(DENOISER.encode_at(x, TIMES, places), whole[torch.arange(4)[:, None], places])
-        _, cache = DENOISER.remember(x, TIMES)
-        for start, stop in ((0, L), (1, 7), (4, 9)):
-            again = DENOISER.recompute(x, TIMES, start, stop, [kept.clone() for kept in cache])
-            torch.testing.assert_close(again, whole[:, start:stop], atol=2e-5, rtol=1e-4)
+    padding = PaddingOnce(x) if told else None
+    whole = DENOISER.encode(x, TIMES)
+    places = torch.tensor([[6, 8], [2, 5], [8, 0], [4, 7]])
+    some = DENOISER.encode(x, TIMES, Look(places=places, padding=padding))
+    torch.testing.assert_close(some, whole[torch.arange(4)[:, None], places])
+    for window in ((0, L), (1, 7), (4, 9)):
+        cache: Cache = {}
+        DENOISER.encode(x, TIMES, Look(cache=cache, padding=padding))
+        again = DENOISER.encode(x, TIMES, Look(window=window, cache=cache, padding=padding))
+        torch.testing.assert_close(again, whole[:, slice(*window)], atol=2e-5, rtol=1e-4)
 
 
 MODES: list[dict[str, Any]] = [
@@ -106,6 +108,21 @@ def test_a_padded_prompt_is_filled_as_if_it_stood_alone(mode: int, left: bool) -
     assert ((x == PAD) == (padded(ROWS, left) == PAD)).all()
 
 
+def test_a_function_that_pads_for_itself_is_not_told_of_the_samplers_padding() -> None:
+    """Only networks that are called with the sampler's own rows are told; what a function makes of them is its own."""
+    row = torch.full((3, L - 2), MASK)
+    options = {"mask_index": MASK, "temperature": 0.0, "planner": "margin", "prompt": row}
+    for pads in ((2, 0), (0, 2)):
+
+        def longer(x_t: Tensor, t: Tensor, pads: tuple[int, int] = pads) -> Tensor:
+            return SEQUENCE(torch.nn.functional.pad(x_t, pads, value=PAD), t)
+
+        guided = [
+            sample(DENOISER, guidance=Guidance(SequenceRatio(f), gamma=3.0), **options) for f in (longer, SEQUENCE)
+        ]
+        assert torch.equal(*guided)
+
+
 def test_blocks_of_a_left_padded_prompt() -> None:
     """A window that holds everything is the plain path, wherever a row begins."""
     options = {"mask_index": MASK, "temperature": 0.0, "planner": "confidence", "prompt": padded(ROWS, True)}
@@ -119,7 +136,7 @@ def test_training_rows_padded_on_the_right_are_as_before() -> None:
     x = padded(ROWS, left=False)
     marked = backbone.embedding(x)
     marked = torch.cat([marked[:, :1] + backbone.start, marked[:, 1:]], 1)
-    assert backbone._view(x, 0, L).first is None
+    assert backbone._view(x, EVERYWHERE).first is None
     seen: list[Tensor] = []
     hook = backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     backbone(x, TIMES)

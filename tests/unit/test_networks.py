@@ -218,7 +218,7 @@ def test_a_ratio_reads_the_denoiser_without_owning_it(index):
     denoiser = make(MaskedDenoiser)
     ratio = on_denoiser(denoiser)[index]
     features = denoiser.encode(x_t, t)
-    torch.testing.assert_close(ratio.decode(ratio.encode(x_t, t, features)), ratio(x_t, t))
+    torch.testing.assert_close(ratio.decode(ratio.encode(x_t, t, features=features)), ratio(x_t, t))
     ids = {id(parameter) for parameter in denoiser.parameters()}
     assert not any(id(parameter) in ids for parameter in ratio.parameters())
     assert not any("denoiser" in name for name in ratio.state_dict())

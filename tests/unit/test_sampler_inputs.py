@@ -15,6 +15,7 @@ from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.continuous import Absorbing, Uniform, sample_continuous
 from gtl_lightning.errors import UserError
 from gtl_lightning.gtl import importance_draws, tilt
+from gtl_lightning.protocols import EVERYWHERE, Look
 from gtl_lightning.schedule import LogLinear
 from tests.unit.test_sampling import LENGTH, MASK, Tiny, V, draw, sequence_f
 
@@ -367,8 +368,8 @@ def test_factored_parts_of_another_shape_are_named() -> None:
             super().__init__(0)
             self.part = part
 
-        def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
-            h = super().encode(x_t, t)
+        def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+            h = super().encode(x_t, t, look)
             return h[..., 0] if self.part == "encode" else h
 
         def decode(self, h: Tensor) -> Tensor:
@@ -376,6 +377,10 @@ def test_factored_parts_of_another_shape_are_named() -> None:
 
     with pytest.raises(
         UserError, match=r"encoder .Odd. gave a tensor of shape \[5, 6\]; let it return one tensor of shape \[5, l, d\]"
+    ):
+        draw(Odd("encode"), planner="entropy")
+    with pytest.raises(
+        UserError, match=r"gave a tensor of shape \[5, 1\]; let it return one tensor of shape \[5, 1, d\]"
     ):
         draw(Odd("encode"))
     with pytest.raises(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.errors import UserError
+from gtl_lightning.protocols import EVERYWHERE, Look
 from gtl_lightning.schedule import Cosine, LogLinear
 
 V, MASK, LENGTH = 7, 3, 6  # the mask is not the last id on purpose
@@ -27,11 +28,11 @@ class Tiny(nn.Module):
         self.projected = 0
         self.times: list[Tensor] = []
 
-    def encode(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         self.rows.append(len(x_t))
         self.times.append(t)
         own = self.table[torch.arange(x_t.shape[1]), x_t]
-        return torch.tanh(own + own.mean(1, keepdim=True)) + t[:, None, None]
+        return look.of(torch.tanh(own + own.mean(1, keepdim=True)) + t[:, None, None])
 
     def decode(self, h: Tensor) -> Tensor:
         self.projected += h[..., 0].numel()

@@ -144,8 +144,7 @@ def test_a_timed_call_takes_the_stated_steps(case: Case) -> None:
     subject = Bench(tiny(), CPU)
     case = Case(**{**vars(case), "length": 12, "batch": 2})
     steps = []
-    encode = subject.denoiser.backbone._run
-    subject.denoiser.backbone._run = lambda *a: (steps.append(1), encode(*a))[1]  # type: ignore[method-assign]
+    subject.denoiser.backbone.register_forward_hook(lambda *_: steps.append(1))
     x = subject.call(case)()
     assert len(steps) == subject.steps(case) == (4 if case.block else 2)
     assert x.shape == (2, 12)
