@@ -9,10 +9,17 @@ import pytest
 
 from gtl_lightning import config
 from gtl_lightning.data.sample import write_sample
+from gtl_lightning.methods import names
 from tests.pipeline.conftest import inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
 
-ONE = ("sweep.fractions=[0.3]", "ablation.fraction=0.3", "sweep.ratios=[gtl, gtl-head, gtl-warm, gtl-sequence-gkl]")
+ONE = (
+    "sweep.fractions=[0.3]",
+    "ablation.fraction=0.3",
+    f"sweep.baselines=[{', '.join(names('denoiser'))}]",
+    f"sweep.ratios=[{', '.join(names('ratio'))}]",
+)
+"""Every method there is."""
 OTHER = (
     "sampling.planner=learned",
     "sampling.block=4",
