@@ -107,20 +107,37 @@ def check_weights(network: nn.Module) -> None:
             )
 
 
+def _held(network: object, deep: int = 3) -> Iterator[nn.Module]:
+    """The modules behind a callable: itself, or what it is bound to, closes over, applies partially, has as attributes.
+
+    What a function reaches by a global name is its own affair.
+    """
+    if isinstance(network, nn.Module):
+        yield network
+        inner: list[object] = [getattr(network, "denoiser", None)]
+    else:
+        cells = getattr(network, "__closure__", None) or ()
+        inner = [getattr(network, "__self__", None), getattr(network, "func", None)]
+        inner += [*getattr(network, "args", ()), *(getattr(network, "keywords", None) or {}).values()]
+        inner += [cell.cell_contents for cell in cells if cell != type(cell)()]
+        inner += vars(network).values() if hasattr(network, "__dict__") else ()
+    for part in inner:
+        if deep and (isinstance(part, nn.Module) or callable(part)) and not isinstance(part, type):
+            yield from _held(part, deep - 1)
+
+
 @contextmanager
 def evaluating(*networks: object) -> Iterator[None]:
     """Inside, modules among the networks are in eval mode, so that no dropout samples; afterwards as they were.
 
-    A ratio's frozen denoiser and the owner of a bound method come along. What a plain function calls is its own affair.
+    So are those that a partial, a bound method, a function or an object holds (`_held`).
     """
     before: list[tuple[nn.Module, bool]] = []
-    for network in networks:
-        for root in (network, getattr(network, "__self__", None), getattr(network, "denoiser", None)):
-            if isinstance(root, nn.Module):
-                modes = [(module, module.training) for module in root.modules()]
-                if any(training for _, training in modes):
-                    before += modes
-                    root.eval()
+    for root in (root for network in networks for root in _held(network)):
+        modes = [(module, module.training) for module in root.modules()]
+        if any(training for _, training in modes):
+            before += modes
+            root.eval()
     try:
         yield
     finally:
@@ -138,14 +155,24 @@ class Guard:
         mask_index: id of the mask; None where there is none.
         denoiser: gives laws.
         role: what it is called.
+        pad_index: id that fills up rows of the run, which no text holds; None where rows are full.
         others: further callables, by role.
 
     Raises:
         UserError: the denoiser names another mask as its own.
     """
 
-    def __init__(self, mask_index: int | None, denoiser: object, role: Role = "denoiser", **others: object) -> None:
+    def __init__(
+        self,
+        mask_index: int | None,
+        denoiser: object,
+        role: Role = "denoiser",
+        *,
+        pad_index: int | None = None,
+        **others: object,
+    ) -> None:
         self.where = "the start"
+        self._pad_index = pad_index
         self._role: Role = role
         self._callables = {role: denoiser, **others}
         self._mask_index = mask_index
@@ -190,7 +217,8 @@ class Guard:
             self.note_law(log_p)
         else:
             if mask is not None and (self._excluded is None or self._excluded.device != output.device):
-                self._excluded = torch.arange(v, device=output.device) == mask
+                ids = torch.arange(v, device=output.device)
+                self._excluded = ids == mask if self._pad_index is None else (ids == mask) | (ids == self._pad_index)
             log_p = law(output, self._excluded)
             # Whatever is wrong with a row, log_softmax makes all of it NaN: one column says so.
             self.note(self._role, log_p[..., 0])
@@ -222,7 +250,7 @@ class Guard:
             if problem == "promise":
                 raise UserError(
                     f"the {self.name(role)} has normalised = True, but its probabilities do not sum to one without "
-                    "the mask; leave the attribute out"
+                    "the mask and the padding; leave the attribute out"
                 )
             law = ", or no probability to any token but the mask," if role == self._role else ""
             raise UserError(f"the {self.name(role)} gave NaN or infinity{law} at {where}; look at its weights")
@@ -233,6 +261,8 @@ class Guard:
         off = torch.logsumexp(log_p, -1).abs().amax()
         if self._mask_index is not None:
             off = off + log_p[..., self._mask_index].exp().amax()
+        if self._pad_index is not None:
+            off = off + log_p[..., self._pad_index].exp().amax()
         # NaN is the affair of the other note.
         self._note(self._role, "promise", torch.where(off > TOLERANCE, math.inf, 0.0), nothing=False)
 

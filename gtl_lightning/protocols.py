@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -143,7 +143,25 @@ class Encoder(Protocol):
 def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
     """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
     takes_look = getattr(network, "takes_look", False) is True
-    return network(*inputs, look=look.everywhere) if takes_look else network(*inputs)
+    return untouched(network, *inputs, **({"look": look.everywhere} if takes_look else {}))
+
+
+def untouched(network: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Tensor:
+    """A call that leaves its inputs, which are the sampler's own, as they were.
+
+    Raises:
+        UserError: the network wrote into one of them.
+    """
+    before = [_writes(value) for value in inputs]
+    output = network(*inputs, **options)
+    if before != [_writes(value) for value in inputs]:
+        raise UserError(f"the {called(network, 'callable')} writes into the tensors that it is given; let it copy them")
+    return output
+
+
+def _writes(value: Tensor) -> int:
+    """How often a tensor was written into; torch does not count those of inference mode."""
+    return -1 if value.is_inference() else value._version
 
 
 class Hidden:
@@ -199,7 +217,9 @@ class Hidden:
 
             return read
         if key not in self._outputs:
-            self._outputs[key] = self._of_tokens(network(self.x_t, self.t), network, role, tuple(self.x_t.shape))
+            self._outputs[key] = self._of_tokens(
+                untouched(network, self.x_t, self.t), network, role, tuple(self.x_t.shape)
+            )
         output = self._outputs[key][row, position]
         return lambda part: output[part]
 

@@ -25,6 +25,8 @@ from gtl_lightning.reuse import Blocks, Reuse
 from gtl_lightning.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.walk import COLD, Padding, Walk
 
+HOT = 1e6
+"""Largest temperature: far below it all tokens are alike, far above it single precision ends."""
 CHUNK = 512
 """Positions that a certainty planner projects to the vocabulary at a time."""
 
@@ -66,7 +68,7 @@ def sample(
         blocks: planner mode from left to right, block by block; whole passes are then needed at times only.
         steps: ancestral mode, this many steps of time in place of a planner.
         prompt: Long[b,l] with mask_index where tokens are wanted; other tokens are kept. Padding, on either side, where
-            the denoiser tells its `pad_index`, does not change the law of a row.
+            the denoiser tells its `pad_index`, does not change the law of a row, and no more of it is drawn.
         temperature: of the guided token distribution; 0 takes the most likely token.
         top_p: nucleus, the least set of tokens with at least this probability.
         planner_temperature: of a callable planner; 0 takes the highest score.
@@ -85,7 +87,10 @@ def sample(
     _check(planner, positions_per_step, blocks, steps, temperature, top_p, planner_temperature)
     x = _start(denoiser, mask_index, batch, length, prompt, generator, device)
     ratio = guidance.ratio.f if guidance else None
-    guard = Guard(mask_index, denoiser, ratio=ratio, planner=planner)
+    padding = None if prompt is None else Padding.of(x, denoiser)
+    guard = Guard(
+        mask_index, denoiser, ratio=ratio, planner=planner, pad_index=padding.index if padding is not None else None
+    )
     walk = Walk(
         denoiser,
         guidance,
@@ -97,7 +102,7 @@ def sample(
         generator,
         x.device,
         guard,
-        None if prompt is None else Padding.of(x, denoiser),
+        padding,
         PaddingOnce(x),
     )
     with guard.run():
@@ -264,8 +269,10 @@ def _check(
     if k < 1:
         raise UserError(f"positions_per_step must be at least 1, got {k}")
     for name, value in (("temperature", temperature), ("planner_temperature", planner_temperature)):
-        if not (hasattr(value, "__float__") and 0 <= value < math.inf):
-            raise UserError(f"{name} must be finite and not negative (0 takes the most likely), got {value!r}")
+        if not (hasattr(value, "__float__") and 0 <= value <= HOT):
+            raise UserError(
+                f"{name} must be finite and not negative (0 takes the most likely), at most {HOT:g}, got {value!r}"
+            )
     if not (hasattr(top_p, "__float__") and 0 < top_p <= 1):
         raise UserError(f"top_p must lie in (0, 1], got {top_p!r}")
     if planner is not None and not isinstance(planner, str) and not callable(planner):

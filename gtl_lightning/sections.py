@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME, TEXT = r"^\w[\w. -]*$", r"^\S(.*\S)?$"
-LARGEST_COUNT, LARGEST_SEED = 10**9, 2**32 - 1
+LARGEST_COUNT, LARGEST_SEED, STRONGEST = 10**9, 2**32 - 1, 1000
 """The seed is what every generator takes: torch's, numpy's and scikit-learn's."""
 
 # Strict: true is no number and 5.0 no count; DVC, which reads the same file, would spell them otherwise. Every number
@@ -23,7 +23,7 @@ Few = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
-Strength = Annotated[float, Field(strict=True, ge=0, le=1000)]
+Strength = Annotated[float, Field(strict=True, ge=0, le=STRONGEST)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=10)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, pattern=TEXT)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.methods import guides, names
-from gtl_lightning.sections import LARGEST_SEED
+from gtl_lightning.sections import LARGEST_SEED, STRONGEST
 from gtl_lightning.stages.common import Cell
 
 SOURCE_METHOD = "source"
@@ -90,8 +89,8 @@ class Draw:
             if whole is not None and whole < 1:
                 raise UserError(f"{option} {whole} is out of range; give at least 1")
         for option, number in (("--gamma", self.gamma), ("--temperature", self.temperature)):
-            if number is not None and not 0 <= number < math.inf:
-                raise UserError(f"{option} {number} is out of range; give a finite number, 0 or more")
+            if number is not None and not 0 <= number <= STRONGEST:
+                raise UserError(f"{option} {number} is out of range; give a number from 0 to {STRONGEST}")
         known_seed("--seed", self.seed)
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"--prompt {self.prompt!r} holds no text; leave it out for free text")

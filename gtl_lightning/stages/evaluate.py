@@ -84,6 +84,7 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
             "verdict": _verdict(cell),
             "made_with": made_with(sampler.device.type, "32-true"),
             "trained_with": sampler.training.get("made_with"),
+            "source": sampler.source,
             "mlflow_run": run.run_id,
         }
         _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.config import Params
-from gtl_lightning.files import write_json
+from gtl_lightning.files import sha256_file, write_json
 from gtl_lightning.sections import Training
 from gtl_lightning.stages.common import RESULT, TOKENS, Cell, log, state_dir, study, trainable_parameters
 from gtl_lightning.stages.corpus import Corpus, device_of
@@ -177,8 +177,18 @@ def averaged(networks: Sequence[nn.Module]) -> nn.Module:
     return networks[0] if len(networks) == 1 else RatioEnsemble(networks)
 
 
-def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *, part: str = "network") -> None:
-    """Write the network and what its training came to: cost of all members, score and curve of the best."""
+def save_trained(
+    folder: Path,
+    network: nn.Module,
+    trained: Sequence[Trained],
+    *,
+    part: str = "network",
+    read: Collection[Path] = (),
+) -> None:
+    """Write the network and what its training came to: cost of all members, score and curve of the best.
+
+    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained.
+    """
     from gtl_lightning.networks import save_network
 
     best = min(trained, key=lambda member: member.result.best_score)
@@ -190,6 +200,7 @@ def save_trained(folder: Path, network: nn.Module, trained: Sequence[Trained], *
         "seconds": round(sum(member.seconds for member in trained), 2),
         "trainable_parameters": sum(member.parameters for member in trained),
         "made_with": best.made_with,
+        "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
     }
     save_network(folder / f"{part}.safetensors", network, summary)
     history = best.result.history

@@ -13,7 +13,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
-from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, Cell
+from gtl_lightning.stages.common import MODELS, NETWORK, RESULT, SOURCE, Cell
 from gtl_lightning.stages.corpus import Corpus, device_of, load_denoiser
 
 if TYPE_CHECKING:
@@ -70,15 +70,28 @@ class Sampler:
                 SequenceRatio(network) if by_sequence else TokenRatio(network),
                 n_ratio=params.sampling.n_ratio_sequence if by_sequence else params.sampling.n_ratio,
             )
+        versions = {str(path): sha256_file(root / path)[:12] for path in weights}
+        training = read_record(root / own / RESULT) if cell.fraction is not None else {}
+        beside = training.get("read", {}).get(str(SOURCE))
+        if is_ratio and beside not in (None, versions[str(SOURCE)]):
+            raise UserError(
+                f"{own / NETWORK} was trained beside another {SOURCE} than the one that is there; train it again "
+                f"(`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
+            )
         return cls(
             denoiser=denoiser,
             guidance=guidance,
             corpus=corpus,
             device=device,
-            versions={str(path): sha256_file(root / path)[:12] for path in weights},
-            training=read_record(root / own / RESULT) if cell.fraction is not None else {},
+            versions=versions,
+            training=training,
             root=root,
         )
+
+    @property
+    def source(self) -> str | None:
+        """Short hash of the source denoiser that the cell guides or started from; None for one that knows no source."""
+        return self.versions.get(str(SOURCE)) or self.training.get("read", {}).get(str(SOURCE))
 
     def draw(
         self,

@@ -26,7 +26,10 @@ def made_with(device: str, precision: str) -> str:
 
 
 def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each way in which the rows of one table were not made alike; none if they were."""
+    """A sentence for each way in which the rows of one table were not made alike; none if they were.
+
+    Stages that were run by hand may leave cells of an earlier source denoiser beside those of the present one.
+    """
     found = list(rows)
     sentences = []
     for key, what in zip(MADE_WITH, ("evaluated", "trained"), strict=True):
@@ -34,4 +37,10 @@ def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         if len(kinds) > 1:
             listed = "; ".join(f"{count} with {kind}" for kind, count in kinds.most_common())
             sentences.append(f"Not all of these cells were {what} alike: {listed}.")
+    sources = Counter(row["source"] for row in found if row.get("source"))
+    if len(sources) > 1:
+        listed = ", ".join(f"{count} of {source}" for source, count in sources.most_common())
+        sentences.append(
+            f"Not all of these cells come from the same source denoiser: {listed}; `dvc repro` mends the stale ones."
+        )
     return sentences

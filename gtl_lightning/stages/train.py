@@ -191,7 +191,7 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
         ]
         best = lowest(tried)
         members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
-    save_trained(MODELS / cell.name, averaged([member.network for member in members]), members)
+    save_trained(MODELS / cell.name, averaged([member.network for member in members]), members, read=read)
 
 
 def _built(

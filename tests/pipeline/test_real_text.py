@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from gtl_lightning import stages
-from gtl_lightning.closure import ROOT, closure
+from gtl_lightning.closure import ROOT
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_json
 from tests.pipeline.conftest import inside, tiny
+from tests.unit.test_closure import served
 from tests.unit.test_evaluation_features import tiny_model
 
 ROW = Path("cells/gtl-0.3-0/row.json")
@@ -110,6 +111,22 @@ def test_what_the_data_decide_is_looked_at_as_soon_as_they_are_there(change: str
             stages.train_source(asked)
 
 
+def test_cells_of_another_source_denoiser_are_refused_or_named(workspace: Path) -> None:
+    """Stages run by hand: a new source, and beside it a ratio and cells of the old one."""
+    with inside(workspace):
+        again = tiny("train.source={steps: 10, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}")
+        stages.train_source(again)
+        with pytest.raises(UserError, match=r"gtl-0\.3-0.* was trained beside another models/source.*train it again"):
+            stages.evaluate_cell(again, "gtl", 0.3, 0)
+        stages.evaluate_cell(again, "source", None, 0)
+        stages.make_report(again)
+        for page in ("report.md", "report.html"):
+            assert "same source denoiser" in Path("reports", page).read_text()
+        stages.train_cell(again, "gtl", 0.3, 0)
+        stages.evaluate_cell(again, "gtl", 0.3, 0)
+        assert read_json(ROW)["source"] == read_json(Path("cells/source-0/row.json"))["source"]
+
+
 def test_the_least_number_of_texts_is_that_of_mauve() -> None:
     from gtl_lightning.evaluation.mauve import MIN_TEXTS
     from gtl_lightning.stages.checks import LEAST_TEXTS
@@ -172,4 +189,4 @@ def test_a_run_loads_no_file_that_the_closure_does_not_name(home: str, call: str
     )
     loaded = {Path(path).relative_to(ROOT).as_posix() for path in json.loads(done.stdout.splitlines()[-1])}
     assert len(loaded) > 10
-    assert loaded <= closure(f"gtl_lightning.stages.{home}")
+    assert loaded <= served(f"gtl_lightning.stages.{home}")

@@ -24,6 +24,16 @@ FILES = {
 }
 
 
+def served(module: str) -> frozenset[str]:
+    """The closure, and what serves its files that compute nothing: parameters ask the registry for settings."""
+    found, waiting = closure(module), closure(module) & WITHOUT_RESULT
+    while waiting:
+        more = frozenset().union(*(closure(path.removesuffix(".py").replace("/", ".")) for path in waiting))
+        waiting = (more - found) & WITHOUT_RESULT
+        found |= more
+    return found
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "gtl_lightning"
@@ -84,11 +94,5 @@ def test_nothing_is_loaded_that_the_closure_does_not_name(stage: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {Path(path).relative_to(ROOT).as_posix() for path in json.loads(done.stdout)}
-    # What serves a file that computes nothing is loaded too: the parameters ask the registry for the methods' settings.
-    served, waiting = closure(module), closure(module) & WITHOUT_RESULT
-    while waiting:
-        more = frozenset().union(*(closure(path.removesuffix(".py").replace("/", ".")) for path in waiting))
-        waiting = (more - served) & WITHOUT_RESULT
-        served |= more
-    assert closure(module) <= loaded <= served
+    assert closure(module) <= loaded <= served(module)
     assert loaded - WITHOUT_RESULT

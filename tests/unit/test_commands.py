@@ -11,10 +11,10 @@ import typer.main
 
 from flows.cli import app, main
 from gtl_lightning.config import configure, write_params
-from gtl_lightning.stages.asked import GUIDED
+from gtl_lightning.methods import names
 from tests.unit.trees import snapshot
 
-TRAINED = ("vanilla", "finetune", "lora", *GUIDED)
+TRAINED = names()
 CELL = ("--fraction", "0.05", "--seed", "0")
 Case = tuple[tuple[str, ...], str]
 
@@ -67,7 +67,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
     **{f"train {method}": POINT for method in TRAINED},
     "evaluate": {
         "method": [
-            (("foo",), "method 'foo' is unknown; choose one of source, vanilla, finetune"),
+            (("foo",), "method 'foo' is unknown; choose one of source, finetune"),
             (("classifier", *CELL), "method 'classifier' is unknown"),
         ],
         "fraction": [

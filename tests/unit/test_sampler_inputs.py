@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -501,3 +502,84 @@ def test_nothing_is_drawn_by_a_ratio_that_is_none(values: list[float]) -> None:
 def test_settings_of_another_kind(build: Callable[[], object], line: str) -> None:
     with pytest.raises(UserError, match=line):
         build()
+
+
+def padded(normalised: bool = False) -> Any:
+    """A uniform law over tokens 0..4, whose id 4 is also what fills up rows; 5 is the mask."""
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros(*x.shape, 6)
+
+    denoiser.pad_index = 4  # type: ignore[attr-defined]
+    return denoiser
+
+
+@pytest.mark.parametrize("order", [{}, {"steps": 6}, {"positions_per_step": 2}])
+def test_what_fills_up_a_row_is_not_drawn_into_it(order: dict[str, int]) -> None:
+    """A row's own length is that of its prompt: padding that is drawn would change its times and strengths."""
+    prompt = torch.full((500, 6), 5)
+    prompt[:, :2] = 4
+    log_r = torch.tensor([0.0, 0.0, 0.0, 1.5, 1.5, 0.0])
+    guidance = Guidance(TokenRatio(lambda x, t: log_r.expand(*x.shape, 6)), gamma=1.0)
+    x = sample(padded(), mask_index=5, prompt=prompt, guidance=guidance, generator=seeded_generator(), **order)
+    assert (x[:, :2] == 4).all()
+    share = torch.bincount(x[:, 2:].flatten(), minlength=6) / x[:, 2:].numel()
+    exact = torch.softmax(torch.tensor([0.0, 0.0, 0.0, 1.5, -math.inf, -math.inf]), 0)
+    torch.testing.assert_close(share, exact, atol=0.04, rtol=0)
+
+
+def seeded_generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_row_that_is_full_may_end_in_what_others_call_padding() -> None:
+    x = sample(padded(), mask_index=5, batch=200, length=4, generator=seeded_generator())
+    assert (x == 4).any()
+
+
+@pytest.mark.parametrize("temperature", [1e39, 1e7, math.inf])
+def test_a_temperature_beyond_single_precision_is_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        sample(padded(), mask_index=5, batch=2, length=4, temperature=temperature)
+
+
+def test_a_callable_that_writes_into_its_input_is_refused() -> None:
+    def writes(x: Tensor, t: Tensor) -> Tensor:
+        x.fill_(0)
+        return torch.zeros(*x.shape, 6)
+
+    def moves(x: Tensor) -> Tensor:
+        x.add_(1)
+        return torch.zeros(x.shape)
+
+    for arguments in ({"denoiser": writes}, {"denoiser": padded(), "planner": moves}):
+        with pytest.raises(UserError, match="writes into"):
+            sample(**arguments, mask_index=5, batch=2, length=4)
+
+
+class Held:
+    """A network behind an object of somebody's own."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t)
+
+
+@pytest.mark.parametrize("how", ["partial", "closure", "object", "partial of an object"])
+def test_dropout_is_off_behind_what_holds_the_module(how: str) -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
+            assert not self.training
+            return torch.zeros(*x.shape, 6)
+
+    network = Noisy().train()
+    holders: dict[str, Any] = {
+        "partial": partial(network, scale=2.0),
+        "closure": lambda x, t: network(x, t),
+        "object": Held(network),
+        "partial of an object": partial(Held(network)),
+    }
+    sample(holders[how], mask_index=5, batch=2, length=3)
+    assert network.training
