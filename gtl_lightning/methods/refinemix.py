@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-from gtl_lightning.sections import Training
+from gtl_lightning.sections import Training, no_repeats
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
@@ -26,6 +26,11 @@ class RefineMix(Settings):
     t_max: tuple[Level, ...] = Field(
         (0.9, 0.7), min_length=1, description="masked shares from which source texts are used; held-out texts choose"
     )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> RefineMix:
+        no_repeats(self, ("t_max",))
+        return self
 
 
 def recipe(context: Context, settings: RefineMix) -> Recipe:

@@ -55,7 +55,7 @@ def test_a_whole_bundle_opens(bundle: Path) -> None:
         ("method", None, "'method' is null, not a text"),
         ("method", 5, "'method' is a number, not a text"),
         ("method", ["gtl"], "'method' is a list, not a text"),
-        ("method", "../../etc", "method '../../etc' is none of vanilla"),
+        ("method", "../../etc", "method '../../etc' is none of gtl"),
         ("method", "source", "method 'source' is none of"),
         ("fraction", "1.0", "'fraction' is a text, not a number"),
         ("fraction", 1, "'fraction' is a number, not a number with a point"),
