@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from typing import Any
 
 import pytest
 import typer
@@ -13,6 +12,7 @@ from gtl_lightning.closure import ROOT, WITHOUT_RESULT, closure
 from gtl_lightning.config import Params
 from gtl_lightning.settings import Methods
 from gtl_lightning.stages import HOMES
+from tests.pipeline.reading import flat
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TRAINING = ("source", "judge", "planner", "classifier", "baseline", "ratio")
@@ -40,15 +40,6 @@ def entry(stage: str) -> str:
 def code(stage: str) -> list[str]:
     """The stage's dependencies on files and folders of the project."""
     return [dep for dep in STAGES[stage]["deps"] if dep.startswith("gtl_lightning/")]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all single values."""
-    return [
-        name
-        for key, value in values.items()
-        for name in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
-    ]
 
 
 def covers(dep: str, path: str) -> bool:

@@ -57,10 +57,10 @@ def test_torch_takes_as_many_threads_as_are_asked_for_unless_the_environment_say
 
 
 def test_the_number_of_threads_is_set_before_torch_is_loaded() -> None:
-    """Afterwards it would be ignored without a word: what a command imports until it knows params.yaml must be light."""
+    """Afterwards it would be ignored without a word: what a command imports before it reads params.yaml is light."""
     code = (
         "import sys\nimport flows.cli\nfrom gtl_lightning import config, stages\n"
-        "for names in stages.HOMES.values(): [getattr(stages, name) for name in names if not name.startswith('load_')]\n"
+        "for all_of in stages.HOMES.values(): [getattr(stages, n) for n in all_of if not n.startswith('load_')]\n"
         "print(sorted({'torch', 'pytorch_lightning', 'mlflow', 'mauve', 'transformers'} & sys.modules.keys()))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

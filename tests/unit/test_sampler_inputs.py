@@ -504,7 +504,7 @@ def test_settings_of_another_kind(build: Callable[[], object], line: str) -> Non
         build()
 
 
-def padded(normalised: bool = False) -> Any:
+def padded() -> Any:
     """A uniform law over tokens 0..4, whose id 4 is also what fills up rows; 5 is the mask."""
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
