@@ -34,7 +34,8 @@ def test_a_freed_block_stays_in_the_heap_only_where_that_was_asked_for(keep: boo
     if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("glibc alone is told, and only since 2.33 does it say what it holds")
     told = subprocess.run([sys.executable, "-c", HOLD.format(keep=keep)], capture_output=True, text=True, check=True)
-    assert (int(told.stdout) >= BLOCK) == keep
+    # What lay free at the heap's top before serves the first part of the block, so that the heap grows by less than it.
+    assert (int(told.stdout) >= BLOCK // 2) == keep
 
 
 @pytest.mark.parametrize(("asked", "environment", "threads"), [(1, None, 1), (2, "1", 1), (None, "1", 1)])
