@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Guidance, TokenRatio, sample
-from gtl_lightning.forward import absorbing_sample, nelbo_terms, stratified_times
-from gtl_lightning.gtl import guided_log_prob_true
-from gtl_lightning.schedule import LogLinear
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.guidance import guided_log_prob_true
+from gtl_lightning.core.schedule import LogLinear
 
 LETTERS, LENGTH = 3, 4
 MASK = LETTERS  # the mask's id; every vocabulary counts it

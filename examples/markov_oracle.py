@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Guidance, TokenRatio, sample
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.data.markov import MarkovChain, paper_chain
+from gtl_lightning.laws.chains import MarkovChain, paper_chain
+from gtl_lightning.laws.exact import ExactRatio
 
 SEQUENCES, LENGTH = 4096, 20
 

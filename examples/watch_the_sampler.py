@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import sample
-from gtl_lightning.data.markov import paper_chain
+from gtl_lightning.laws.chains import paper_chain
 
 CHAIN = paper_chain(0.8)  # its exact denoiser; any other will do
 MASK, LENGTH, SEQUENCES = CHAIN.mask_index, 12, 3

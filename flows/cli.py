@@ -32,8 +32,8 @@ folder and to itself. With a server that is configured (PREFECT_API_URL) the dat
 @app.command()
 def sweep() -> None:
     """The sweep in params.yaml: what is out of date, independent stages side by side; needs no running server."""
-    from gtl_lightning.config import load_params
     from gtl_lightning.files import make_folder
+    from gtl_lightning.workspace.params import load_params
 
     load_params()  # before anything is made or started
     folder = Path.cwd() / ".prefect"
@@ -54,7 +54,7 @@ def status() -> None:
     from flows.grid import read_grid
     from flows.server import connect, server_url
     from flows.status import process_table, running_stages, server_tables, stage_table, unlike_cells
-    from gtl_lightning.config import load_params
+    from gtl_lightning.workspace.params import load_params
 
     root = Path.cwd()
     console = Console(highlight=False)

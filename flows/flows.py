@@ -46,10 +46,10 @@ from flows.server import check_server, server_url
 from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
-from gtl_lightning.addresses import resolve_uri
-from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.settings import RatioMethod
+from gtl_lightning.workspace.addresses import resolve_uri
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.settings import RatioMethod
 
 INTERRUPTED = 130
 # Threads that wait for stages, as many as `parallel` may allow; `parallel` says how many stages run.

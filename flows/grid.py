@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flows.lockfile import LOCKFILE, is_whole
-from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
-from gtl_lightning.stages.common import CELLS, ROW, Cell
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import CELLS, ROW, Cell
 
 MARKOV = "markov-"  # how the addresses of the Markov study begin; its matrix is a grid of its own
 ATTEMPTS, PAUSE_SECONDS = 5, 0.3  # at a dvc.lock that is being written

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from gtl_lightning.config import PARAMS, PROFILES, Params, changes, load_params, override, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.fields import LARGEST_SEED
 from gtl_lightning.methods import names
-from gtl_lightning.reconfigure import asked_params
-from gtl_lightning.sections import LARGEST_SEED
+from gtl_lightning.workspace.params import PARAMS, PROFILES, Params, changes, load_params, override, write_params
+from gtl_lightning.workspace.reconfigure import asked_params
 
 if TYPE_CHECKING:
     Method: TypeAlias = str

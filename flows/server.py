@@ -9,8 +9,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
 
-from gtl_lightning.addresses import unreachable, without_credentials
 from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.addresses import unreachable, without_credentials
 
 
 def server_url() -> str | None:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gtl_lightning.config import PARAMS
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest
+from gtl_lightning.workspace.params import PARAMS
 
 
 def check_remote(root: Path) -> str:

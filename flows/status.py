@@ -17,7 +17,7 @@ from rich.text import Text
 from flows.grid import Grid, Stage
 from flows.group import LEADER
 from gtl_lightning.records import read_record
-from gtl_lightning.stages.provenance import mixtures
+from gtl_lightning.workspace.provenance import mixtures
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

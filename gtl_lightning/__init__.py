@@ -6,20 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
-    from gtl_lightning.reuse import Blocks
-    from gtl_lightning.sampling import sample
+    from gtl_lightning.core.blocks import Blocks
+    from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
+    from gtl_lightning.core.sampling import sample
     from gtl_lightning.stages.register import load_model
 
 __all__ = ["Blocks", "Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
 
 _HOMES = {
-    "Blocks": "reuse",
-    "Guidance": "gtl",
-    "SequenceRatio": "gtl",
-    "TokenRatio": "gtl",
+    "Blocks": "core.blocks",
+    "Guidance": "core.guidance",
+    "SequenceRatio": "core.guidance",
+    "TokenRatio": "core.guidance",
     "load_model": "stages.register",
-    "sample": "sampling",
+    "sample": "core.sampling",
 }
 
 

@@ -11,7 +11,7 @@ import typer
 
 from gtl_lightning.errors import UserError, environment_fault
 from gtl_lightning.methods import METHODS
-from gtl_lightning.resources import keep_freed_memory, limit_threads
+from gtl_lightning.resources import check_address_space, keep_freed_memory, limit_threads
 
 app = typer.Typer(
     help="Guided transfer learning for discrete diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -39,7 +39,8 @@ def configure(
     overrides: Annotated[list[str], typer.Option("--set", help="key=value, repeatable", show_default=False)] = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Write params.yaml: a profile anew, or only what --set names; tells what changes and what a profile drops."""
-    from gtl_lightning import config, reconfigure
+    from gtl_lightning.workspace import params as config
+    from gtl_lightning.workspace import reconfigure
 
     anew = profile if profile is not None or overrides else "default"
     params = reconfigure.asked_params(anew, tuple(overrides))
@@ -54,9 +55,9 @@ def configure(
 @data_app.command("sample")
 def data_sample(seed: Annotated[int, typer.Option(help="seed of the generator")] = 0) -> None:
     """Generate the embedded sample: artificial abstracts with an exactly known density."""
-    from gtl_lightning import stages
+    from gtl_lightning.stages import data
 
-    stages.data_sample(seed=seed)
+    data.data_sample(seed=seed)
 
 
 @data_app.command("import")
@@ -65,9 +66,9 @@ def data_import(
     field: FieldOption = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Take a metadata snapshot as Kaggle publishes it: JSON lines, plain or in gzip, xz, bzip2 or zip."""
-    from gtl_lightning import stages
+    from gtl_lightning.stages import data
 
-    stages.data_import(path, fields=_pairs(field))
+    data.data_import(path, fields=_pairs(field))
 
 
 @data_app.command("download")
@@ -78,67 +79,74 @@ def data_download(
     field: FieldOption = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Stream a hub data set; goes on where it stopped."""
-    from gtl_lightning import stages
+    from gtl_lightning.stages import data
 
     for option, value in (("DATASET", dataset), ("--split", split)):
         if not value.strip():
             raise UserError(f"{option} is empty; give the name of a data set and of one of its splits")
-    stages.data_download(dataset, split=split, limit=limit, fields=_pairs(field))
+    data.data_download(dataset, split=split, limit=limit, fields=_pairs(field))
 
 
 @app.command()
 def split() -> None:
     """Cut the records into disjoint splits by domain."""
-    from gtl_lightning import stages
+    params = _params(needs_torch=False)
+    from gtl_lightning.stages import data
 
-    stages.split(_params())
+    data.split(params)
 
 
 @app.command()
 def tokenize() -> None:
     """Make the tokenizer and the token arrays."""
-    from gtl_lightning import stages
+    params = _params(needs_torch=False)
+    from gtl_lightning.stages import data
 
-    stages.tokenize(_params())
+    data.tokenize(params)
 
 
 @train_app.command("source")
 def train_source() -> None:
     """The source denoiser."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import train
 
-    stages.train_source(_params())
+    train.train_source(params)
 
 
 @train_app.command("judge")
 def train_judge() -> None:
     """The domain judge and the reference model."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import train
 
-    stages.train_judge(_params())
+    train.train_judge(params)
 
 
 @train_app.command("planner")
 def train_planner() -> None:
     """The learned reveal order."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import train
 
-    stages.train_planner(_params())
+    train.train_planner(params)
 
 
 @train_app.command("classifier")
 def train_classifier(fraction: FractionOption, seed: SeedOption = 0) -> None:
     """The domain classifiers and the advisor's verdict."""
-    from gtl_lightning import stages
+    params = _point(fraction, seed)
+    from gtl_lightning.stages import train
 
-    stages.train_classifier(_point(fraction, seed), fraction, seed)
+    train.train_classifier(params, fraction, seed)
 
 
 def _cell_command(method: str, description: str) -> None:
     def command(fraction: FractionOption, seed: SeedOption = 0) -> None:
-        from gtl_lightning import stages
+        params = _point(fraction, seed)
+        from gtl_lightning.stages import train
 
-        stages.train_cell(_point(fraction, seed), method, fraction, seed)
+        train.train_cell(params, method, fraction, seed)
 
     train_app.command(method, help=description)(command)
 
@@ -154,17 +162,19 @@ def evaluate(
     seed: SeedOption = 0,
 ) -> None:
     """Select on validation data, read the test data once, sample, measure."""
-    from gtl_lightning import stages
+    params = _point(fraction, seed, method)
+    from gtl_lightning.stages import evaluate
 
-    stages.evaluate_cell(_point(fraction, seed), method, fraction, seed)
+    evaluate.evaluate_cell(params, method, fraction, seed)
 
 
 @app.command()
 def real() -> None:
     """Measure real target text: what every cell is compared with."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import real
 
-    stages.measure_real(_params())
+    real.measure_real(params)
 
 
 @app.command()
@@ -172,61 +182,67 @@ def ablation(
     seed: Annotated[int | None, typer.Option(help="repetition (default: the first of the sweep)")] = None,
 ) -> None:
     """Resample one trained ratio over gamma and n_ratio."""
-    from gtl_lightning import stages
-
     params = _params() if seed is None else _point(None, seed)
-    stages.ablation(params, params.sweep.seeds[0] if seed is None else seed)
+    from gtl_lightning.stages import evaluate
+
+    evaluate.ablation(params, params.sweep.seeds[0] if seed is None else seed)
 
 
 @app.command()
 def report() -> None:
     """Tables, figures, report.md and report.html."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import report
 
-    stages.make_report(_params())
+    report.make_report(params)
 
 
 @markov_app.command("source")
 def markov_source() -> None:
     """The source denoiser of the chains."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.studies.markov import study
 
-    stages.markov_source(_params())
+    study.markov_source(params)
 
 
 @markov_app.command("cells")
 def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
     """Every method at every size, one repetition."""
-    from gtl_lightning import stages
-    from gtl_lightning.stages.asked import in_grid
+    from gtl_lightning.workspace.asked import in_grid
 
     params = _params()
     in_grid("--seed", seed, "markov.seeds", params.markov.seeds)
-    stages.markov_cells(params, seed)
+    from gtl_lightning.studies.markov import study
+
+    study.markov_cells(params, seed)
 
 
 @markov_app.command("overlap")
 def markov_overlap() -> None:
     """The target moved away from the source, and the advisor's word on it."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.studies.markov import overlap
 
-    stages.measure_overlap(_params())
+    overlap.measure_overlap(params)
 
 
 @markov_app.command("report")
 def markov_report() -> None:
     """reports/markov.json, markov.md and the figures."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.studies.markov import page
 
-    stages.markov_report(_params())
+    page.markov_report(params)
 
 
 @app.command()
 def register() -> None:
     """Register the best ratio network and denoiser of every fraction in MLflow."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import register
 
-    stages.register_best(_params())
+    register.register_best(params)
 
 
 @app.command()
@@ -237,18 +253,19 @@ def bench(
     ] = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Time sampling and training here; writes reports/bench.json and docs/benchmarks.md."""
-    from gtl_lightning import stages
-
     params = _params(profile)
-    stages.run_bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
+    from gtl_lightning.stages import bench
+
+    bench.run_bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
 
 
 @app.command()
 def tradeoff() -> None:
     """Speed against quality of one trained cell, over positions per step and blocks; adds to the benchmarks."""
-    from gtl_lightning import stages
+    params = _params()
+    from gtl_lightning.stages import tradeoff
 
-    stages.measure_tradeoff(_params())
+    tradeoff.measure_tradeoff(params)
 
 
 @app.command()
@@ -275,35 +292,48 @@ def sample(
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
     """Sample from a trained cell or a registered model; writes text and JSON lines."""
-    from gtl_lightning import stages
+    from gtl_lightning.workspace.asked import Draw, asked_cell
 
-    asked = stages.Draw(count, length, gamma, temperature, n_ratio, prompt, seed, out)
-    if model is None:
-        texts = stages.sample_cell(_params(), method or "gtl", fraction, model_seed, asked)
-    elif (method, fraction, model_seed) == (None, None, None):
-        texts = stages.sample_model(model, asked)
-    else:
+    asked = Draw(count, length, gamma, temperature, n_ratio, prompt, seed, out)
+    if model is not None and (method, fraction, model_seed) != (None, None, None):
         raise UserError(
             "--model names a registered model, --method, --fraction and --model-seed a cell: give one of them"
         )
+    if model is None:
+        params = _params()
+        cell = asked_cell(params, method or "gtl", fraction, model_seed)
+        asked.check_applies(cell.method)
+        from gtl_lightning.stages.sample import sample_cell
+
+        texts = sample_cell(params, cell, asked)
+    else:
+        check_address_space()
+        from gtl_lightning.stages.sample import sample_model
+
+        texts = sample_model(model, asked)
     for text in texts:
         typer.echo(text)
 
 
-def _params(profile: str | None = None) -> Any:
-    from gtl_lightning import config
+def _params(profile: str | None = None, needs_torch: bool = True) -> Any:
+    """The parameters; what has to be set or refused before torch is imported is done."""
+    from gtl_lightning.workspace import params as config
 
     params = config.load_params() if profile is None else config.configure(profile)
-    limit_threads(params.machine.threads)  # here: torch is not imported yet
+    limit_threads(params.machine.threads)
+    if needs_torch:
+        check_address_space()
     return params
 
 
-def _point(fraction: float | None, seed: int) -> Any:
-    """The parameters, whose grid has this point."""
-    from gtl_lightning.stages.asked import check_point
+def _point(fraction: float | None, seed: int, method: str | None = None) -> Any:
+    """The parameters, whose grid has this point; a method that does not exist is refused before torch is imported."""
+    from gtl_lightning.workspace.asked import check_point, known_cell
 
     params = _params()
     check_point(params, fraction, seed)
+    if method is not None:
+        known_cell(method, fraction, seed)
     return params
 
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gtl_lightning.data.grammar import Floats, Grammar, to_words
-from gtl_lightning.data.lexicon import OWN, SHARED, TOPICS
 from gtl_lightning.data.lines import open_gzip
 from gtl_lightning.data.snapshot import SNAPSHOT, survey, write_provenance
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import replacing
+from gtl_lightning.laws.grammar import Floats, Grammar, to_words
+from gtl_lightning.laws.lexicon import OWN, SHARED, TOPICS
 
 ARCHIVES = tuple(TOPICS)
 MAX_WORDS = 30

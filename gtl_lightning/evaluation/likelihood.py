@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.guidance import GAMMA_MAX, Guidance, linear_gamma
+from gtl_lightning.core.protocols import Denoiser
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.masked_likelihood import Masking, nelbo_sums
-from gtl_lightning.gtl import GAMMA_MAX, Guidance, linear_gamma
-from gtl_lightning.protocols import Denoiser
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.guard import Guard, check_ids, wide
+from gtl_lightning.core.guidance import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
+from gtl_lightning.core.protocols import Denoiser, Hidden
+from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
-from gtl_lightning.gtl import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
-from gtl_lightning.guard import Guard, check_ids, wide
-from gtl_lightning.protocols import Denoiser, Hidden
-from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
 

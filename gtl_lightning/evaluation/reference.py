@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.guard import Guard, check_ids, tensor_of
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.evaluation.likelihood import Likelihood
 from gtl_lightning.evaluation.masked_likelihood import TEXT
-from gtl_lightning.guard import Guard, check_ids, tensor_of
 
 
 def reference_perplexity(

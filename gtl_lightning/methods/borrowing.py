@@ -28,7 +28,7 @@ def with_borrowed(context: Context, count: int, clip: float) -> TokenDataset:
     import numpy as np
     import torch
 
-    from gtl_lightning.gtl import importance_draws
+    from gtl_lightning.papers.gtl import importance_draws
 
     target, source = context.target, context.source()
     log_r = _log_ratios(context, source, clip)

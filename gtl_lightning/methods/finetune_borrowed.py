@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from gtl_lightning.fields import Positive, PositiveFloat
 from gtl_lightning.methods import finetune
 from gtl_lightning.methods.borrowing import with_borrowed
 from gtl_lightning.methods.method import Context, Method, Recipe
-from gtl_lightning.sections import Positive, PositiveFloat
 
 
 class BorrowedFinetune(finetune.Finetune):

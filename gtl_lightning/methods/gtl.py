@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gtl_lightning.fields import Network, Training
 from gtl_lightning.methods.method import Context, Method, Recipe
 from gtl_lightning.methods.token_ratio import TokenRatio, token_recipe
-from gtl_lightning.sections import Network, Training
 
 
 class SmallRatio(TokenRatio):

@@ -6,9 +6,9 @@ from functools import partial
 
 from pydantic import Field
 
+from gtl_lightning.fields import Size
 from gtl_lightning.methods.method import Context, Method, Recipe
 from gtl_lightning.methods.token_ratio import TokenRatio, token_recipe
-from gtl_lightning.sections import Size
 
 
 class HeadRatio(TokenRatio):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from gtl_lightning.fields import Network, PositiveFloat, Training, Weight
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-from gtl_lightning.sections import Network, PositiveFloat, Training, Weight
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from gtl_lightning.fields import PositiveFloat, Size, Training
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-from gtl_lightning.sections import PositiveFloat, Size, Training
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule

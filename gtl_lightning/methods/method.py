@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from gtl_lightning.sections import Network, Section, Training
+from gtl_lightning.fields import Network, Section, Training
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
+from gtl_lightning.fields import Training, no_repeats
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-from gtl_lightning.sections import Training, no_repeats
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule

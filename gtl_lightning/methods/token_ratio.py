@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from gtl_lightning.fields import Few, Natural, PositiveFloat, Training, Weight
 from gtl_lightning.methods.borrowing import with_borrowed
 from gtl_lightning.methods.method import Context, Recipe, Settings
-from gtl_lightning.sections import Few, Natural, PositiveFloat, Training, Weight
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule

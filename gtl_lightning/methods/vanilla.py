@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gtl_lightning.fields import Training
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-from gtl_lightning.sections import Training
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule

@@ -11,10 +11,10 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from gtl_lightning.core.guard import check_weights
+from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
-from gtl_lightning.guard import check_weights
 from gtl_lightning.networks import Frozen
-from gtl_lightning.schedule import LogLinear, NoiseSchedule
 
 Batch = dict[str, Tensor]
 SCORE = "val_score"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.gtl import bce_loss, log_ratio_from_logit, unsmooth
+from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import noised
 from gtl_lightning.networks import SequenceRatioNetwork
-from gtl_lightning.schedule import NoiseSchedule
+from gtl_lightning.papers.gtl import bce_loss, log_ratio_from_logit, unsmooth
 
 
 class ClassifierModule(TrainedModule):

@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.networks import BackboneConfig, MaskedDenoiser
-from gtl_lightning.schedule import NoiseSchedule
 
 
 def noised(

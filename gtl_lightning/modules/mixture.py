@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
 from gtl_lightning.errors import UserError
-from gtl_lightning.forward import absorbing_sample, nelbo_terms, stratified_times
 from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.denoiser import DenoiserModule, spread
 from gtl_lightning.networks import MaskedDenoiser

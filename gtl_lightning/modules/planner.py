@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import noised
 from gtl_lightning.networks import Frozen, MaskedDenoiser, PositionNetwork
-from gtl_lightning.schedule import NoiseSchedule
 
 
 class PlannerModule(TrainedModule):

@@ -5,22 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.core.forward import nelbo_terms
+from gtl_lightning.core.guidance import guided_log_prob_true
+from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.errors import UserError
-from gtl_lightning.forward import nelbo_terms
-from gtl_lightning.gtl import (
-    bce_loss,
-    cycle_loss,
-    gkl_loss,
-    guided_log_prob_true,
-    log_mse_loss,
-    martingale_penalty,
-    token_bce_loss,
-)
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.modules.denoiser import noised, spread
 from gtl_lightning.networks import Frozen, MaskedDenoiser, OnDenoiser, SequenceRatioNetwork, TokenLevel, in_parts
-from gtl_lightning.schedule import NoiseSchedule
+from gtl_lightning.papers.gtl import bce_loss, cycle_loss, gkl_loss, log_mse_loss, martingale_penalty, token_bce_loss
 
 LOSSES = ("gkl", "bce", "log_mse")
 

@@ -13,20 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.core.forward import level_sample
+from gtl_lightning.core.guidance import guided_log_probs, tilt
 from gtl_lightning.errors import UserError
-from gtl_lightning.forward import level_sample
-from gtl_lightning.gtl import (
-    bce_loss,
-    cycle_loss,
-    gkl_loss,
-    guided_log_probs,
-    log_mse_loss,
-    tilt,
-    token_bce_loss,
-)
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.networks import Frozen
 from gtl_lightning.networks.stack import Stack
+from gtl_lightning.papers.gtl import bce_loss, cycle_loss, gkl_loss, log_mse_loss, token_bce_loss
 
 OUTPUT = "output"
 """The last layer of a denoiser."""

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.forward import stratified_times, uniform_nelbo_terms, uniform_sample
+from gtl_lightning.core.forward import stratified_times, uniform_nelbo_terms, uniform_sample
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.networks import UniformDenoiser
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.core.protocols import EVERYWHERE, Look, PaddingOnce
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, Block, Modulation, TimeEmbedding, View, rotary_table
-from gtl_lightning.protocols import EVERYWHERE, Look, PaddingOnce
 
 
 class Backbone(nn.Module):

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.core.protocols import EVERYWHERE, Look, call
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import MaskedDenoiser
 from gtl_lightning.networks.on_denoiser import OnDenoiser
 from gtl_lightning.networks.ratios import TokenLevel
 from gtl_lightning.networks.store import build, describe, register
-from gtl_lightning.protocols import EVERYWHERE, Look, call
 
 
 @register

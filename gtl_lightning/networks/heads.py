@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import EVERYWHERE, Look
 
 
 class Frozen:

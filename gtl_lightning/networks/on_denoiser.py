@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import Frozen, MaskedDenoiser, zeroed
 from gtl_lightning.networks.ratios import TokenLevel
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import EVERYWHERE, Look
 
 
 class OnDenoiser(TokenLevel):

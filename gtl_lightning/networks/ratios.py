@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.heads import MaskedDenoiser, zeroed
 from gtl_lightning.networks.store import register
-from gtl_lightning.protocols import EVERYWHERE, Look
 
 
 class TokenLevel(nn.Module, ABC):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gtl_lightning.config import Params
+import torch
+
+from gtl_lightning.bench.page import benchmark_page, benchmark_panels, quality_panels
+from gtl_lightning.bench.sampling import Bench, growth_rows
+from gtl_lightning.bench.timing import hardware, matrix_rate
+from gtl_lightning.bench.training import PRECISIONS, training_rows
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json, write_text
 from gtl_lightning.records import read_records
-from gtl_lightning.stages.common import REPORTS, log
-from gtl_lightning.stages.corpus import device_of
+from gtl_lightning.report.figures import save_figure
+from gtl_lightning.workspace.corpus import device_of
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import REPORTS, log
 
 ROWS = REPORTS / "bench.json"
 PAGE = Path("docs/benchmarks.md")
@@ -50,8 +58,6 @@ def measured() -> list[dict[str, Any]]:
 
 def write_page() -> None:
     """docs/benchmarks.md and its figures from the rows."""
-    from gtl_lightning.report.benchmarks import benchmark_page, benchmark_panels, quality_panels
-    from gtl_lightning.report.figures import save_figure
 
     rows, figures = measured(), []
     for name, panels in (("benchmarks", benchmark_panels(rows)), ("speed-quality", quality_panels(rows))):
@@ -63,13 +69,6 @@ def write_page() -> None:
 
 def _measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(group, its rows): the machine, then in the order of `GROUPS`, then what is derived."""
-    import datetime
-
-    import torch
-
-    from gtl_lightning.evaluation.speed import hardware, matrix_rate
-    from gtl_lightning.stages.bench_sampling import Bench, growth_rows
-    from gtl_lightning.stages.bench_training import PRECISIONS, training_rows
 
     device = device_of(params)
     subject = Bench(params, device)

@@ -11,20 +11,25 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gtl_lightning.config import Params
+from gtl_lightning.data.download import download
+from gtl_lightning.data.lines import STANDARD_INPUT
+from gtl_lightning.data.sample import write_sample
+from gtl_lightning.data.snapshot import check_fields, import_snapshot, recorded_fields
+from gtl_lightning.data.split import split_snapshot
+from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import make_folder, settle, writing
-from gtl_lightning.stages.asked import known_seed
-from gtl_lightning.stages.checks import check_corpus
-from gtl_lightning.stages.common import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
-from gtl_lightning.stages.progress import progress_bar
+from gtl_lightning.workspace.asked import known_seed
+from gtl_lightning.workspace.checks import check_corpus
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
+from gtl_lightning.workspace.progress import progress_bar
 
 _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 
 
 def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
-    from gtl_lightning.data.sample import write_sample
 
     known_seed("--seed", seed)
     _replace_data(lambda: write_sample(DATA, seed=seed))
@@ -36,8 +41,6 @@ def data_import(path: Path, *, fields: dict[str, str]) -> None:
     Raises:
         UserError: missing, empty, truncated, no JSON lines, or no usable record.
     """
-    from gtl_lightning.data.lines import STANDARD_INPUT
-    from gtl_lightning.data.snapshot import check_fields, import_snapshot
 
     check_fields(fields)
     if str(path) != STANDARD_INPUT and not path.exists():
@@ -51,8 +54,6 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
     Raises:
         UserError: the hub or the data set cannot be reached, or a field is missing.
     """
-    from gtl_lightning.data.download import download
-    from gtl_lightning.data.snapshot import check_fields
 
     check_fields(fields)
     _replace_data(lambda: download(dataset, DATA, split=split, limit=limit, fields=fields))
@@ -60,8 +61,6 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
 
 def split(params: Params) -> None:
     """Disjoint, nested, stable splits by domain, and the quarantine."""
-    from gtl_lightning.data.snapshot import recorded_fields
-    from gtl_lightning.data.split import split_snapshot
 
     data = params.data
     with _in_memory(f"splitting {SNAPSHOT}", SPLITS):
@@ -97,8 +96,6 @@ def tokenize(params: Params) -> None:
         UserError: the parameters ask for more than the splits hold (`check_corpus`).
     """
     with _in_memory(f"tokenising {SPLITS}", TOKENS):
-        from gtl_lightning.data.tokens import tokenize_splits
-
         meta = tokenize_splits(
             SPLITS,
             TOKENS,

@@ -7,41 +7,29 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gtl_lightning.config import Params
+from torch import Tensor
+
+from gtl_lightning.core.guidance import Guidance
+from gtl_lightning.core.schedule import schedule
+from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.likelihood import GammaChoice, nelbo, select_gamma
+from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
-from gtl_lightning.stages.asked import known_cell
-from gtl_lightning.stages.common import (
-    ABLATION,
-    CELLS,
-    DATA,
-    MODELS,
-    ROW,
-    SAMPLES,
-    Cell,
-    data_hash,
-    log,
-    study,
-)
-from gtl_lightning.stages.metrics import memorisation_metrics, sample_metrics
-from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
-from gtl_lightning.stages.progress import progress_bar
-from gtl_lightning.stages.provenance import made_with
-from gtl_lightning.stages.real import SHOWN_TEXTS, RealText
-from gtl_lightning.stages.selection import choose_setting, trial_rows
-from gtl_lightning.stages.text import decode_all
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gtl_lightning.data.dataset import TokenDataset
-    from gtl_lightning.evaluation.likelihood import GammaChoice
-    from gtl_lightning.evaluation.masked_likelihood import Masking
-    from gtl_lightning.gtl import Guidance
+from gtl_lightning.workspace.asked import known_cell
+from gtl_lightning.workspace.metrics import memorisation_metrics, sample_metrics
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import ABLATION, CELLS, DATA, MODELS, ROW, SAMPLES, Cell, data_hash, log, study
+from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.provenance import made_with
+from gtl_lightning.workspace.real import SHOWN_TEXTS, RealText
+from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
+from gtl_lightning.workspace.selection import choose_setting, trial_rows
+from gtl_lightning.workspace.text import decode_all
 
 
 def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int) -> None:
@@ -149,7 +137,6 @@ def ablation(params: Params, seed: int) -> None:
 
 def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
     """gamma by validation NELBO, then the test NELBO at that gamma: the one time the test data's likelihood is read."""
-    from gtl_lightning.evaluation.likelihood import nelbo
 
     gamma, curve = None, []
     if sampler.guidance is None:
@@ -171,7 +158,6 @@ def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[st
 
 
 def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[float, ...]) -> GammaChoice:
-    from gtl_lightning.evaluation.likelihood import select_gamma
 
     assert sampler.guidance is not None
     tokens, noise = _selection(params, sampler, val)
@@ -192,8 +178,6 @@ def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> tuple[lis
 
 def masking(params: Params, sampler: Sampler) -> Masking:
     """The noise of the held-out NELBO, equal for every method."""
-    from gtl_lightning.evaluation.masked_likelihood import Masking
-    from gtl_lightning.schedule import schedule
 
     return Masking(
         mask_index=sampler.corpus.mask_index,

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gtl_lightning.config import PARAMS, Params, load_params
+from torch import Tensor
+
+from gtl_lightning.core.guidance import Guidance
+from gtl_lightning.data.tokenizer import decode
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, temporary_folder, write_json
+from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.records import NUMBER, read_record
-from gtl_lightning.stages.bundle import open_bundle, write_bundle
-from gtl_lightning.stages.common import CELLS, REPORTS, ROW, Cell, log, study
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-
-    from gtl_lightning.gtl import Guidance
-    from gtl_lightning.networks import MaskedDenoiser
+from gtl_lightning.workspace.bundle import open_bundle, write_bundle
+from gtl_lightning.workspace.params import PARAMS, Params, load_params
+from gtl_lightning.workspace.paths import CELLS, REPORTS, ROW, Cell, log, study
+from gtl_lightning.workspace.sampler import Sampler, at_gamma
+from gtl_lightning.workspace.selection import chosen_setting
+from gtl_lightning.workspace.text import tokenizer
+from gtl_lightning.workspace.tracking import fetch_model
 
 BEST = "best"
 ARTIFACT = "bundle"
@@ -83,7 +84,6 @@ class RegisteredModel:
 
     def decode(self, x: Iterable[Tensor]) -> list[str]:
         """Long[b,l] -> texts."""
-        from gtl_lightning.data.tokenizer import decode
 
         return [decode(self.tokenizer, sequence.tolist()) for sequence in x]
 
@@ -100,9 +100,6 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
     Raises:
         UserError: no such model or alias, an unreachable tracker, a damaged artifact.
     """
-    from gtl_lightning.stages.models import Sampler, at_gamma
-    from gtl_lightning.stages.selection import chosen_setting
-    from gtl_lightning.stages.text import tokenizer
 
     with fetched(name, tracking_uri) as folder:
         params, cell = open_bundle(folder)
@@ -126,7 +123,6 @@ def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
     Raises:
         UserError: no such model or alias, or the tracker cannot be reached.
     """
-    from gtl_lightning.tracking import fetch_model
 
     model, at, alias = name.partition("@")
     if not model.strip() or (at and not alias.strip()):

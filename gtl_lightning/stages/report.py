@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from gtl_lightning.config import Params
 from gtl_lightning.files import write_json
 from gtl_lightning.records import Shape, read_list, read_record, read_records
-from gtl_lightning.stages.common import (
+from gtl_lightning.report import summarise, write_report
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import (
     ABLATION,
     CELLS,
     DATA,
@@ -23,7 +24,7 @@ from gtl_lightning.stages.common import (
     read_samples,
     study,
 )
-from gtl_lightning.stages.provenance import mixtures
+from gtl_lightning.workspace.provenance import mixtures
 
 POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
 """What every row of a cell says of where it belongs."""
@@ -35,7 +36,6 @@ def make_report(params: Params) -> None:
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
-    from gtl_lightning.report import summarise, write_report
 
     rows, holes = _rows(params)
     measured = read_record(REAL_VALUES, {"measured": dict})["measured"]

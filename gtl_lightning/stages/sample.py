@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.records import read_list
-from gtl_lightning.stages.asked import SOURCE_METHOD, Draw, known_cell
-from gtl_lightning.stages.bundle import LENGTHS, open_bundle
-from gtl_lightning.stages.common import SAMPLES
-from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
-from gtl_lightning.stages.progress import progress_bar
-from gtl_lightning.stages.selection import Setting, chosen_setting
-from gtl_lightning.stages.text import decode_all, encode_prompt
+from gtl_lightning.stages.register import fetched
+from gtl_lightning.workspace.asked import Draw
+from gtl_lightning.workspace.bundle import LENGTHS, open_bundle
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import SAMPLES, Cell
+from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
+from gtl_lightning.workspace.selection import Setting, chosen_setting
+from gtl_lightning.workspace.text import decode_all, encode_prompt
 
 
 def sample_model(name: str, asked: Draw) -> list[str]:
@@ -30,22 +31,12 @@ def sample_model(name: str, asked: Draw) -> list[str]:
     Raises:
         UserError: as `sample_cell`; no such model or alias, an unreachable tracker, a damaged artifact.
     """
-    from gtl_lightning.stages.register import fetched
-
     with fetched(name) as folder:
         params, cell = open_bundle(folder)
-        return sample_cell(params, cell.method, cell.fraction, cell.seed, asked, root=folder)
+        return sample_cell(params, cell, asked, root=folder)
 
 
-def sample_cell(
-    params: Params,
-    method: str,
-    fraction: float | None,
-    model_seed: int | None,
-    asked: Draw,
-    *,
-    root: Path = Path(),
-) -> list[str]:
+def sample_cell(params: Params, cell: Cell, asked: Draw, *, root: Path = Path()) -> list[str]:
     """Draw texts and write out/samples.txt and out/samples.jsonl, with the seed and the versions of the models.
 
     The cell is the repository's, or that of the bundle at `root`.
@@ -54,10 +45,7 @@ def sample_cell(
         UserError: an option that does not apply to the method, no such cell, a length above the model's, an n_ratio
             above the vocabulary, an unwritable folder.
     """
-    if fraction is None and method != SOURCE_METHOD:
-        fraction = max(params.sweep.fractions)
-    cell = known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
-    asked.check_applies(method)
+    asked.check_applies(cell.method)
     count, length, seed, n_ratio = asked.count, asked.length, asked.seed, asked.n_ratio
     sampler = Sampler.open(params, cell, root)
     if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
@@ -72,7 +60,7 @@ def sample_cell(
     if guidance is not None:
         guidance = replace(guidance, n_ratio=n_ratio or guidance.n_ratio)  # n_ratio is at least 1 where it is given
     start = encode_prompt(asked.prompt, sampler.corpus, root) if asked.prompt is not None else None
-    lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, fraction), count, seed)
+    lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, cell.fraction), count, seed)
     if start is not None and not length:
         lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
     with progress_bar("sampling") as progress:
@@ -83,8 +71,8 @@ def sample_cell(
             "text": text,
             "index": index,
             "seed": seed,
-            "method": method,
-            "fraction": fraction,
+            "method": cell.method,
+            "fraction": cell.fraction,
             "gamma": setting.gamma,
             "temperature": setting.temperature,
             "models": sampler.versions,

@@ -7,16 +7,17 @@ import math
 import time
 from typing import Any
 
-from gtl_lightning.config import Params
 from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.likelihood import nelbo
 from gtl_lightning.files import write_json
 from gtl_lightning.stages.bench import PAGE, ROWS, measured, write_page
-from gtl_lightning.stages.common import Cell, log
 from gtl_lightning.stages.evaluate import masking, selected_gamma
-from gtl_lightning.stages.metrics import sample_metrics
-from gtl_lightning.stages.models import Sampler, at_gamma, draw_lengths
-from gtl_lightning.stages.real import RealText
-from gtl_lightning.stages.text import decode_all
+from gtl_lightning.workspace.metrics import sample_metrics
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import Cell, log
+from gtl_lightning.workspace.real import RealText
+from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
+from gtl_lightning.workspace.text import decode_all
 
 
 def measure_tradeoff(params: Params) -> None:
@@ -76,6 +77,5 @@ def _with(params: Params, k: int, block: int) -> Params:
 
 def _nelbo(params: Params, sampler: Sampler, guidance: Any, sampled: list[Any]) -> float:
     """Of the samples under the model that they come from: how surprising it finds them as a whole, nats per token."""
-    from gtl_lightning.evaluation.likelihood import nelbo
 
     return nelbo(sampler.denoiser, sampled, masking(params, sampler), guidance).nats_per_token

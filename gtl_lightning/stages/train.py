@@ -6,17 +6,33 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gtl_lightning.config import Params
+from torch import nn
+
+from gtl_lightning.data.dataset import TokenDataset
+from gtl_lightning.evaluation.judge import fit_judge
+from gtl_lightning.fields import Network, Training
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.method import Context, Role
-from gtl_lightning.sections import Network, Training
-from gtl_lightning.stages.advisor import advise_cell
-from gtl_lightning.stages.asked import known_cell
-from gtl_lightning.stages.common import MODELS, SOURCE, Cell, fraction_of, log
-from gtl_lightning.stages.corpus import Corpus, check_machine, device_of, load_denoiser
-from gtl_lightning.stages.fitting import (
+from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+from gtl_lightning.modules.causal import CausalLMModule
+from gtl_lightning.modules.classifier import ClassifierModule
+from gtl_lightning.modules.denoiser import DenoiserModule
+from gtl_lightning.modules.planner import PlannerModule
+from gtl_lightning.networks import (
+    BackboneConfig,
+    CausalLM,
+    MaskedDenoiser,
+    PositionNetwork,
+    SequenceRatioNetwork,
+    load_network,
+    seeded,
+)
+from gtl_lightning.workspace.advice import advise_cell
+from gtl_lightning.workspace.asked import known_cell
+from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
+from gtl_lightning.workspace.fitting import (
+    Trained,
     averaged,
     domains_of,
     fit_and_save,
@@ -26,30 +42,20 @@ from gtl_lightning.stages.fitting import (
     scoring,
     texts_of,
 )
-from gtl_lightning.stages.progress import progress_bar
-from gtl_lightning.stages.text import decode_all
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from gtl_lightning.data.dataset import TokenDataset
-    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
-    from gtl_lightning.networks import BackboneConfig
-    from gtl_lightning.stages.fitting import Trained
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import MODELS, SOURCE, Cell, fraction_of, log
+from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.text import decode_all
 
 
 def train_source(params: Params) -> None:
     """The denoiser of the source domain, frozen by everything that follows (docs/method.md eq. 1)."""
-    from gtl_lightning.modules.denoiser import DenoiserModule
-    from gtl_lightning.networks import MaskedDenoiser
 
     _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, DenoiserModule, params.train.source)
 
 
 def train_planner(params: Params) -> None:
     """The learned reveal order, on source text (docs/method.md 2.3)."""
-    from gtl_lightning.modules.planner import PlannerModule
-    from gtl_lightning.networks import PositionNetwork
 
     module = partial(PlannerModule, denoiser=load_denoiser("source"))
     _fit_on_source(params, "planner", PositionNetwork, params.networks.planner, module, params.train.planner, SOURCE)
@@ -65,7 +71,6 @@ def _fit_on_source(
     *inputs: Path,
 ) -> None:
     """What all cells share, trained once on the source split into models/NAME."""
-    from gtl_lightning.networks import seeded
 
     check_machine(params)
     corpus = Corpus.open(params)
@@ -90,9 +95,6 @@ def _fit_on_source(
 
 def train_judge(params: Params) -> None:
     """The domain judge and the reference model, on text kept apart for them alone."""
-    from gtl_lightning.evaluation.judge import fit_judge
-    from gtl_lightning.modules.causal import CausalLMModule
-    from gtl_lightning.networks import CausalLM, seeded
 
     check_machine(params)
     corpus = Corpus.open(params)
@@ -130,9 +132,6 @@ def train_classifier(params: Params, fraction: float, seed: int) -> None:
     check_machine(params)
     corpus, training = Corpus.open(params), params.train.classifier
     train, val = corpus.target(fraction, params.data.min_examples)  # refused before seconds of imports
-
-    from gtl_lightning.modules.classifier import ClassifierModule
-    from gtl_lightning.networks import SequenceRatioNetwork, seeded
 
     cell = Cell("classifier", fraction, seed)
     for kind, noised, smoothing in (("clean", False, params.classifier.label_smoothing), ("noised", True, 0.0)):
@@ -206,7 +205,6 @@ def context_of(
     """What a method's recipe may know; every file that it opens is noted in `read`."""
 
     def frozen(role: Role) -> nn.Module:
-        from gtl_lightning.networks import load_network
 
         path = SOURCE if role == "source" else classifier_of(cell, role)
         read.add(path)

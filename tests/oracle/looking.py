@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Guidance, TokenRatio, sample
+from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.networks import (
     BackboneConfig,
     DifferenceTokenRatio,
@@ -17,7 +18,6 @@ from gtl_lightning.networks import (
     TokenRatioNetwork,
     seeded,
 )
-from gtl_lightning.protocols import EVERYWHERE, Look
 
 MASK, PAD, V, L = 10, 11, 12, 8
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from gtl_lightning.data.exact import ExactDistribution
-from gtl_lightning.data.markov import MarkovChain
+from gtl_lightning.laws.chains import MarkovChain
+from gtl_lightning.laws.exact import ExactDistribution
 
 FALSE_ALARM = 1e-9
 """Of one statistic. All tests together evaluate under 500 of them, so that they fail by chance below 1e-6."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
-from gtl_lightning.continuous import (
+from gtl_lightning.core.continuous import (
     Absorbing,
     Leap,
     Noise,
@@ -27,12 +27,12 @@ from gtl_lightning.continuous import (
     tau_leaping,
     transition,
 )
-from gtl_lightning.data.enumerated import EnumeratedDistribution, all_sequences
-from gtl_lightning.data.exact import ExactRatio
+from gtl_lightning.core.forward import posterior, uniform_nelbo_terms, uniform_score
+from gtl_lightning.core.guidance import guided_log_probs
+from gtl_lightning.core.schedule import Cosine, LogLinear, NoiseSchedule, Polynomial
 from gtl_lightning.errors import UserError
-from gtl_lightning.forward import posterior, uniform_nelbo_terms, uniform_score
-from gtl_lightning.gtl import guided_log_probs
-from gtl_lightning.schedule import Cosine, LogLinear, NoiseSchedule, Polynomial
+from gtl_lightning.laws.enumerated import EnumeratedDistribution, all_sequences
+from gtl_lightning.laws.exact import ExactRatio
 from tests.oracle.markov_checks import FALSE_ALARM, cells, law_p_value, random_chain
 
 V, LENGTH, N = 3, 3, 20_000

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Blocks, Guidance, TokenRatio, sample
+from gtl_lightning.core.protocols import Cache, Look, PaddingOnce
 from gtl_lightning.modules.ratio import TokenRatioModule
 from gtl_lightning.networks import Backbone, MaskedDenoiser, OnDenoiser, TokenLevel, seeded
-from gtl_lightning.protocols import Cache, Look, PaddingOnce
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
 from tests.oracle.looking import CONFIG, MASK, Bag, L, Tilt, V, networks, partly_masked, shaken
 

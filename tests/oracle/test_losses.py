@@ -10,20 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtl_lightning.data.enumerated import model_law
-from gtl_lightning.forward import nelbo_terms
-from gtl_lightning.gtl import (
+from gtl_lightning.core.forward import nelbo_terms
+from gtl_lightning.core.guidance import guided_log_prob_true, guided_log_probs
+from gtl_lightning.core.schedule import Cosine, LogLinear, NoiseSchedule
+from gtl_lightning.laws.enumerated import model_law
+from gtl_lightning.papers.gtl import (
     bce_loss,
     cycle_loss,
     gkl_loss,
-    guided_log_prob_true,
-    guided_log_probs,
     log_mse_loss,
     martingale_penalty,
     token_bce_loss,
     token_gkl_loss,
 )
-from gtl_lightning.schedule import Cosine, LogLinear, NoiseSchedule
 from tests.oracle.enumeration import Enumeration, random_laws
 
 LAWS = random_laws(vocab=3, length=3, seed=0)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gtl_lightning.data.enumerated import EnumeratedDistribution, all_sequences, any_order_kl, exact_nelbo, model_law
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.data.markov import MarkovChain, paper_chain, stationary
+from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError
-from gtl_lightning.schedule import LogLinear
+from gtl_lightning.laws.chains import MarkovChain, paper_chain, stationary
+from gtl_lightning.laws.enumerated import EnumeratedDistribution, all_sequences, any_order_kl, exact_nelbo, model_law
+from gtl_lightning.laws.exact import ExactRatio
 
 START = torch.tensor([0.5, 0.5])
 MIXING = torch.tensor([[0.6, 0.4], [0.1, 0.9]])

@@ -13,15 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gtl_lightning import SequenceRatio, TokenRatio
-from gtl_lightning.data.enumerated import (
-    EnumeratedDistribution,
-    all_sequences,
-    any_order_kl,
-    exact_nelbo,
-    model_law,
-)
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.data.markov import MarkovChain, paper_chain, stationary
+from gtl_lightning.laws.chains import MarkovChain, paper_chain, stationary
+from gtl_lightning.laws.enumerated import EnumeratedDistribution, all_sequences, any_order_kl, exact_nelbo, model_law
+from gtl_lightning.laws.exact import ExactRatio
 from tests.oracle.markov_checks import FALSE_ALARM, cells, chain_verdicts, law_p_value, random_chain
 
 assert_tight = partial(assert_close, rtol=1e-10, atol=1e-12)

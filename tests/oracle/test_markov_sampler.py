@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
-from gtl_lightning.data.enumerated import EnumeratedDistribution, model_law
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.gtl import guided_log_probs
-from gtl_lightning.protocols import Planner
+from gtl_lightning.core.guidance import guided_log_probs
+from gtl_lightning.core.protocols import Planner
+from gtl_lightning.laws.enumerated import EnumeratedDistribution, model_law
+from gtl_lightning.laws.exact import ExactRatio
 from tests.oracle.markov_checks import (
     FALSE_ALARM,
     cells,

@@ -9,9 +9,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
+from gtl_lightning.core.protocols import Look
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks import Backbone, PositionNetwork, RatioEnsemble, SequenceRatioNetwork
-from gtl_lightning.protocols import Look
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
 from tests.oracle.looking import CONFIG, MASK, L, draw, networks, partly_masked
 

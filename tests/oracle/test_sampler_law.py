@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
-from gtl_lightning.schedule import Cosine
+from gtl_lightning.core.schedule import Cosine
 from tests.oracle.enumeration import Enumeration, random_laws, total_variation, total_variation_bound
 
 LAWS = random_laws(vocab=3, length=3, seed=0)

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning import config, stages
-from gtl_lightning.config import Params
 from gtl_lightning.data.sample import write_sample
-from gtl_lightning.settings import Methods
+from gtl_lightning.stages.data import split, tokenize
+from gtl_lightning.stages.evaluate import ablation, evaluate_cell
+from gtl_lightning.stages.real import measure_real
+from gtl_lightning.stages.register import register_best
+from gtl_lightning.stages.report import make_report
+from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
+from gtl_lightning.workspace import params as config
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.settings import Methods
 from tests.pipeline.flow_kit import make_project
 
 QUICK = "{steps: 6, batch: 16, lr: 0.002, warmup: 2, check_every: 3, patience: 2}"
@@ -74,8 +80,8 @@ def prepare(folder: Path) -> None:
     with inside(folder):
         write_sample(Path("data"), seed=0, source_records=400, target_records=300)
         config.write_params(tiny())
-        stages.split(tiny())
-        stages.tokenize(tiny())
+        split(tiny())
+        tokenize(tiny())
 
 
 @pytest.fixture(scope="session")
@@ -93,19 +99,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(folder)
     with inside(folder):
         params = tiny()
-        stages.train_source(params)
-        stages.train_judge(params)
-        stages.train_planner(params)
-        stages.measure_real(params)
+        train_source(params)
+        train_judge(params)
+        train_planner(params)
+        measure_real(params)
         for fraction in params.sweep.fractions:
-            stages.train_classifier(params, fraction, 0)
+            train_classifier(params, fraction, 0)
             for method in (*params.sweep.baselines, *params.sweep.ratios):
-                stages.train_cell(params, method, fraction, 0)
-                stages.evaluate_cell(params, method, fraction, 0)
-        stages.evaluate_cell(params, "source", None, 0)
-        stages.ablation(params, 0)
-        stages.make_report(params)
-        stages.register_best(params)
+                train_cell(params, method, fraction, 0)
+                evaluate_cell(params, method, fraction, 0)
+        evaluate_cell(params, "source", None, 0)
+        ablation(params, 0)
+        make_report(params)
+        register_best(params)
     return folder
 
 

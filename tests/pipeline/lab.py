@@ -60,9 +60,9 @@ STAGE = """
 import hashlib, json, sys, time
 from pathlib import Path
 
-from gtl_lightning.config import load_params
+from gtl_lightning.workspace.params import load_params
 from gtl_lightning.files import write_json, write_text
-from gtl_lightning.tracking import Study
+from gtl_lightning.workspace.tracking import Study
 
 STEPS, SECONDS = {steps}, {seconds}
 kind, name = sys.argv[1], (sys.argv[2:] or ["report"])[0]

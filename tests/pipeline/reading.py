@@ -16,10 +16,10 @@ import typer
 import yaml
 
 from flows.cli import app
-from gtl_lightning import config
-from gtl_lightning.closure import ROOT
-from gtl_lightning.config import Params
-from gtl_lightning.sections import Section
+from gtl_lightning.fields import Section
+from gtl_lightning.workspace import params as config
+from gtl_lightning.workspace.closure import ROOT
+from gtl_lightning.workspace.params import Params
 
 SAYS_WHERE = ("machine.", "tracking.", "profile")
 """Parameters that say where a stage runs and under which name it is tracked; they are no part of its result."""
@@ -178,7 +178,8 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
     import pyarrow.parquet
     import safetensors
 
-    from gtl_lightning.stages import asked, corpus, data, evaluate
+    from gtl_lightning.stages import data, evaluate
+    from gtl_lightning.workspace import asked, corpus
 
     plain_dump, plain_copy, plain_load = Section.model_dump, Section.model_copy, config.load_params
     plain_settings = evaluate.settings_of

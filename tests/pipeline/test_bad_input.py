@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning.config import write_params
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.files import load_tensors, read_json, save_tensors
-from gtl_lightning.stages.corpus import Corpus
-from gtl_lightning.stages.text import encode_prompt
+from gtl_lightning.workspace.corpus import Corpus
+from gtl_lightning.workspace.params import write_params
+from gtl_lightning.workspace.text import encode_prompt
 from tests.pipeline.conftest import Gtl, inside, tiny
 from tests.unit.trees import snapshot
 

@@ -24,7 +24,7 @@ BATCHES = 3  # of metrics at every step, as callbacks log them
 CELL = f"""
 import sys, time
 from pathlib import Path
-from gtl_lightning.tracking import Study
+from gtl_lightning.workspace.tracking import Study
 import mlflow
 uri, name = sys.argv[1:]
 Path(f"ready-{{name}}").touch()

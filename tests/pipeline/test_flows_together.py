@@ -20,7 +20,7 @@ from flows.group import stop_groups
 from flows.lockfile import RWLOCK, holders, mend_rwlock, wait_until_free
 from flows.outcome import StageError
 from flows.stage import check_address, reproduce
-from gtl_lightning.config import load_params
+from gtl_lightning.workspace.params import load_params
 from tests.pipeline.flow_kit import PARAMS, runs
 
 REPOSITORY = Path(__file__).parents[2]

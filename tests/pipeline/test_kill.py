@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning.config import write_params
 from gtl_lightning.files import sha256_file
+from gtl_lightning.workspace.params import write_params
 from tests.pipeline.conftest import Gtl, tiny
 
 LONGER = "train.source={steps: 60, batch: 16, lr: 0.002, warmup: 2, check_every: 2, patience: 40, ema: 0.9}"

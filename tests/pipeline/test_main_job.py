@@ -9,9 +9,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from gtl_lightning import stages
 from gtl_lightning.files import read_json, sha256_file
-from gtl_lightning.stages import Draw
+from gtl_lightning.stages.evaluate import evaluate_cell
+from gtl_lightning.stages.report import make_report
+from gtl_lightning.stages.sample import sample_cell
+from gtl_lightning.stages.train import train_cell
+from gtl_lightning.workspace.asked import Draw
+from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import Gtl, inside, tiny
 from tests.unit.trees import snapshot
 
@@ -50,7 +54,7 @@ def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
     """gamma = 0 is the source denoiser: on the same held-out texts it scores what an unguided evaluation scores."""
     from gtl_lightning.evaluation.likelihood import nelbo
     from gtl_lightning.evaluation.masked_likelihood import Masking
-    from gtl_lightning.stages.corpus import Corpus, load_denoiser
+    from gtl_lightning.workspace.corpus import Corpus, load_denoiser
 
     rows = read_json(trained / "reports" / "ablation.json")
     first = next(row for row in rows if row["axis"] == "gamma" and row["gamma"] == 0.0)
@@ -78,7 +82,7 @@ def test_evaluating_again_gives_the_same_row_and_the_same_samples(workspace: Pat
     before, texts = read_json(folder / "row.json"), (folder / "samples.jsonl").read_text()
     shutil.rmtree(folder)
     with inside(workspace):
-        stages.evaluate_cell(tiny(), "gtl", 0.3, 0)
+        evaluate_cell(tiny(), "gtl", 0.3, 0)
     after = read_json(folder / "row.json")
     assert (folder / "samples.jsonl").read_text() == texts
     assert {key: value for key, value in after.items() if key != "sample_seconds"} == {
@@ -91,7 +95,7 @@ def test_a_finished_training_is_not_run_again(workspace: Path) -> None:
     before = sha256_file(path)
     shutil.rmtree(path.parent)  # DVC deletes a stage's outputs before it runs
     with inside(workspace):
-        stages.train_cell(tiny(), "finetune", 0.3, 0)
+        train_cell(tiny(), "finetune", 0.3, 0)
     assert sha256_file(path) == before
 
 
@@ -101,7 +105,7 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
         shutil.rmtree(workspace / "models" / "finetune-0.3-0")
         with inside(workspace):
             quick = f"{{steps: 6, batch: 16, lr: {lr}, also_lr: [{also}], warmup: 2, check_every: 3, patience: 2}}"
-            stages.train_cell(tiny(f"methods.finetune.train={quick}"), "finetune", 0.3, 0)
+            train_cell(tiny(f"methods.finetune.train={quick}"), "finetune", 0.3, 0)
         result = read_json(workspace / "models" / "finetune-0.3-0" / "result.json")
         assert result["lr"] == 5e-3
         assert result["steps"] == 12
@@ -109,9 +113,9 @@ def test_the_learning_rate_of_the_lower_held_out_score_is_kept(workspace: Path) 
 
 def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_target(trained: Path) -> None:
     from gtl_lightning.methods.borrowing import with_borrowed
-    from gtl_lightning.stages.common import Cell
-    from gtl_lightning.stages.corpus import Corpus
     from gtl_lightning.stages.train import context_of
+    from gtl_lightning.workspace.corpus import Corpus
+    from gtl_lightning.workspace.paths import Cell
 
     cell = Cell("gtl-warm", 0.3, 0)
     with inside(trained):
@@ -166,7 +170,7 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
 def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
     shutil.rmtree(workspace / "cells" / "lora-0.3-0")
     with inside(workspace):
-        stages.make_report(tiny())
+        make_report(tiny())
     page = (workspace / "reports" / "report.md").read_text()
     assert "cells/lora-0.3-0" in page
 
@@ -174,8 +178,8 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
     with inside(workspace):
         asked = Draw(count=3, length=10, gamma=1.0, n_ratio=8, prompt="we study [MASK] [MASK] of", seed=3)
-        texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
-        again = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
+        texts = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
+        again = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
     assert texts == again
     assert all(text.startswith("we study") for text in texts)
     rows = [json.loads(line) for line in (workspace / "samples" / "samples.jsonl").read_text().splitlines()]
@@ -188,7 +192,7 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
 def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:
     with inside(trained):
         asked = Draw(count=2, length=28, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
-        texts = stages.sample_cell(tiny(), "gtl", 0.3, 0, asked)
+        texts = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
     assert all("nothing" in text and "follows" in text for text in texts), texts
 
 
@@ -204,5 +208,5 @@ def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> No
     with inside(workspace):
         for planner in ("learned", "confidence", "margin", "entropy"):
             params = tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2")
-            texts = stages.sample_cell(params, "finetune", 0.3, 0, Draw(count=2))
+            texts = sample_cell(params, Cell("finetune", 0.3, 0), Draw(count=2))
             assert len(texts) == 2

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning import config, stages
-from gtl_lightning.config import Params
-from gtl_lightning.stages.markov_models import METHODS
+from gtl_lightning.studies.markov.models import METHODS
+from gtl_lightning.studies.markov.overlap import measure_overlap
+from gtl_lightning.studies.markov.page import markov_report
+from gtl_lightning.studies.markov.study import markov_cells, markov_source
+from gtl_lightning.workspace import params as config
+from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside
 
 QUICK = "{steps: 4, batch: 8, lr: 0.01, warmup: 1, check_every: 2, patience: 2}"
@@ -38,10 +41,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("markov")
     with inside(folder):
         params = tiny()
-        stages.markov_source(params)
-        stages.markov_cells(params, 0)
-        stages.measure_overlap(params)
-        stages.markov_report(params)
+        markov_source(params)
+        markov_cells(params, 0)
+        measure_overlap(params)
+        markov_report(params)
     return folder
 
 
@@ -94,7 +97,7 @@ def test_a_second_run_repeats_the_first_without_training(study: Path) -> None:
     before = json.loads((study / "markov/cells/0.json").read_text())
     states = {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}
     with inside(study):
-        stages.markov_cells(tiny(), 0)
+        markov_cells(tiny(), 0)
     after = json.loads((study / "markov/cells/0.json").read_text())
     assert without_times(after["rows"]) == without_times(before["rows"])
     assert states == {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}

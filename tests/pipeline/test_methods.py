@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtl_lightning import stages
-from gtl_lightning.closure import ROOT
-from gtl_lightning.config import Params
 from gtl_lightning.files import read_json
 from gtl_lightning.methods import METHODS, guides, names
 from gtl_lightning.methods.method import Method
 from gtl_lightning.report.style import method_label, order_methods
-from gtl_lightning.stages.asked import Draw
-from gtl_lightning.stages.common import Cell
-from gtl_lightning.stages.corpus import Corpus, load_denoiser
-from gtl_lightning.stages.train import context_of
+from gtl_lightning.stages.sample import sample_cell
+from gtl_lightning.stages.train import context_of, train_cell
+from gtl_lightning.workspace.asked import Draw
+from gtl_lightning.workspace.closure import ROOT
+from gtl_lightning.workspace.corpus import Corpus, load_denoiser
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import inside, tiny
 
 MODULES = sorted(path for path in (ROOT / "gtl_lightning/methods").glob("*.py") if "METHOD" in path.read_text())
@@ -60,8 +60,8 @@ def test_a_method_trains_and_samples(name: str, trained: Path, tmp_path: Path) -
     workspace = Path(shutil.copytree(trained, tmp_path / "workspace"))
     with inside(workspace):
         params = everything()
-        stages.train_cell(params, name, 0.3, 0)
-        texts = stages.sample_cell(params, name, 0.3, 0, Draw(count=2, length=8, out=Path("out")))
+        train_cell(params, name, 0.3, 0)
+        texts = sample_cell(params, Cell(name, 0.3, 0), Draw(count=2, length=8, out=Path("out")))
         result = read_json(Path("models") / Cell(name, 0.3, 0).name / "result.json")
     assert len(texts) == 2
     assert result["steps"] >= 6
@@ -95,7 +95,7 @@ def test_the_noise_level_of_the_mixture_is_chosen_by_the_held_out_score(trained:
     with inside(workspace):
         for levels in ("[0.9]", "[0.5]", "[0.9, 0.5]"):
             shutil.rmtree(Path("models/refinemix-0.3-0"), ignore_errors=True)
-            stages.train_cell(everything(f"methods.refinemix.t_max={levels}"), "refinemix", 0.3, 0)
+            train_cell(everything(f"methods.refinemix.t_max={levels}"), "refinemix", 0.3, 0)
             found = read_json(Path("models/refinemix-0.3-0/result.json"))
             if levels == "[0.9]":
                 first = found

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtl_lightning import stages
-from gtl_lightning.closure import ROOT
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, write_json
+from gtl_lightning.stages.data import tokenize
+from gtl_lightning.stages.evaluate import evaluate_cell
+from gtl_lightning.stages.real import measure_real
+from gtl_lightning.stages.report import make_report
+from gtl_lightning.stages.train import train_cell, train_source
+from gtl_lightning.workspace.closure import ROOT
 from tests.pipeline.conftest import inside, tiny
 from tests.unit.test_closure import served
 from tests.unit.test_evaluation_features import tiny_model
@@ -43,11 +47,11 @@ def test_a_cell_is_not_compared_with_what_was_measured_otherwise(change: str, na
     with inside(workspace):
         before = ROW.read_bytes()
         with pytest.raises(UserError, match=named) as refused:
-            stages.evaluate_cell(tiny(change), "gtl", 0.3, 0)
+            evaluate_cell(tiny(change), "gtl", 0.3, 0)
         assert "dvc repro real-text" in str(refused.value)
         assert ROW.read_bytes() == before
-        stages.measure_real(tiny(change))
-        stages.evaluate_cell(tiny(change), "gtl", 0.3, 0)
+        measure_real(tiny(change))
+        evaluate_cell(tiny(change), "gtl", 0.3, 0)
         row = read_json(ROW)
         assert row["mauve_real"] == read_json(Path("real/values.json"))["values"]["mauve"]
         assert row["samples"] == (21 if "samples" in change else 24)
@@ -58,8 +62,8 @@ def test_features_of_another_featurizer_of_equal_width_are_no_measure(workspace:
     folder = tiny_model(tmp_path / "featurizer")
     asked = tiny(f"evaluation.featurizer={folder}")
     with inside(workspace):
-        stages.measure_real(asked)
-        stages.evaluate_cell(asked, "source", None, 0)
+        measure_real(asked)
+        evaluate_cell(asked, "source", None, 0)
         from transformers import GPT2LMHeadModel
 
         model = GPT2LMHeadModel.from_pretrained(folder)
@@ -67,9 +71,9 @@ def test_features_of_another_featurizer_of_equal_width_are_no_measure(workspace:
             model.transformer.wte.weight.add_(1.0)
         model.save_pretrained(folder)
         with pytest.raises(UserError, match=r"featurizer.*dvc repro real-text"):
-            stages.evaluate_cell(asked, "source", None, 0)
-        stages.measure_real(asked)
-        stages.evaluate_cell(asked, "source", None, 0)
+            evaluate_cell(asked, "source", None, 0)
+        measure_real(asked)
+        evaluate_cell(asked, "source", None, 0)
 
 
 def test_other_tokens_need_another_measurement(workspace: Path) -> None:
@@ -77,7 +81,7 @@ def test_other_tokens_need_another_measurement(workspace: Path) -> None:
         meta = read_json(Path("tokens/meta.json"))
         write_json(Path("tokens/meta.json"), {**meta, "name": "another"})
         with pytest.raises(UserError, match=r"tokens = .*dvc repro real-text"):
-            stages.evaluate_cell(tiny(), "source", None, 0)
+            evaluate_cell(tiny(), "source", None, 0)
 
 
 def test_few_test_texts_are_all_used_and_it_is_said(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,9 +90,9 @@ def test_few_test_texts_are_all_used_and_it_is_said(workspace: Path, caplog: pyt
     with inside(workspace):
         there = read_json(Path("tokens/meta.json"))["splits"]["target_test"]["examples"]
         with caplog.at_level("WARNING", logger="gtl"):
-            stages.measure_real(asked)
+            measure_real(asked)
         assert f"{there} target test texts" in caplog.text
-        stages.evaluate_cell(asked, "source", None, 0)
+        evaluate_cell(asked, "source", None, 0)
         assert read_json(Path("cells/source-0/row.json"))["samples"] == there // 2
         assert len(Path("cells/source-0/samples.jsonl").read_text().splitlines()) == there // 2
 
@@ -106,36 +110,36 @@ def test_what_the_data_decide_is_looked_at_as_soon_as_they_are_there(change: str
     asked = tiny("evaluation.samples=400", "tokenizer.vocab_size=8000", change)
     with inside(workspace):
         with pytest.raises(UserError, match=named):
-            stages.tokenize(asked)
+            tokenize(asked)
         with pytest.raises(UserError, match=named):
-            stages.train_source(asked)
+            train_source(asked)
 
 
 def test_cells_of_another_source_denoiser_are_refused_or_named(workspace: Path) -> None:
     """Stages run by hand: a new source, and beside it a ratio and cells of the old one."""
     with inside(workspace):
         again = tiny("train.source={steps: 10, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}")
-        stages.train_source(again)
+        train_source(again)
         with pytest.raises(UserError, match=r"gtl-0\.3-0.* was trained beside another models/source.*train it again"):
-            stages.evaluate_cell(again, "gtl", 0.3, 0)
-        stages.evaluate_cell(again, "source", None, 0)
-        stages.make_report(again)
+            evaluate_cell(again, "gtl", 0.3, 0)
+        evaluate_cell(again, "source", None, 0)
+        make_report(again)
         for page in ("report.md", "report.html"):
             assert "same source denoiser" in Path("reports", page).read_text()
-        stages.train_cell(again, "gtl", 0.3, 0)
-        stages.evaluate_cell(again, "gtl", 0.3, 0)
+        train_cell(again, "gtl", 0.3, 0)
+        evaluate_cell(again, "gtl", 0.3, 0)
         assert read_json(ROW)["source"] == read_json(Path("cells/source-0/row.json"))["source"]
 
 
 def test_the_least_number_of_texts_is_that_of_mauve() -> None:
     from gtl_lightning.evaluation.mauve import MIN_TEXTS
-    from gtl_lightning.stages.checks import LEAST_TEXTS
+    from gtl_lightning.workspace.checks import LEAST_TEXTS
 
     assert LEAST_TEXTS == MIN_TEXTS
 
 
 def test_results_say_what_they_were_made_with(trained: Path) -> None:
-    import gtl_lightning.stages.provenance as provenance
+    import gtl_lightning.workspace.provenance as provenance
 
     version = f"torch {torch.__version__}, cpu, 32-true, "
     row = read_json(trained / ROW)
@@ -160,7 +164,7 @@ def test_the_report_says_when_its_table_mixes_machines(workspace: Path) -> None:
     row = read_json(workspace / ROW)
     write_json(workspace / ROW, {**row, "trained_with": row["trained_with"].replace("cpu", "NVIDIA H100")})
     with inside(workspace):
-        stages.make_report(tiny())
+        make_report(tiny())
     for page in ("report.md", "report.html"):
         assert "Not all of these cells were trained alike" in (workspace / "reports" / page).read_text()
 
@@ -168,17 +172,17 @@ def test_the_report_says_when_its_table_mixes_machines(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("home", "call"),
     [
-        ("evaluate", "evaluate_cell(config.load_params(), 'gtl-warm', 0.3, 0)"),
-        ("train", "train_cell(config.load_params(), 'gtl-warm', 0.3, 0)"),
-        ("report", "make_report(config.load_params())"),
+        ("evaluate", "evaluate_cell(load_params(), 'gtl-warm', 0.3, 0)"),
+        ("train", "train_cell(load_params(), 'gtl-warm', 0.3, 0)"),
+        ("report", "make_report(load_params())"),
     ],
 )
 def test_a_run_loads_no_file_that_the_closure_does_not_name(home: str, call: str, workspace: Path) -> None:
     """A process of its own: what it has loaded at its end is what DVC has to know."""
     program = (
         "import json, sys\n"
-        "from gtl_lightning import config\n"
-        f"from gtl_lightning.stages import {call.partition('(')[0]}\n"
+        "from gtl_lightning.workspace.params import load_params\n"
+        f"from gtl_lightning.stages.{home} import {call.partition('(')[0]}\n"
         f"{call}\n"
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'gtl_lightning']))"
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from gtl_lightning.gtl import Guidance, TokenRatio
-from gtl_lightning.stages.common import Cell
-from gtl_lightning.stages.corpus import Corpus
-from gtl_lightning.stages.selection import Setting, choose_setting, chosen_setting
+from gtl_lightning.core.guidance import Guidance, TokenRatio
+from gtl_lightning.workspace.corpus import Corpus
+from gtl_lightning.workspace.paths import Cell
+from gtl_lightning.workspace.selection import Setting, choose_setting, chosen_setting
 from tests.pipeline.conftest import inside, tiny
 
 GRID = ("sampling.also_temperatures=[0.7, 0.8, 0.9]", "sampling.sample_gammas=[1.0, 1.2, 1.4]")

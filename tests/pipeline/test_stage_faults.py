@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtl_lightning import stages
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors, temporary_folder, write_text
 from gtl_lightning.networks import MaskedDenoiser, save_network
-from gtl_lightning.stages.common import Cell, data_hash, read_samples
-from gtl_lightning.stages.corpus import Corpus, load_denoiser
-from gtl_lightning.stages.selection import chosen_setting
+from gtl_lightning.stages.register import register_best
+from gtl_lightning.stages.train import train_source
+from gtl_lightning.workspace.corpus import Corpus, load_denoiser
+from gtl_lightning.workspace.paths import Cell, data_hash, read_samples
+from gtl_lightning.workspace.selection import chosen_setting
 from tests.pipeline.conftest import inside, tiny
 
 
@@ -51,14 +52,14 @@ def test_damaged_state_of_a_finished_training_does_not_reach_models(
 ) -> None:
     made = workspace / "models" / "source" / "network.safetensors"
     with inside(workspace):
-        stages.train_source(tiny())
+        train_source(tiny())
         before = {name: tensor.clone() for name, tensor in load_tensors(made)[0].items()}
         (best,) = workspace.glob(".state/source-0-network-*/best.safetensors")
         content = bytearray(best.read_bytes())
         content[len(content) // 2] ^= 1
         best.write_bytes(content)
         shutil.rmtree(workspace / "models")
-        stages.train_source(tiny())
+        train_source(tiny())
     assert "best.safetensors is not what was written: this fit had ended, and is made again" in caplog.text
     again = load_tensors(made)[0]
     assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
@@ -119,7 +120,7 @@ def test_foreign_tokens_meta_is_one_line(tmp_path: Path, content: str) -> None:
 def test_a_cell_whose_row_is_foreign_is_not_registered(tmp_path: Path, content: str) -> None:
     write_text(tmp_path / "cells" / "gtl-1.0-0" / "row.json", content)
     with inside(tmp_path):
-        assert "gtl-1.0-0/row.json" in refused(lambda: stages.register_best(tiny()))
+        assert "gtl-1.0-0/row.json" in refused(lambda: register_best(tiny()))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"temperature": 1.0}', '{"temperature": null, "sample_gamma": 1.0}'])
@@ -139,13 +140,13 @@ def test_a_file_in_place_of_every_folder_that_training_writes(workspace: Path) -
     with inside(workspace):
         for name in (".state", "models"):
             (workspace / name).write_text("")
-            assert f"cannot write {name}" in refused(lambda: stages.train_source(tiny()))
+            assert f"cannot write {name}" in refused(lambda: train_source(tiny()))
             (workspace / name).unlink()
 
 
 def test_a_profile_with_an_apostrophe_trains(workspace: Path) -> None:
     with inside(workspace):
-        stages.train_source(tiny().model_copy(update={"profile": "it's"}))
+        train_source(tiny().model_copy(update={"profile": "it's"}))
     assert (workspace / "models" / "source" / "network.safetensors").exists()
 
 

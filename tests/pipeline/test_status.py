@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.grid import read_grid
-from gtl_lightning.config import load_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.params import load_params
 from tests.unit.trees import snapshot
 
 LOCKED = """

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from gtl_lightning.addresses import resolve_uri
 from gtl_lightning.errors import UserError
-from gtl_lightning.tracking import Study, fetch_model
+from gtl_lightning.workspace.addresses import resolve_uri
+from gtl_lightning.workspace.tracking import Study, fetch_model
 
 TAGS = {"profile": "p", "data_hash": "1"}
 
@@ -91,9 +91,9 @@ def no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> str
     """The last line of a process that may write no file above 600 kB, which a tracker's database is, and all of it."""
     script = f"""
 import resource, sys
-from gtl_lightning.addresses import resolve_uri
+from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.errors import UserError
-from gtl_lightning.tracking import Study, fetch_model
+from gtl_lightning.workspace.tracking import Study, fetch_model
 from gtl_lightning.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, ({action.partition(" ")[0]}, -1))
 try:

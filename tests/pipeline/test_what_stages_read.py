@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gtl_lightning import config
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.methods import names
+from gtl_lightning.workspace import params as config
 from tests.pipeline.conftest import inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtl_lightning.evaluation.advisor import effective_share
 from gtl_lightning.evaluation.calibration import expected_calibration_error
 from gtl_lightning.evaluation.diversity import diversity
 from gtl_lightning.evaluation.likelihood import nelbo
 from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.memorisation import copied_spans
+from gtl_lightning.evaluation.overlap import effective_share
 
 ids = st.sampled_from([0, 1, 2, 7])
 sequences = st.lists(st.lists(ids, min_size=0, max_size=12), min_size=1, max_size=6)

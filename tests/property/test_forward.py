@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtl_lightning.forward import posterior, stratified_times
-from gtl_lightning.schedule import SCHEDULES, schedule
+from gtl_lightning.core.forward import posterior, stratified_times
+from gtl_lightning.core.schedule import SCHEDULES, schedule
 
 times = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda pair: abs(pair[0] - pair[1]) > 0.01)
 

@@ -6,16 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtl_lightning.gtl import (
-    bce_loss,
-    gkl_loss,
-    guided_log_prob_true,
-    guided_log_probs,
-    importance_draws,
-    log_ratio_from_logit,
-    top_candidates,
-    unsmooth,
-)
+from gtl_lightning.core.guidance import guided_log_prob_true, guided_log_probs, top_candidates
+from gtl_lightning.papers.gtl import bce_loss, gkl_loss, importance_draws, log_ratio_from_logit, unsmooth
 
 seeds = st.integers(0, 2**31)
 gammas = st.floats(0, 10)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtl_lightning import Guidance, TokenRatio, sample
+from gtl_lightning.core.guard import Guard, law
 from gtl_lightning.evaluation.likelihood import nelbo
 from gtl_lightning.evaluation.masked_likelihood import Masking
-from gtl_lightning.guard import Guard, law
 from tests.unit.test_sampling import LENGTH, MASK, Tiny, V
 
 seeds = st.integers(0, 2**31)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from gtl_lightning.data.enumerated import EnumeratedDistribution
-from gtl_lightning.data.exact import ExactDistribution, ExactRatio
-from gtl_lightning.data.markov import MarkovChain
-from gtl_lightning.schedule import Cosine
+from gtl_lightning.core.schedule import Cosine
+from gtl_lightning.laws.chains import MarkovChain
+from gtl_lightning.laws.enumerated import EnumeratedDistribution
+from gtl_lightning.laws.exact import ExactDistribution, ExactRatio
 
 assert_tight = partial(assert_close, rtol=1e-10, atol=1e-12)
 

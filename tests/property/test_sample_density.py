@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtl_lightning.data.grammar import Grammar, to_words
 from gtl_lightning.data.sample import ARCHIVES, grammar
+from gtl_lightning.laws.grammar import Grammar, to_words
 
 
 def small(seed: int, max_words: int = 5) -> Grammar:

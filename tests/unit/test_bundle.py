@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gtl_lightning.config import Params, write_params
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file, write_json, write_text
-from gtl_lightning.stages.bundle import MANIFEST, open_bundle, sampling_params
-from gtl_lightning.stages.common import Cell
+from gtl_lightning.workspace.bundle import MANIFEST, open_bundle, sampling_params
+from gtl_lightning.workspace.params import Params, write_params
+from gtl_lightning.workspace.paths import Cell
 
 Manifest = dict[str, Any]
 

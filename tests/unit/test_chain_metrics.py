@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtl_lightning.data.chain_metrics import measure_samples, row_kl, tilt_errors
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.data.markov import paper_chain
 from gtl_lightning.errors import UserError
+from gtl_lightning.laws.chain_metrics import measure_samples, row_kl, tilt_errors
+from gtl_lightning.laws.chains import paper_chain
+from gtl_lightning.laws.exact import ExactRatio
 
 SOURCE, TARGET = paper_chain(0.1), paper_chain(0.8)
 EXACT = ExactRatio(SOURCE, TARGET)

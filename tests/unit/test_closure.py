@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning import closure as subject
-from gtl_lightning.closure import ROOT, WITHOUT_RESULT, closure, code_hash
-from gtl_lightning.stages.common import state_dir
+from gtl_lightning.workspace import closure as subject
+from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure, code_hash
+from gtl_lightning.workspace.paths import state_dir
 
 FILES = {
     "__init__.py": "",
@@ -78,7 +78,7 @@ def test_state_of_other_code_is_another_state(monkeypatch: pytest.MonkeyPatch) -
     train = "gtl_lightning.stages.train"
     before = state_dir("gtl", {"steps": 3}, code=train)
     assert state_dir("gtl", {"steps": 3}, code=train) == before
-    monkeypatch.setattr("gtl_lightning.stages.common.code_hash", lambda module: "changed")
+    monkeypatch.setattr("gtl_lightning.workspace.paths.code_hash", lambda module: "changed")
     assert state_dir("gtl", {"steps": 3}, code=train) != before
 
 

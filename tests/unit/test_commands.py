@@ -10,8 +10,8 @@ import pytest
 import typer.main
 
 from flows.cli import app, main
-from gtl_lightning.config import configure, write_params
 from gtl_lightning.methods import names
+from gtl_lightning.workspace.params import configure, write_params
 from tests.unit.trees import snapshot
 
 TRAINED = names()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gtl_lightning.config import Params, configure, dump_params, load_params, override, validate, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.params import Params, configure, dump_params, load_params, override, validate, write_params
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from gtl_lightning import config, files, stages
+from gtl_lightning import files, stages
 from gtl_lightning.data import download as download_module
 from gtl_lightning.data import split as split_module
 from gtl_lightning.data import tokens as tokens_module
@@ -24,6 +24,7 @@ from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.workspace import params as config
 from tests.unit.test_data_import import PLAIN, contents, line, piped
 from tests.unit.test_data_tokens import write_splits
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gtl_lightning.data.grammar import to_text, to_words
 from gtl_lightning.data.sample import ARCHIVES, MAX_WORDS, exact_nll, grammar, vocabulary, write_sample
 from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import train_tokenizer
 from gtl_lightning.errors import UserError
+from gtl_lightning.laws.grammar import to_text, to_words
 
 
 def test_bytes_are_reproducible_and_every_record_says_generated(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import typer
 import yaml
 
 from flows.cli import app
-from gtl_lightning.closure import ROOT, WITHOUT_RESULT, closure
-from gtl_lightning.config import Params
-from gtl_lightning.settings import Methods
-from gtl_lightning.stages import HOMES
+from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.settings import Methods
 from tests.pipeline.reading import flat
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -32,9 +31,8 @@ def entry(stage: str) -> str:
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     source = inspect.getsource(inspect.unwrap(command.callback))
-    (function,) = set(re.findall(r"stages\.(\w+)\(", source))
-    (home,) = [home for home, names in HOMES.items() if function in names]
-    return f"gtl_lightning.stages.{home}"
+    (home,) = re.findall(r"from (gtl_lightning\.(?:stages|studies)[\w.]*) import (\w+)\n", source)
+    return ".".join(home)
 
 
 def code(stage: str) -> list[str]:
@@ -70,7 +68,7 @@ def test_compiled_code_is_no_dependency() -> None:
 def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
     for path in WITHOUT_RESULT:
         assert (ROOT / path).is_file(), path
-    for name in ("config", "settings", "sections", "markov_config", "errors"):
+    for name in ("workspace.params", "workspace.settings", "fields", "studies.markov.settings", "errors"):
         # Of a method the parameters take its settings, which stand in its file.
         computes = {path for path in closure(f"gtl_lightning.{name}") - WITHOUT_RESULT if "/methods/" not in path}
         assert computes <= {"gtl_lightning/files.py"}, name

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.advisor import LevelDiagnostics, advise, diagnose, effective_share
 from gtl_lightning.evaluation.calibration import expected_calibration_error, fit_calibration, roc_auc
+from gtl_lightning.evaluation.overlap import LevelDiagnostics, advise, diagnose, effective_share
 
 
 def gaussians(distance: float, n: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms
+from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
+from gtl_lightning.core.protocols import Look
+from gtl_lightning.core.schedule import Cosine, LogLinear
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.likelihood import Likelihood, compare, nelbo, nelbo_by_gamma, select_gamma
 from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.reference import reference_likelihood, reference_perplexity
-from gtl_lightning.forward import absorbing_sample, nelbo_terms
-from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
-from gtl_lightning.protocols import Look
-from gtl_lightning.schedule import Cosine, LogLinear
 
 V, L, MASK, PAD = 3, 3, 3, 4
 STATES = torch.tensor(list(itertools.product(range(V), repeat=L)))

@@ -19,10 +19,10 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gtl_lightning.config import Params, load_params, overlaid
 from gtl_lightning.errors import UserError
-from gtl_lightning.sections import NAME, TEXT
-from gtl_lightning.settings import ADDRESS, ARCHIVE
+from gtl_lightning.fields import NAME, TEXT
+from gtl_lightning.workspace.params import Params, load_params, overlaid
+from gtl_lightning.workspace.settings import ADDRESS, ARCHIVE
 
 ILL_FORMED = {
     NAME: ("it's", "a/b", "a:b", "models:/x", "", " x", "x" * 101, '"quoted"'),

@@ -16,8 +16,8 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from flows.cli import main
-from gtl_lightning.addresses import resolve_uri, unreachable, without_credentials
 from gtl_lightning.errors import UserError, environment_fault
+from gtl_lightning.workspace.addresses import resolve_uri, unreachable, without_credentials
 
 FAULTS = {
     "full disk": (

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flows.grid import Grid, Stage, read_grid
-from gtl_lightning.config import load_params
 from gtl_lightning.errors import UserError
-from gtl_lightning.stages.common import Cell
+from gtl_lightning.workspace.params import load_params
+from gtl_lightning.workspace.paths import Cell
 
 ROOT = Path(__file__).parents[2]
 

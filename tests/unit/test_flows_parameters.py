@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.parameters import Wanted, settle
-from gtl_lightning.config import configure, load_params, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.params import configure, load_params, write_params
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from gtl_lightning.forward import (
+from gtl_lightning.core.forward import (
     absorbing_sample,
     level_sample,
     nelbo_terms,
@@ -12,7 +12,7 @@ from gtl_lightning.forward import (
     stratified_times,
     uniform_sample,
 )
-from gtl_lightning.schedule import Cosine, LogLinear
+from gtl_lightning.core.schedule import Cosine, LogLinear
 
 MASK = 5
 

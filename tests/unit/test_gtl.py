@@ -6,21 +6,23 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gtl_lightning.errors import UserError
-from gtl_lightning.gtl import (
+from gtl_lightning.core.guidance import (
     Guidance,
     SequenceRatio,
     TokenRatio,
-    bce_loss,
-    cycle_loss,
-    gkl_loss,
     guided_log_prob_true,
     guided_log_probs,
     linear_gamma,
+    tilt,
+)
+from gtl_lightning.errors import UserError
+from gtl_lightning.papers.gtl import (
+    bce_loss,
+    cycle_loss,
+    gkl_loss,
     log_mse_loss,
     log_ratio_from_logit,
     martingale_penalty,
-    tilt,
     token_bce_loss,
     token_gkl_loss,
     unsmooth,

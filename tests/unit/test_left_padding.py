@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
+from gtl_lightning.core.protocols import EVERYWHERE, Cache, Look, PaddingOnce
 from gtl_lightning.networks import (
     BackboneConfig,
     CausalLM,
@@ -20,7 +21,6 @@ from gtl_lightning.networks import (
     TokenRatioNetwork,
     seeded,
 )
-from gtl_lightning.protocols import EVERYWHERE, Cache, Look, PaddingOnce
 
 MASK, PAD, V, L = 10, 11, 12, 9
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)

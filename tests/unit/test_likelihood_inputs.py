@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtl_lightning.data.enumerated import any_order_kl, exact_nelbo, model_law
-from gtl_lightning.data.markov import paper_chain
+from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.calibration import expected_calibration_error
 from gtl_lightning.evaluation.energy import energy_distance
@@ -22,7 +21,8 @@ from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.mauve import mauve_score
 from gtl_lightning.evaluation.memorisation import nearest_cosines
 from gtl_lightning.evaluation.reference import reference_likelihood
-from gtl_lightning.gtl import Guidance, SequenceRatio, TokenRatio
+from gtl_lightning.laws.chains import paper_chain
+from gtl_lightning.laws.enumerated import any_order_kl, exact_nelbo, model_law
 from tests.unit.test_evaluation_likelihood import MASK, MASKING, PAD, SEQUENCE, STATES, TOKEN, P, V, denoiser_of
 from tests.unit.test_sampler_inputs import constant, small
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning.config import Params, configure, dump_params, load_params
 from gtl_lightning.errors import UserError
-from gtl_lightning.stages.markov import load_source
-from gtl_lightning.stages.markov_chains import chains
-from gtl_lightning.stages.markov_models import Problem
+from gtl_lightning.studies.markov.domains import chains
+from gtl_lightning.studies.markov.models import Problem
+from gtl_lightning.studies.markov.study import load_source
+from gtl_lightning.workspace.params import Params, configure, dump_params, load_params
 
 MISTAKES = {
     "not square": (

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtl_lightning.forward import nelbo_terms
+from gtl_lightning.core.forward import nelbo_terms
+from gtl_lightning.core.schedule import Cosine, LogLinear
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.causal import CausalLMModule
 from gtl_lightning.modules.denoiser import DenoiserModule, noised, spread
@@ -21,7 +22,6 @@ from gtl_lightning.networks import (
     save_network,
     seeded,
 )
-from gtl_lightning.schedule import Cosine, LogLinear
 
 MASK, PAD = 4, 5
 CONFIG = BackboneConfig(6, 6, 8, 1, 2, mask_index=MASK, pad_index=PAD, cond_dim=4)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gtl_lightning.core.schedule import schedule
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.mixture import MixtureModule
 from gtl_lightning.networks import MaskedDenoiser, seeded
 from gtl_lightning.networks.block import BackboneConfig
-from gtl_lightning.schedule import schedule
 
 CONFIG = BackboneConfig(vocab_size=12, length=6, width=16, depth=1, heads=2, mask_index=11, pad_index=0)
 

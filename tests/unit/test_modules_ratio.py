@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.gtl import martingale_penalty
 from gtl_lightning.modules.classifier import ClassifierModule
 from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
@@ -19,6 +18,7 @@ from gtl_lightning.networks import (
     TokenRatioNetwork,
     seeded,
 )
+from gtl_lightning.papers.gtl import martingale_penalty
 
 MASK, PAD = 3, 4
 CONFIG = BackboneConfig(5, 6, 8, 1, 2, mask_index=MASK, pad_index=PAD, cond_dim=0)

@@ -7,15 +7,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from gtl_lightning import Guidance, TokenRatio
-from gtl_lightning.continuous import Uniform, sample_continuous
-from gtl_lightning.data.exact import ExactRatio
-from gtl_lightning.data.markov import MarkovChain, paper_chain
+from gtl_lightning.core.continuous import Uniform, sample_continuous
+from gtl_lightning.core.schedule import LogLinear
+from gtl_lightning.laws.chains import MarkovChain, paper_chain
+from gtl_lightning.laws.exact import ExactRatio
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.modules.uniform import UniformDenoiserModule
 from gtl_lightning.networks import UniformDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
-from gtl_lightning.schedule import LogLinear
 
 V, LENGTH = 3, 4
 SOURCE, TARGET = paper_chain(0.6, V), paper_chain(0.2, V)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from gtl_lightning.core.guidance import Guidance, TokenRatio, tilt
+from gtl_lightning.core.sampling import sample
 from gtl_lightning.errors import UserError
-from gtl_lightning.gtl import Guidance, TokenRatio, tilt
 from gtl_lightning.networks import (
     Backbone,
     BackboneConfig,
@@ -32,7 +33,6 @@ from gtl_lightning.networks import (
     seeded,
 )
 from gtl_lightning.networks.block import rotary_table, rotate
-from gtl_lightning.sampling import sample
 
 MASK, PAD, V, L = 10, 11, 12, 8
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from gtl_lightning.config import Params, configure, load_params, override, write_params
 from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.params import Params, configure, load_params, override, write_params
 
 PROFILE = "sweep: {seeds: [0, 1, 2]}\nsampling: {temperature: 0.8}\n"
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gtl_lightning import cli
 
 BLOCK = 16 << 20
 HOLD = f"""
@@ -60,9 +64,22 @@ def test_torch_takes_as_many_threads_as_are_asked_for_unless_the_environment_say
 def test_the_number_of_threads_is_set_before_torch_is_loaded() -> None:
     """Afterwards it would be ignored without a word: what a command imports before it reads params.yaml is light."""
     code = (
-        "import sys\nimport flows.cli\nfrom gtl_lightning import config, stages\n"
-        "for all_of in stages.HOMES.values(): [getattr(stages, n) for n in all_of if not n.startswith('load_')]\n"
+        "import sys\nimport flows.cli\nimport gtl_lightning.workspace.asked, gtl_lightning.workspace.params\n"
         "print(sorted({'torch', 'pytorch_lightning', 'mlflow', 'mauve', 'transformers'} & sys.modules.keys()))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_a_command_reads_the_parameters_before_it_imports_its_stage() -> None:
+    checked = 0
+    for node in ast.walk(ast.parse(Path(cli.__file__).read_text())):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        lines = ast.unparse(node).splitlines()
+        read = [n for n, line in enumerate(lines) if "_params(" in line or "_point(" in line]
+        stage = [n for n, line in enumerate(lines) if "import" in line and (".stages" in line or ".studies" in line)]
+        if read and stage:
+            assert min(read) < min(stage), node.name
+            checked += 1
+    assert checked > 15

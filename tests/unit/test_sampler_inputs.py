@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
-from gtl_lightning.continuous import Absorbing, Uniform, sample_continuous
+from gtl_lightning.core.continuous import Absorbing, Uniform, sample_continuous
+from gtl_lightning.core.guidance import tilt
+from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError
-from gtl_lightning.gtl import importance_draws, tilt
-from gtl_lightning.protocols import EVERYWHERE, Look
-from gtl_lightning.schedule import LogLinear
+from gtl_lightning.papers.gtl import importance_draws
 from tests.unit.test_sampling import LENGTH, MASK, Tiny, V, draw, sequence_f
 
 NAN, INF = math.nan, math.inf

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
+from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.schedule import Cosine, LogLinear
 from gtl_lightning.errors import UserError
-from gtl_lightning.protocols import EVERYWHERE, Look
-from gtl_lightning.schedule import Cosine, LogLinear
 
 V, MASK, LENGTH = 7, 3, 6  # the mask is not the last id on purpose
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gtl_lightning.core.schedule import SCHEDULES, Cosine, Geometric, LogLinear, NoiseSchedule, Polynomial, schedule
 from gtl_lightning.errors import UserError
-from gtl_lightning.schedule import SCHEDULES, Cosine, Geometric, LogLinear, NoiseSchedule, Polynomial, schedule
 
 ALL = [LogLinear(), Polynomial(2.0), Polynomial(0.5), Cosine(), Geometric(), Geometric(0.1, 5.0)]
 each = pytest.mark.parametrize("noise", ALL, ids=lambda s: type(s).__name__)

@@ -10,22 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gtl_lightning.config import Params, configure, validate
+from gtl_lightning.bench.page import benchmark_page, benchmark_panels, quality_panels
+from gtl_lightning.bench.reference import plain_sample
+from gtl_lightning.bench.sampling import MASK, Bench, Case
+from gtl_lightning.bench.timing import Times, flops, growth, matrix_rate, paired, peak_memory, quartiles, share_of_rate
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.plain import plain_sample
-from gtl_lightning.evaluation.speed import (
-    Times,
-    flops,
-    growth,
-    matrix_rate,
-    paired,
-    peak_memory,
-    quartiles,
-    share_of_rate,
-)
-from gtl_lightning.report.benchmarks import benchmark_page, benchmark_panels, quality_panels
 from gtl_lightning.stages.bench import GROUPS, _check, run_bench
-from gtl_lightning.stages.bench_sampling import MASK, Bench, Case
+from gtl_lightning.workspace.params import Params, configure, validate
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
 
 CPU = torch.device("cpu")

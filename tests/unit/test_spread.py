@@ -13,12 +13,12 @@ import pytest
 from filelock import FileLock, Timeout
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.stages.spread import spread
+from gtl_lightning.workspace.spread import spread
 
 PROGRAM = """
 from pathlib import Path
 from tests.unit.test_spread import hold
-from gtl_lightning.stages.spread import spread
+from gtl_lightning.workspace.spread import spread
 if __name__ == "__main__":
     spread("held", hold, [({0!r},)])
 """

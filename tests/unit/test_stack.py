@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtl_lightning.data.folds import FoldData, cut, fold_count
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.fit import fit
@@ -16,6 +15,7 @@ from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
 from gtl_lightning.networks.stack import Stack
+from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count
 
 V, LENGTH = 3, 6
 LOCAL = LocalConfig(vocab_size=V + 1, length=LENGTH, heads=2, width=8, mask_index=V)

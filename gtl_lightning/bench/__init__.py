@@ -1,0 +1,1 @@
+"""Timing of sampling and training: `gtl bench`."""

@@ -1,0 +1,122 @@
+"""Benchmarks of training: one step of each module, and whether the data keep up with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gtl_lightning.bench.sampling import PAD, Bench, Row
+from gtl_lightning.bench.timing import flops, matrix_product, paired, peak_memory, share_of_rate
+from gtl_lightning.data.dataset import TokenDataset
+from gtl_lightning.data.loading import DomainDataModule
+from gtl_lightning.modules.base import TrainedModule
+from gtl_lightning.modules.causal import CausalLMModule
+from gtl_lightning.modules.classifier import ClassifierModule
+from gtl_lightning.modules.denoiser import DenoiserModule
+from gtl_lightning.modules.fit import resolve_precision
+from gtl_lightning.modules.planner import PlannerModule
+from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
+from gtl_lightning.networks import CausalLM, SequenceRatioNetwork, copy_of
+
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+_EXAMPLES, _LOADED = 4096, 32
+
+
+def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
+    """Every kind of module that the pipeline trains; networks with random weights."""
+    yield "source", DenoiserModule(copy_of(bench.denoiser))
+    for name, ratio, method in (("ratio", "token", "gtl"), ("head", "head", "gtl-head"), ("warm", "warm", "gtl-warm")):
+        loss = bench.params.methods.of(method)
+        weights = {key: getattr(loss, key) for key in ("bce_weight", "nll_weight", "martingale_weight")}
+        yield name, TokenRatioModule(copy_of(bench.ratios[ratio]), bench.denoiser, **weights)  # type: ignore[arg-type]
+    for name, kind in (("sequence", SequenceRatioModule), ("classifier", ClassifierModule)):
+        network = SequenceRatioNetwork(bench.backbone(bench.sizes["sequence" if name == "sequence" else "classifier"]))
+        extra: dict[str, Any] = {"loss": "bce", "eta_1": 0.0} if name == "sequence" else {"noised": True}
+        yield name, kind(network, **extra)
+    yield "planner", PlannerModule(copy_of(bench.planner), bench.denoiser)  # type: ignore[arg-type]
+    yield "reference", CausalLMModule(CausalLM(bench.backbone(bench.sizes["reference"])))
+
+
+def training_rows(bench: Bench) -> list[Row]:
+    """Tokens per second and share of the matrix-product rate, by module."""
+    settings, device = bench.settings, bench.device
+    shape = (settings.train_batch, bench.length)
+    generator = torch.Generator(device).manual_seed(0)
+    x_0 = torch.randint(2, bench.vocab_size, shape, generator=generator, device=device)
+    batch = {"x_0": x_0, "is_target": torch.arange(len(x_0), device=device) % 2 == 0}
+    loading = loading_seconds(bench)
+    rows = []
+    for name, module in modules(bench):
+        module.to(device).train()
+        precision = resolve_precision(bench.params.machine.precision, module.width, bench.params.machine.accelerator)
+        step = training_step(module, batch, precision)
+        product = matrix_product(device, PRECISIONS[precision], settings.matrix)
+        found = paired({"step": step, "product": product}, settings.rounds, device, settings.seconds)
+        times = found["step"]
+        counted = flops(step)
+        memory = peak_memory(step, device)
+        rows.append(
+            {
+                "part": "training",
+                "group": "training",
+                "module": name,
+                "batch": shape[0],
+                "length": shape[1],
+                "precision": precision,
+                "seconds_per_step": times.median,
+                "spread": times.spread,
+                "rounds": len(times.seconds),
+                "tokens_per_second": math.prod(shape) / times.median,
+                "gflop_per_step": counted / 1e9,
+                "share_of_rate": share_of_rate(counted, times, settings.matrix, found["product"]),
+                "loading_share": loading / times.median,
+                "peak_mb": None if memory is None else memory / 2**20,
+            }
+        )
+    return rows
+
+
+def training_step(module: TrainedModule, batch: dict[str, Tensor], precision: str) -> Callable[[], None]:
+    """Loss, gradient and optimiser step, as Lightning makes them."""
+    optimiser = cast(Any, module.configure_optimizers())["optimizer"]
+    kind = module.device.type
+
+    def step() -> None:
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = module.loss(batch, module.generator(0))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def loading_seconds(bench: Bench) -> float:
+    """Seconds that a batch of two domains takes to be read and padded, of texts of random lengths."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(max(1, bench.length // 4), bench.length + 1, _EXAMPLES)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = generator.integers(2, bench.vocab_size, int(offsets[-1])).astype(np.int32)
+    data = TokenDataset.from_arrays(tokens, offsets, PAD)
+    module = DomainDataModule(
+        data,
+        data,
+        data,
+        data,
+        batch=max(2, bench.settings.train_batch),
+        steps_per_epoch=_LOADED,
+        seed=0,
+        pad_index=PAD,
+    )
+    times = paired(
+        {"epoch": lambda: [batch["x_0"] for batch in module.train_dataloader()]},
+        bench.settings.rounds,
+        torch.device("cpu"),
+        bench.settings.seconds,
+    )
+    return times["epoch"].median / _LOADED

@@ -1,0 +1,1 @@
+"""Masked diffusion itself: noise, laws of the next token, guidance, samplers. Needs torch alone."""

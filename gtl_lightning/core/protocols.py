@@ -1,0 +1,235 @@
+"""What the samplers and losses expect of a network: any callable that fits will do, no base class is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.core.guard import Role, called, tensor_of
+from gtl_lightning.errors import UserError
+
+
+class Denoiser(Protocol):
+    """Predicts the clean token at every position (SUBS parameterisation, MDLM, arXiv 2406.07524).
+
+    Its output is made a law by `guard.Guard.law`: logits will do, and mass on the mask is shared by the others. Three
+    attributes are read where it has them:
+
+    - `normalised`: True promises log-probabilities in fp32 at least, of sum one and -inf at the mask, that are NaN or
+      infinite nowhere; they are then used to the last bit.
+    - `mask_index`: its mask; a sampler that is told another one refuses.
+    - `pad_index`: its padding; padded rows of a prompt are sampled as if they stood alone.
+    """
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b,l,v] log-probabilities or logits; read at masked positions only."""
+
+
+class RatioNetwork(Protocol):
+    """log r = log q/p of a partly masked sequence; also a domain classifier's logit, target positive."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b]."""
+
+
+class TokenLogRatio(Protocol):
+    """log r of every sequence that is one reveal away (docs/method.md section 2.2); -inf where r is 0."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b,l,v]: entry [l, v] is log r after masked position l is set to v."""
+
+
+class Planner(Protocol):
+    """Scores positions; higher is revealed sooner. Scores of unmasked positions are ignored, -inf comes last."""
+
+    def __call__(self, x_t: Tensor, /) -> Tensor:
+        """Long[b,l] -> Float[b,l]."""
+
+
+Cache = dict[object, list[Tensor]]
+"""What passes leave behind for later ones, by the module that left it; every tensor has the batch in front."""
+
+
+class PaddingOnce:
+    """Where a run of inputs is padded, looked up once an id: on a GPU every look makes the host wait.
+
+    Args:
+        x_t: Long[b,l]; the inputs of the run have padding only if it has, and begin with it only if it does.
+    """
+
+    def __init__(self, x_t: Tensor) -> None:
+        self._x_t = x_t
+        self._found: dict[int, tuple[bool, bool]] = {}
+
+    def of(self, pad_index: int) -> tuple[bool, bool]:
+        """Whether the id occurs, and whether a row may begin with it."""
+        if pad_index not in self._found:
+            pads = self._x_t == pad_index
+            padded, left = torch.stack([pads.any(), pads[:, :1].any()]).tolist()
+            self._found[pad_index] = padded, left
+        return self._found[pad_index]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Which positions a network is asked for: all of them, or single places, or a window with the rest as kept.
+
+    Attributes:
+        places: Long[b,k], the positions wanted of each row.
+        window: first position wanted, and the one after the last; what was kept in the cache is read elsewhere.
+        cache: a pass over everything leaves in it what a window's needs; a window's brings it up to date. Rows may have
+            left at the end of the batch in between.
+        padding: None lets every pass look for itself.
+
+    Raises:
+        ValueError: a window without a cache, or places with one.
+    """
+
+    places: Tensor | None = None
+    window: tuple[int, int] | None = None
+    cache: Cache | None = None
+    padding: PaddingOnce | None = None
+
+    def __post_init__(self) -> None:
+        if (self.window is not None and self.cache is None) or (self.places is not None and self.cache is not None):
+            raise ValueError("a window takes the rest from a cache; single places leave none and read none")
+
+    @property
+    def everywhere(self) -> Look:
+        """All positions, of inputs padded alike."""
+        return Look(padding=self.padding)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """What is wanted of Float[b,l,d]: all that a network owes which can only pass over everything."""
+        if self.places is not None:
+            return whole.take_along_dim(self.places[..., None], 1)
+        return whole if self.window is None else whole[:, slice(*self.window)]
+
+    def slots(self, row: Tensor, position: Tensor) -> Tensor:
+        """Long[m]: where, in what is wanted, m (row, position) pairs lie; they must be among it."""
+        if self.places is not None:
+            return (self.places[row] == position[:, None]).int().argmax(-1)
+        return position if self.window is None else position - self.window[0]
+
+    def shape(self, x_t: Tensor) -> tuple[int | str, ...]:
+        """Of what is wanted, in words where any size will do."""
+        if self.places is not None:
+            return (*self.places.shape, "d")
+        return len(x_t), "l" if self.window is None else self.window[1] - self.window[0], "d"
+
+
+EVERYWHERE = Look()
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A denoiser or token ratio in two parts, so that only the positions that are needed meet the vocabulary."""
+
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b,n,d], hidden states at the n positions that `look` wants.
+
+        One that can only pass over everything gives `look.of` that. A ratio that reads a frozen denoiser (it has the
+        attribute `denoiser`) gets as `features` what that denoiser gave for the same look, where it is at hand.
+        """
+
+    def decode(self, h: Tensor, /) -> Tensor:
+        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
+
+
+def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
+    """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
+    takes_look = getattr(network, "takes_look", False) is True
+    return untouched(network, *inputs, **({"look": look.everywhere} if takes_look else {}))
+
+
+def untouched(network: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Tensor:
+    """A call that leaves its inputs, which are the sampler's own, as they were.
+
+    Raises:
+        UserError: the network wrote into one of them.
+    """
+    before = [_writes(value) for value in inputs]
+    output = network(*inputs, **options)
+    if before != [_writes(value) for value in inputs]:
+        raise UserError(f"the {called(network, 'callable')} writes into the tensors that it is given; let it copy them")
+    return output
+
+
+def _writes(value: Tensor) -> int:
+    """How often a tensor was written into; torch does not count those of inference mode."""
+    return -1 if value.is_inference() else value._version
+
+
+class Hidden:
+    """What the networks make of one (x_t, t), each asked once, when it is first needed; plain callables everywhere."""
+
+    def __init__(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> None:
+        self.x_t, self.t, self.look = x_t, t, look
+        self._states: dict[int, tuple[Look, Tensor]] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._vocabulary: int | str = "v"
+
+    def only(self, places: Tensor) -> None:
+        """Networks not asked yet will be asked at `places` Long[b,k] alone, unless later steps read a cache."""
+        if self.look.cache is None:
+            self.look = replace(self.look, places=places)
+
+    def of(self, network: Encoder) -> tuple[Look, Tensor]:
+        """Hidden states Float[b,n,d], and the look that they were asked with."""
+        key = id(network)
+        if key not in self._states:
+            # A ratio follows the denoiser that it reads: whole features go with a whole pass.
+            look, features = self._states.get(id(getattr(network, "denoiser", None)), (self.look, None))
+            hidden = network.encode(self.x_t, self.t, look, features)
+            self._states[key] = look, tensor_of(hidden, look.shape(self.x_t), network, "encoder")
+        return self._states[key]
+
+    def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
+        """Float[m,v]: the output at m (row, position) pairs; of an Encoder, only they meet the vocabulary.
+
+        The positions must be among those that the look wants.
+
+        Raises:
+            UserError: as `reader`.
+        """
+        return self.reader(network, row, position, role)(slice(None))
+
+    def reader(
+        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser"
+    ) -> Callable[[slice | Tensor], Tensor]:
+        """`at`, as a function from a part of the m pairs to their rows.
+
+        Raises:
+            UserError: the network gives no tensor, one of another shape, or other tokens than the network read first.
+        """
+        key = id(network)
+        if isinstance(network, Encoder):
+            (look, hidden), decode = self.of(network), network.decode
+            needed = hidden[row, look.slots(row, position)]
+
+            def read(part: slice | Tensor) -> Tensor:
+                states = needed[part]
+                return self._of_tokens(decode(states), network, role, (len(states),))
+
+            return read
+        if key not in self._outputs:
+            self._outputs[key] = self._of_tokens(
+                untouched(network, self.x_t, self.t), network, role, tuple(self.x_t.shape)
+            )
+        output = self._outputs[key][row, position]
+        return lambda part: output[part]
+
+    def _of_tokens(self, output: Tensor, network: object, role: Role, shape: tuple[int, ...]) -> Tensor:
+        output = tensor_of(output, (*shape, "v"), network, role)
+        if self._vocabulary == "v":
+            self._vocabulary = output.shape[-1]
+        elif output.shape[-1] != self._vocabulary:
+            raise UserError(
+                f"the {called(network, role)} knows {output.shape[-1]} tokens, the denoiser {self._vocabulary}; "
+                "both take one vocabulary, the mask counted"
+            )
+        return output

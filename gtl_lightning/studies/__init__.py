@@ -1,0 +1,1 @@
+"""Studies with a grid of their own, each with its parameters, its stages and its page."""

@@ -1,0 +1,42 @@
+"""The Markov study's last stage: rows, page and figures of what the others have left (docs/markov.md)."""
+
+from __future__ import annotations
+
+from gtl_lightning.files import write_json
+from gtl_lightning.records import read_record, read_records
+from gtl_lightning.studies.markov.domains import chains
+from gtl_lightning.studies.markov.study import OVERLAP, cells_file, study
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import REPORTS, log
+
+
+def markov_report(params: Params) -> None:
+    """reports/markov.json, markov_calibration.json, markov_overlap.json, markov.md and the figures in reports/markov.
+
+    Raises:
+        UserError: a repetition or the overlap study is missing.
+    """
+    from gtl_lightning.studies.markov.document import write_markov_report
+    from gtl_lightning.studies.markov.panels import means
+
+    settings = params.markov
+    cells = [read_record(cells_file(seed), {"rows": list, "calibration": list}) for seed in settings.seeds]
+    rows = [row for cell in cells for row in cell["rows"]]
+    calibration = [row for cell in cells for row in cell["calibration"]]
+    overlap = read_records(OVERLAP)
+    write_json(REPORTS / "markov.json", rows)
+    write_json(REPORTS / "markov_calibration.json", calibration)
+    write_json(REPORTS / "markov_overlap.json", overlap)
+    target = chains(settings)[1].transition.tolist()
+    written = write_markov_report(REPORTS, rows, calibration, overlap, target, settings.model_dump(mode="json"))
+    summary = {
+        f"{method}.{n}.{metric}": means(rows, metric, method=method, n=n)[0]
+        for method in dict.fromkeys(row["method"] for row in rows)
+        for n in settings.sizes
+        for metric in ("row_kl", "diagonal", "kl")
+    }
+    with study(params).parent() as run:
+        run.log_metrics(summary)
+        for path in written:
+            run.log_file(path, "report")
+    log.info("markov report: %s", written[0])

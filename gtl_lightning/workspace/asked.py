@@ -1,0 +1,117 @@
+"""What a command is asked for, held against what exists before anything is opened, logged or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.fields import LARGEST_SEED, STRONGEST
+from gtl_lightning.methods import guides, names
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import Cell
+
+SOURCE_METHOD = "source"
+
+
+def check_point(params: Params, fraction: float | None, seed: int) -> None:
+    """Raise UserError unless params.yaml's grid has this share of the target data, if any, and this repetition."""
+    if fraction is not None:
+        in_grid("--fraction", fraction, "sweep.fractions", params.sweep.fractions)
+    in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
+
+
+def known_cell(method: str, fraction: float | None, seed: int, option: str = "--seed") -> Cell:
+    """A cell that may exist, whether or not today's grid has it; `option` names the seed.
+
+    Raises:
+        UserError: an unknown method, a fraction where none applies or none where one does, a value out of range.
+    """
+    known_method(method)
+    if method == SOURCE_METHOD and fraction is not None:
+        raise UserError("--fraction is a share of the target data, and source has seen none of it; leave it out")
+    if method != SOURCE_METHOD and fraction is None:
+        raise UserError(f"{method} is trained on a share of the target data: say which with --fraction")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UserError(f"--fraction {fraction} is no share of the target data; give one above 0 and up to 1")
+    known_seed(option, seed)
+    return Cell(method, fraction, seed)
+
+
+def asked_cell(params: Params, method: str, fraction: float | None, model_seed: int | None) -> Cell:
+    """The cell that `gtl sample` means: without a fraction the largest of the sweep, without a seed its first.
+
+    Raises:
+        UserError: as `known_cell`.
+    """
+    if fraction is None and method != SOURCE_METHOD:
+        fraction = max(params.sweep.fractions)
+    return known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
+
+
+def known_method(method: str) -> None:
+    """Raise UserError unless `method` exists."""
+    known = (SOURCE_METHOD, *names("denoiser"), *names("ratio"))
+    if method not in known:
+        raise UserError(f"method {method!r} is unknown; choose one of {', '.join(known)}")
+
+
+def known_seed(option: str, seed: int) -> None:
+    """Raise UserError unless every generator takes `seed`."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{option} {seed} is out of range; give 0 to {LARGEST_SEED}")
+
+
+def in_grid(option: str, value: float, key: str, grid: Sequence[float]) -> None:
+    """Raise UserError unless `value` is one of `grid`, the values of `key` in params.yaml."""
+    if value not in grid:
+        listed = ", ".join(str(one) for one in grid)
+        raise UserError(f"{option} {value} is none of {key} in params.yaml ({listed}); choose one, or add it there")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What `gtl sample` is asked to draw; None leaves a thing to validation, params.yaml or the data.
+
+    Attributes:
+        count: sequences.
+        length: tokens of each.
+        gamma: guidance strength.
+        temperature: of the revealed tokens.
+        n_ratio: tokens the ratio scores.
+        prompt: text to begin with.
+        seed: of the sampler.
+        out: folder for the texts.
+    """
+
+    count: int = 8
+    length: int | None = None
+    gamma: float | None = None
+    temperature: float | None = None
+    n_ratio: int | None = None
+    prompt: str | None = None
+    seed: int = 0
+    out: Path = Path("samples")
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number out of range or an `out` that is no folder."""
+        for option, whole in (("--count", self.count), ("--length", self.length), ("--n-ratio", self.n_ratio)):
+            if whole is not None and whole < 1:
+                raise UserError(f"{option} {whole} is out of range; give at least 1")
+        for option, number in (("--gamma", self.gamma), ("--temperature", self.temperature)):
+            if number is not None and not 0 <= number <= STRONGEST:
+                raise UserError(f"{option} {number} is out of range; give a number from 0 to {STRONGEST}")
+        known_seed("--seed", self.seed)
+        if self.prompt is not None and not self.prompt.strip():
+            raise UserError(f"--prompt {self.prompt!r} holds no text; leave it out for free text")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} cannot be written: it is a file; give a folder")
+
+    def check_applies(self, method: str) -> None:
+        """Raise UserError for an option that means nothing to `method`."""
+        if guides(method):
+            return
+        for option, value in (("--gamma", self.gamma), ("--n-ratio", self.n_ratio)):
+            if value is not None:
+                raise UserError(f"{option} guides a ratio, and {method} has none; leave it out or choose a gtl method")

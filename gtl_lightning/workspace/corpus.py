@@ -1,0 +1,120 @@
+"""What a stage opens: the token arrays, the device, the trained denoisers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.fields import Network
+from gtl_lightning.records import read_record, record
+from gtl_lightning.workspace.checks import check_corpus
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import MODELS, NETWORK, TOKENS
+
+if TYPE_CHECKING:
+    import torch
+
+    from gtl_lightning.data.dataset import TokenDataset
+    from gtl_lightning.networks import MaskedDenoiser
+    from gtl_lightning.networks.block import BackboneConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The token arrays and what their ids mean."""
+
+    vocab_size: int
+    mask_index: int
+    pad_index: int
+    eos_index: int
+    length: int
+    sizes: dict[str, int]
+
+    @classmethod
+    def open(cls, params: Params, root: Path = Path()) -> Corpus:
+        """Read tokens/meta.json below `root` and check the parameters that depend on the vocabulary.
+
+        Raises:
+            UserError: not tokenised yet, or an n_ratio above the vocabulary.
+        """
+        ids = ("vocab_size", "mask_index", "pad_index", "eos_index", "length")
+        path = root / TOKENS / "meta.json"
+        meta = read_record(path, {**dict.fromkeys(ids, int), "splits": dict})
+        splits = {
+            split: record(found, f"{path}, {split}", {"examples": int}) for split, found in meta["splits"].items()
+        }
+        corpus = cls(**{key: meta[key] for key in ids}, sizes={split: splits[split]["examples"] for split in splits})
+        if root == Path():  # what a registered model holds was looked at when it was made
+            check_corpus(params, corpus.vocab_size, corpus.sizes)
+        return corpus
+
+    def dataset(self, split: str) -> TokenDataset:
+        """The examples of a split, in the order of their rank."""
+        from gtl_lightning.data.dataset import TokenDataset
+
+        return TokenDataset(TOKENS, split, self.pad_index)
+
+    def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
+        """The nested target subset: examples to train on and, in the same proportion, examples to select on.
+
+        Raises:
+            UserError: fewer than `min_examples` to train on.
+        """
+        from gtl_lightning.data.split import fraction_size
+
+        train, val = self.dataset("target_train"), self.dataset("target_val")
+        wanted = fraction_size(len(train), fraction, min_examples)
+        held_out = max(fraction_size(len(val), fraction), min(min_examples, len(val)))
+        return train.subset(wanted), val.subset(held_out)
+
+    def backbone(self, network: Network) -> BackboneConfig:
+        """The configuration of a network over these tokens."""
+        from gtl_lightning.networks.block import BackboneConfig
+
+        return BackboneConfig(
+            vocab_size=self.vocab_size,
+            length=self.length,
+            mask_index=self.mask_index,
+            pad_index=self.pad_index,
+            **network.model_dump(),
+        )
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that evaluation runs on."""
+    import torch
+
+    wanted = params.machine.accelerator
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("machine.accelerator = gpu, and no GPU is to be seen; set it to auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_machine(params: Params) -> None:
+    """Refuse a training that this machine cannot begin; torch is imported only where that is in question.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or more processes than GPUs.
+    """
+    wanted = params.machine.devices
+    if params.machine.accelerator != "gpu" and wanted == 1:
+        return
+    import torch
+
+    if device_of(params).type == "cuda" and wanted > (there := torch.cuda.device_count()):
+        raise UserError(f"machine.devices = {wanted}, and there are {there} GPUs to be seen; lower it")
+
+
+def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
+    """The trained denoiser of models/NAME below `root`.
+
+    Raises:
+        UserError: missing, truncated, foreign, or no denoiser.
+    """
+    from gtl_lightning.networks import MaskedDenoiser, load_network
+
+    network = load_network(root / MODELS / name / NETWORK, expect=MaskedDenoiser)
+    assert isinstance(network, MaskedDenoiser)
+    return network

@@ -1,0 +1,269 @@
+"""What every training stage shares: data, optimiser, the resumable and tracked fit, and the files it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.fields import Training
+from gtl_lightning.files import sha256_file, write_json
+from gtl_lightning.workspace.corpus import Corpus, device_of
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import RESULT, TOKENS, Cell, log, state_dir, study, trainable_parameters
+from gtl_lightning.workspace.provenance import made_with
+
+TRAINING = "gtl_lightning.stages.train"
+"""Where every training of the pipeline starts."""
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+    from torch import nn
+
+    from gtl_lightning.data.dataset import TokenDataset
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+    from gtl_lightning.modules.fit import FitResult
+
+    Build = Callable[[OptimiserConfig], TrainedModule]
+
+
+def fit_and_save(
+    params: Params,
+    cell: Cell,
+    build: Build,
+    data: LightningDataModule,
+    training: Training,
+    settings: dict[str, Any],
+    *inputs: Path,
+    folder: Path,
+    part: str = "network",
+) -> None:
+    """Fit one network and leave models/.../PART.safetensors and its result.
+
+    Args:
+        params: all parameters.
+        cell: what is trained; names the run and the state.
+        build: optimiser -> module with a fresh network.
+        data: training and held-out batches.
+        training: length and stopping.
+        settings: all that the result depends on beside `training`; part of the state's key.
+        inputs: files that are read, hashed into the key.
+        folder: where the network goes.
+        part: file name, where a folder holds several networks.
+    """
+    trained = fit_best(params, cell, build, data, training, settings, inputs, part)
+    save_trained(folder, trained.network, [trained], part=part)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from."""
+
+    network: nn.Module
+    result: FitResult
+    lr: float
+    parameters: int
+    steps: int
+    seconds: float
+    made_with: str
+    part: str
+
+
+def fit_best(
+    params: Params,
+    cell: Cell,
+    build: Build,
+    data: LightningDataModule,
+    training: Training,
+    settings: dict[str, Any],
+    inputs: Collection[Path],
+    part: str,
+    seed: int | None = None,
+) -> Trained:
+    """Fit with each of the learning rates, one after the other; the lowest held-out score wins.
+
+    Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
+    several networks alike.
+    """
+    tried = []
+    for lr in (training.lr, *training.also_lr):
+        module = build(optimiser(training, lr))
+        parameters = trainable_parameters(module.network)
+        name = part if lr == training.lr else f"{part}-lr-{lr:g}"
+        result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
+        tried.append(Trained(module.network, result, lr, parameters, result.steps, result.seconds, made, part))
+    return lowest(tried)
+
+
+def lowest(tried: Sequence[Trained]) -> Trained:
+    """The lowest held-out score, of equal ones the first, at the cost of all that were tried."""
+    best = min(tried, key=lambda trained: trained.result.best_score)
+    return replace(best, steps=sum(one.steps for one in tried), seconds=sum(one.seconds for one in tried))
+
+
+def _fit_tracked(
+    params: Params,
+    cell: Cell,
+    module: TrainedModule,
+    data: LightningDataModule,
+    training: Training,
+    lr: float,
+    settings: dict[str, Any],
+    inputs: Collection[Path],
+    part: str,
+    seed: int | None,
+) -> tuple[FitResult, str]:
+    """Fit one network in its own resumable state and its own tracked run; also says what it was made with.
+
+    Raises:
+        UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
+    """
+    import torch
+
+    from gtl_lightning.modules.fit import fit, resolve_precision
+
+    machine = params.machine
+    own = {**training.model_dump(exclude={"also_lr"}), "lr": lr}
+    settings = {**settings, "training": own, "fraction": cell.fraction, "seed": cell.seed}
+    # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
+    settings |= {"val_examples": params.train.val_examples, "val_draws": params.train.val_draws}
+    settings |= {"min_examples": params.data.min_examples} if cell.fraction is not None else {}
+    plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
+    # DVC does not know where a network was trained; state of another place would be taken for this one's.
+    precision = resolve_precision(machine.precision, module.width, machine.accelerator)
+    device = device_of(params).type
+    place: dict[str, Any] = {"precision": precision, "device": device, "torch": torch.__version__}
+    place["parts"] = machine.devices * machine.accumulate
+    state = state_dir(f"{cell.name}-{part}", plain | place, TOKENS / "meta.json", *sorted(inputs), code=TRAINING)
+    made = made_with(device, precision)
+    tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
+    with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
+        run.log_params(plain)
+        result = fit(
+            module,
+            data,
+            steps=training.steps,
+            check_every=training.check_every,
+            patience=training.patience,
+            state_dir=state,
+            precision=machine.precision,
+            ema_decay=training.ema,
+            seed=cell.seed if seed is None else seed,
+            logger=run.lightning_logger(),
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            strategy=machine.strategy,
+            accumulate=machine.accumulate,
+        )
+        run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
+    log.info(
+        "%s %s: best %.4f at step %d of %d, %.0f s",
+        cell.name,
+        part,
+        result.best_score,
+        result.best_step,
+        result.steps,
+        result.seconds,
+    )
+    return result, made
+
+
+def averaged(networks: Sequence[nn.Module]) -> nn.Module:
+    """The network, or several that are trained alike as one."""
+    from gtl_lightning.networks import RatioEnsemble
+
+    return networks[0] if len(networks) == 1 else RatioEnsemble(networks)
+
+
+def save_trained(
+    folder: Path,
+    network: nn.Module,
+    trained: Sequence[Trained],
+    *,
+    part: str = "network",
+    read: Collection[Path] = (),
+) -> None:
+    """Write the network and what its training came to: cost of all members, score and curve of the best.
+
+    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained.
+    """
+    from gtl_lightning.networks import save_network
+
+    best = min(trained, key=lambda member: member.result.best_score)
+    summary = {
+        **{key: value for key, value in asdict(best.result).items() if key != "history"},
+        "lr": best.lr,
+        "part": best.part,
+        "steps": sum(member.steps for member in trained),
+        "seconds": round(sum(member.seconds for member in trained), 2),
+        "trainable_parameters": sum(member.parameters for member in trained),
+        "made_with": best.made_with,
+        "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
+    }
+    save_network(folder / f"{part}.safetensors", network, summary)
+    history = best.result.history
+    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": history})
+
+
+def optimiser(training: Training, lr: float) -> OptimiserConfig:
+    """AdamW's settings of a training run with peak learning rate `lr`."""
+    from gtl_lightning.modules.base import OptimiserConfig
+
+    return OptimiserConfig(
+        lr=lr,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup,
+        grad_clip=training.clip,
+    )
+
+
+def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:
+    """Arguments of every module: the noise schedule, and the noise draws of each held-out example in a score.
+
+    Few held-out examples are drawn more often, until their draws are `train.val_examples`.
+    """
+    from gtl_lightning.core.schedule import schedule
+
+    draws = max(params.train.val_draws, math.ceil(params.train.val_examples / len(val)))
+    return {"schedule": schedule(params.schedule), "draws": draws}
+
+
+def texts_of(
+    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
+) -> LightningDataModule:
+    """Batches of one domain."""
+    from gtl_lightning.data.loading import TextDataModule
+
+    val = val.subset(min(len(val), params.train.val_examples))
+    return TextDataModule(
+        train,
+        val,
+        batch=training.batch,
+        steps_per_epoch=training.check_every,
+        seed=seed,
+        pad_index=corpus.pad_index,
+        parts=params.machine.devices * params.machine.accumulate,
+    )
+
+
+def domains_of(
+    params: Params, train: TokenDataset, val: TokenDataset, training: Training, corpus: Corpus, seed: int
+) -> LightningDataModule:
+    """Source and target, equally often in training; held-out target beside at least as much held-out source."""
+    from gtl_lightning.data.loading import DomainDataModule
+
+    val = val.subset(min(len(val), params.train.val_examples))
+    source_val = corpus.dataset("source_val")
+    return DomainDataModule(
+        corpus.dataset("source_train"),
+        train,
+        source_val.subset(min(len(source_val), max(len(val), 256))),
+        val,
+        batch=training.batch,
+        steps_per_epoch=training.check_every,
+        seed=seed,
+        pad_index=corpus.pad_index,
+        parts=params.machine.devices * params.machine.accumulate,
+    )

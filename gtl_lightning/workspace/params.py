@@ -1,0 +1,311 @@
+"""The one configuration object: params.yaml -> frozen pydantic models, unknown keys refused.
+
+The defaults of the sections (settings.py) are the profile `default`; `profiles/NAME.yaml` holds what another profile
+changes. `gtl configure` writes params.yaml (reconfigure.py), and everything reads params.yaml: DVC, the command line
+and the flows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.fields import NAME, TEXT, Name, Network, Section, Training
+from gtl_lightning.files import write_text
+from gtl_lightning.studies.markov.settings import Markov
+from gtl_lightning.workspace.settings import (
+    ADDRESS,
+    ARCHIVE,
+    Ablation,
+    Bench,
+    Classifier,
+    Data,
+    Evaluation,
+    Machine,
+    Methods,
+    Networks,
+    Sampling,
+    Schedule,
+    Sweep,
+    Tokenizer,
+    Tracking,
+    Train,
+)
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    profile: Name = Field("default", description="name of the profile this file was configured from")
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    schedule: Schedule = Field("loglinear", description="noise schedule alpha_t")
+    networks: Networks = Networks()
+    train: Train = Train()
+    classifier: Classifier = Classifier()
+    methods: Methods = Methods()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    ablation: Ablation = Ablation()
+    sweep: Sweep = Sweep()
+    markov: Markov = Markov()
+    bench: Bench = Bench()
+    machine: Machine = Machine()
+    tracking: Tracking = Tracking()
+
+    def candidates(self) -> dict[str, int]:
+        """Key -> tokens that a ratio is to score, which are at most the vocabulary's."""
+        return {
+            "sampling.n_ratio": self.sampling.n_ratio or 1,
+            "sampling.n_ratio_sequence": self.sampling.n_ratio_sequence,
+            "ablation.n_ratios": max(self.ablation.n_ratios, default=1),
+        }
+
+    @model_validator(mode="after")
+    def _ablation_is_a_cell(self) -> Params:
+        if self.ablation.fraction not in self.sweep.fractions:
+            raise ValueError(
+                f"ablation.fraction = {self.ablation.fraction} is none of sweep.fractions; choose one of them"
+            )
+        if self.ablation.method not in self.sweep.ratios:
+            raise ValueError(f"ablation.method = {self.ablation.method} is none of sweep.ratios; choose one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits_the_texts(self) -> Params:
+        length, vocabulary = self.tokenizer.length, self.tokenizer.vocab_size
+        for name in ("positions_per_step", "block", "block_margin"):
+            if (getattr(self.sampling, name) or 0) > length:
+                value = getattr(self.sampling, name)
+                raise ValueError(f"sampling.{name} = {value} exceeds tokenizer.length = {length}; lower it")
+        if self.tokenizer.name is not None:  # its vocabulary is known once it is loaded: stages/corpus.py
+            return self
+        for key, value in self.candidates().items():
+            if value > vocabulary:
+                raise ValueError(f"{key} = {value} exceeds tokenizer.vocab_size = {vocabulary}; use at most that")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Params:
+        parts = self.machine.devices * self.machine.accumulate
+        for key, training in [*_trainings(self.train, "train"), *_trainings(self.methods, "methods")]:
+            if training.batch % parts:
+                raise ValueError(
+                    f"{key}.batch = {training.batch} does not divide into machine.devices x machine.accumulate = "
+                    f"{parts} parts; change one of them"
+                )
+        return self
+
+
+def _trainings(section: BaseModel, prefix: str) -> Iterator[tuple[str, Training]]:
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}.{field.alias or name}"
+        if isinstance(value, Training):
+            yield key, value
+        elif isinstance(value, BaseModel):
+            yield from _trainings(value, key)
+
+
+def load_params(path: Path | str = PARAMS) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: missing, not YAML, an unknown key or a value out of range; the line names the key.
+    """
+    return validate(read_values(path), path)
+
+
+def validate(values: dict[str, Any], origin: Path | str) -> Params:
+    """Values -> Params.
+
+    Raises:
+        UserError: naming `origin` and every key at fault.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise UserError(f"{origin}: {problems}") from error
+
+
+def configure(profile: str = "default", overrides: tuple[str, ...] = (), profiles: Path = PROFILES) -> Params:
+    """Defaults, then the profile's values, then `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
+    """
+    values: dict[str, Any] = {} if profile == "default" else read_values(_profile_path(profile, profiles))
+    return overlaid({**values, "profile": profile}, overrides, f"profile {profile}")
+
+
+def override(params: Params, overrides: tuple[str, ...]) -> Params:
+    """The same parameters with `key=value` overrides: every other value stays as it is, hand edits included.
+
+    Raises:
+        UserError: an override without `=`, an unknown key, a value out of range.
+    """
+    return overlaid(params.model_dump(mode="json"), overrides, "overrides")
+
+
+def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | str) -> Params:
+    """Defaults, then `values`, then `key=value` overrides.
+
+    Raises:
+        UserError: naming `origin`; an override without `=`, an unknown key, a value out of range.
+    """
+    laid: dict[str, Any] = {}
+    for change in overrides:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
+        if key.strip() == "profile":
+            raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
+        _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
+    return validate(_merge(full(values), laid), f"{origin} with --set" if overrides else origin)
+
+
+def full(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of params.yaml or of a profile, completed by the defaults."""
+    return _merge(Params().model_dump(mode="json"), values)
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted key -> `key: old -> new`, of every value of `new` that `old` has otherwise."""
+    found: dict[str, str] = {}
+    for key, value in new.items():
+        before, full_key = old.get(key), f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= changes(before if isinstance(before, dict) else {}, value, f"{full_key}.")
+        elif value != before:
+            found[full_key] = f"{full_key}: {json.dumps(before, default=str)} -> {json.dumps(value)}"
+    return found
+
+
+def dump_params(params: Params) -> str:
+    """Params as the text of params.yaml: every value, each with its description."""
+    lines = [
+        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; --profile NAME writes it anew",
+        *_section_lines(params, 0),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_params(params: Params, path: Path | str = PARAMS) -> None:
+    """Write params.yaml atomically."""
+    write_text(path, dump_params(params))
+
+
+def _section_lines(section: BaseModel, depth: int) -> list[str]:
+    lines: list[str] = []
+    fields = type(section).model_fields.items()
+    # Single values first: what follows a part would seem to belong to it.
+    for attribute, field in sorted(fields, key=lambda item: isinstance(getattr(section, item[0]), BaseModel)):
+        value, name = getattr(section, attribute), field.alias or attribute
+        indent = "  " * depth
+        if isinstance(value, BaseModel):
+            title = (type(value).__doc__ or "").strip().splitlines()[0]
+            repeated = type(value) in (Network, Training)
+            lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
+            lines.extend(_section_lines(value, depth + 1))
+        else:
+            plain = section.model_dump(mode="json")[name]
+            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+            if _parse(text, name) != plain:  # PyYAML knows YAML 1.1, to which 1e5 is a word
+                text = json.dumps(plain)
+            lines.append(f"{indent}{name}: {text}  # {field.description}")
+    return lines
+
+
+def read_values(path: Path | str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, unchecked.
+
+    Raises:
+        UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; write it with `gtl configure`") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
+        ) from error
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `gtl configure`")
+    return values
+
+
+def _parse(text: str, origin: str) -> Any:
+    """YAML 1.2, as DVC reads params.yaml: 1e-3 is a number, 010 is ten, a key given twice is an error."""
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.constructor import DuplicateKeyError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
+    except YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _profile_path(profile: str, profiles: Path) -> Path:
+    path = profiles / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(["default", *sorted(file.stem for file in profiles.glob("*.yaml"))])
+        raise UserError(f"unknown profile {profile!r}; choose one of: {known}")
+    return path
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {full}: {key} is a single value, it has no parts")
+        values = inner
+    values[keys[-1]] = value
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+PATTERNS = {
+    NAME: "begin with a letter or digit, go on with letters, digits, blanks and . _ - only",
+    TEXT: "write a text without blanks around it",
+    ARCHIVE: "name an archive, the part of a category before its dot",
+    ADDRESS: "write an address, as sqlite:///mlflow.db or http://host:5000",
+}
+"""What a string has to look like, in words."""
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    if not key:
+        return said
+    if problem["type"] == "missing":
+        return f"{key} is missing; add it, or write the file anew with `gtl configure`"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown parameter {key}; remove it or correct its name"
+    if isinstance(problem["input"], dict | BaseModel):
+        return f"{key}: {said}"
+    if problem["type"] == "string_pattern_mismatch":
+        return f"{key} = {problem['input']!r}: {PATTERNS.get(problem['ctx']['pattern'], 'it has another form')}"
+    return f"{key} = {problem['input']!r}: {said[:1].lower()}{said[1:]}"

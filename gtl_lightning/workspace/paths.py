@@ -1,0 +1,103 @@
+"""Where everything lies, the cells of the grid, and the study that a stage is tracked in."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.files import digest, sha256_file
+from gtl_lightning.records import read_lines, read_record
+from gtl_lightning.workspace.closure import code_hash
+from gtl_lightning.workspace.params import Params
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gtl_lightning.workspace.tracking import Study
+
+log = logging.getLogger("gtl")
+
+DATA = Path("data")
+SNAPSHOT = DATA / "snapshot.jsonl.gz"
+SPLITS = Path("splits")
+TOKENS = Path("tokens")
+MODELS = Path("models")
+REAL = Path("real")
+CELLS = Path("cells")
+ABLATION = Path("ablation")
+REPORTS = Path("reports")
+STATE = Path(".state")
+
+NETWORK = "network.safetensors"
+SOURCE = MODELS / "source" / NETWORK
+RESULT = "result.json"
+ROW = "row.json"
+SAMPLES = "samples.jsonl"
+REAL_VALUES = REAL / "values.json"
+REAL_TEXTS = REAL / "texts.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: a method on a fraction of the target data, one repetition.
+
+    The name is also the folder below models/ and cells/, spelled as DVC spells the matrix values.
+    """
+
+    method: str
+    fraction: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For example `gtl-0.05-0`; `source-0` for the untouched source denoiser."""
+        return "-".join(str(part) for part in (self.method, self.fraction, self.seed) if part is not None)
+
+
+def study(params: Params) -> Study:
+    """The MLflow study of this profile on this data.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+    from gtl_lightning.workspace.tracking import Study
+
+    return Study(params.tracking.uri, params.tracking.experiment, {"profile": params.profile, "data_hash": data_hash()})
+
+
+def data_hash() -> str:
+    """Short hash of the snapshot that data/ holds."""
+    return str(read_record(DATA / "provenance.json", {"sha256": str})["sha256"])[:12]
+
+
+def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> Path:
+    """Folder of a training run's resumable state, outside of what DVC manages (it deletes outputs before a run).
+
+    It is named by all that the run depends on, so that a change never resumes from another run's state.
+
+    Args:
+        name: for people.
+        settings: values that the run depends on.
+        inputs: files that it reads; their contents count.
+        code: module that it starts in; all project files that this may run count.
+    """
+    read = {str(path): sha256_file(path) for path in inputs}
+    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read, 'code': code_hash(code)})}"
+
+
+def fraction_of(cell: Cell) -> float:
+    """The cell's share of the target data; every cell but the source's has one."""
+    assert cell.fraction is not None
+    return cell.fraction
+
+
+def trainable_parameters(network: nn.Module) -> int:
+    """Number of weights that are trained."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def read_samples(folder: Path) -> list[str]:
+    """The texts of a samples.jsonl."""
+    return [row["text"] for row in read_lines(folder / SAMPLES, {"text": str})]

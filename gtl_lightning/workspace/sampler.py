@@ -1,0 +1,201 @@
+"""A trained cell as something that samples: denoiser, ratio if any, planner, and the lengths of real texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import sha256_file
+from gtl_lightning.methods import guides
+from gtl_lightning.records import read_record
+from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, Cell
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gtl_lightning.core.guidance import Guidance
+    from gtl_lightning.core.sampling import Progress
+    from gtl_lightning.networks import MaskedDenoiser
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a cell samples with.
+
+    Attributes:
+        denoiser: the source's, or the cell's own.
+        guidance: at gamma = 1; None for a cell without a ratio.
+        corpus: the meaning of the ids.
+        device: where the networks are.
+        versions: file -> short hash of the weights that are used.
+        training: what the cell's training came to; empty for the source.
+        root: folder that holds models/ and tokens/.
+    """
+
+    denoiser: MaskedDenoiser
+    guidance: Guidance | None
+    corpus: Corpus
+    device: torch.device
+    versions: dict[str, str]
+    training: dict[str, Any]
+    root: Path = Path()
+
+    @classmethod
+    def open(cls, params: Params, cell: Cell, root: Path = Path()) -> Sampler:
+        """Load a cell's networks from the repository, or from a folder laid out like it.
+
+        Raises:
+            UserError: the cell is not in the grid's terms, or its networks are missing, truncated or foreign.
+        """
+        from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
+        from gtl_lightning.networks import SequenceRatioNetwork, load_network
+
+        corpus, device = Corpus.open(params, root), device_of(params)
+        own = MODELS / (cell.name if cell.fraction is not None else "source")
+        is_ratio = guides(cell.method)
+        weights = [MODELS / "source" / NETWORK, own / NETWORK] if is_ratio else [own / NETWORK]
+        denoiser = load_denoiser("source" if is_ratio else own.name, root).to(device)
+        guidance = None
+        if is_ratio:
+            network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
+            by_sequence = isinstance(network, SequenceRatioNetwork)
+            guidance = Guidance(
+                SequenceRatio(network) if by_sequence else TokenRatio(network),
+                n_ratio=params.sampling.n_ratio_sequence if by_sequence else params.sampling.n_ratio,
+            )
+        versions = {str(path): sha256_file(root / path)[:12] for path in weights}
+        training = read_record(root / own / RESULT) if cell.fraction is not None else {}
+        beside = training.get("read", {}).get(str(SOURCE))
+        if is_ratio and beside not in (None, versions[str(SOURCE)]):
+            raise UserError(
+                f"{own / NETWORK} was trained beside another {SOURCE} than the one that is there; train it again "
+                f"(`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
+            )
+        return cls(
+            denoiser=denoiser,
+            guidance=guidance,
+            corpus=corpus,
+            device=device,
+            versions=versions,
+            training=training,
+            root=root,
+        )
+
+    @property
+    def source(self) -> str | None:
+        """Short hash of the source denoiser that the cell guides or started from; None for one that knows no source."""
+        return self.versions.get(str(SOURCE)) or self.training.get("read", {}).get(str(SOURCE))
+
+    def draw(
+        self,
+        params: Params,
+        lengths: list[int],
+        *,
+        guidance: Guidance | None,
+        seed: int,
+        prompt: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """One sequence for every length, in that order; equal lengths share a batch.
+
+        Args:
+            params: sampler settings.
+            lengths: tokens wanted, each at most the model's length.
+            guidance: None samples the denoiser alone.
+            seed: of the one generator that all batches draw from.
+            prompt: Long[l] with mask_index where tokens are wanted, put in front of every sequence.
+            progress: called with (revealed, total) tokens.
+
+        Raises:
+            UserError: a length above the model's, or a prompt that is longer.
+        """
+        import torch
+
+        from gtl_lightning.core.blocks import Blocks
+        from gtl_lightning.core.sampling import sample
+        from gtl_lightning.core.schedule import schedule
+
+        self._check(lengths, prompt)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        planner = _planner(params, self.device, self.root)
+        block = params.sampling.block
+        blocks = Blocks(block, margin=params.sampling.block_margin) if block else None
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        counts = Counter(lengths)
+        drawn: list[Tensor] = []
+        total, done = sum(lengths), 0
+        for length in sorted(counts):
+            left = counts[length]
+            while left:
+                rows = min(left, params.evaluation.batch)
+                start = torch.full((rows, length), self.corpus.mask_index, device=self.device)
+                if prompt is not None:
+                    start[:, : len(prompt)] = prompt.to(self.device)
+                batch = sample(
+                    self.denoiser,
+                    mask_index=self.corpus.mask_index,
+                    prompt=start,
+                    guidance=guidance,
+                    planner=planner,
+                    positions_per_step=params.sampling.positions_per_step,
+                    blocks=blocks,
+                    planner_temperature=params.sampling.planner_temperature,
+                    temperature=params.sampling.temperature,
+                    top_p=params.sampling.top_p,
+                    schedule=schedule(params.schedule),
+                    generator=generator,
+                )
+                drawn.extend(batch.cpu())
+                left, done = left - rows, done + rows * length
+                if progress:
+                    progress(done, total)
+        result: list[Any] = [None] * len(lengths)
+        for index, sequence in zip(order, drawn, strict=True):
+            result[index] = sequence
+        return result
+
+    def _check(self, lengths: list[int], prompt: Tensor | None) -> None:
+        longest = max(lengths)
+        if longest > self.corpus.length:
+            raise UserError(f"length {longest} is above the model's {self.corpus.length}; ask for at most that")
+        if prompt is not None and len(prompt) > min(lengths):
+            raise UserError(f"the prompt has {len(prompt)} tokens, the text only {min(lengths)}; raise --length")
+
+
+@overload
+def at_gamma(params: Params, guidance: Guidance, gamma: float) -> Guidance: ...
+
+
+@overload
+def at_gamma(params: Params, guidance: Guidance | None, gamma: float | None) -> Guidance | None: ...
+
+
+def at_gamma(params: Params, guidance: Guidance | None, gamma: float | None) -> Guidance | None:
+    """Guidance of strength gamma, on the course over the revealed share that params name; None stays None."""
+    from gtl_lightning.core.guidance import linear_gamma
+
+    if guidance is None or gamma is None:
+        return guidance
+    return replace(guidance, gamma=linear_gamma(gamma, params.sampling.gamma_end))
+
+
+def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:
+    """`count` lengths drawn from those of real texts, with replacement."""
+    import numpy as np
+
+    return [int(length) for length in np.random.default_rng(seed).choice(np.asarray(lengths), size=count)]
+
+
+def _planner(params: Params, device: torch.device, root: Path) -> str | Callable[[Tensor], Tensor]:
+    if params.sampling.planner != "learned":
+        return params.sampling.planner
+    from gtl_lightning.networks import PositionNetwork, load_network
+
+    return load_network(root / MODELS / "planner" / NETWORK, expect=PositionNetwork).to(device)
