@@ -14,7 +14,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.fields import LARGEST_SEED
 from gtl_lightning.methods import names
 from gtl_lightning.workspace.params import PARAMS, PROFILES, Params, changes, load_params, override, write_params
-from gtl_lightning.workspace.reconfigure import asked_params
+from gtl_lightning.workspace.reconfigure import requested_params
 
 if TYPE_CHECKING:
     Method: TypeAlias = str
@@ -73,7 +73,7 @@ def settle(wanted: Wanted, root: Path) -> Params:
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
     current = load_params(root / PARAMS)
-    asked = asked_params(wanted.profile, wanted.overrides, root / PARAMS, root / PROFILES)
+    asked = requested_params(wanted.profile, wanted.overrides, root / PARAMS, root / PROFILES)
     asked = override(asked, tuple(_grid_overrides(wanted, asked)))
     told = changes(current.model_dump(mode="json"), asked.model_dump(mode="json"))
     if not told:

@@ -43,8 +43,8 @@ def configure(
     from gtl_lightning.workspace import reconfigure
 
     anew = profile if profile is not None or overrides else "default"
-    params = reconfigure.asked_params(anew, tuple(overrides))
-    told = reconfigure.told_changes(anew, params)
+    params = reconfigure.requested_params(anew, tuple(overrides))
+    told = reconfigure.describe_changes(anew, params)
     if told or anew is not None:
         config.write_params(params)
     for line in told:
@@ -209,7 +209,7 @@ def markov_source() -> None:
 @markov_app.command("cells")
 def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
     """Every method at every size, one repetition."""
-    from gtl_lightning.workspace.asked import in_grid
+    from gtl_lightning.workspace.options import in_grid
 
     params = _params()
     in_grid("--seed", seed, "markov.seeds", params.markov.seeds)
@@ -292,7 +292,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
     """Sample from a trained cell or a registered model; writes text and JSON lines."""
-    from gtl_lightning.workspace.asked import Draw, asked_cell
+    from gtl_lightning.workspace.options import Draw, asked_cell
 
     asked = Draw(count, length, gamma, temperature, n_ratio, prompt, seed, out)
     if model is not None and (method, fraction, model_seed) != (None, None, None):
@@ -328,12 +328,12 @@ def _params(profile: str | None = None, needs_torch: bool = True) -> Any:
 
 def _point(fraction: float | None, seed: int, method: str | None = None) -> Any:
     """The parameters, whose grid has this point; a method that does not exist is refused before torch is imported."""
-    from gtl_lightning.workspace.asked import check_point, known_cell
+    from gtl_lightning.workspace.options import check_point, checked_cell
 
     params = _params()
     check_point(params, fraction, seed)
     if method is not None:
-        known_cell(method, fraction, seed)
+        checked_cell(method, fraction, seed)
     return params
 
 

@@ -10,33 +10,33 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.core.forward import uniform_noise
-from gtl_lightning.core.proposal import Walk
+from gtl_lightning.core.proposal import Proposal
 from gtl_lightning.errors import UserError
 
 Progress = Callable[[int, int], None]
 
 
-def ancestral(walk: Walk, x: Tensor, steps: int, progress: Progress | None) -> Tensor:
+def ancestral(proposal: Proposal, x: Tensor, steps: int, progress: Progress | None) -> Tensor:
     """Reverse steps on an even grid of times (docs/method.md eq. 2 unguided, eq. 5 guided).
 
     Raises:
         UserError: the schedule's alpha is not finite, or falls as the noise does.
     """
-    alphas = walk.schedule.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).double()
+    alphas = proposal.schedule.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).double()
     if not (alphas.isfinite().all() and (alphas.diff() >= 0).all()):
-        raise UserError(f"alpha of the schedule ({type(walk.schedule).__name__}) must rise from t = 1 to t = 0")
-    raw = walk.guidance is not None and not walk.guidance.stabilise
-    return (_raw_steps if raw else _drawn_steps)(walk, x.clone(), alphas, progress)
+        raise UserError(f"alpha of the schedule ({type(proposal.schedule).__name__}) must rise from t = 1 to t = 0")
+    raw = proposal.guidance is not None and not proposal.guidance.stabilise
+    return (_raw_steps if raw else _drawn_steps)(proposal, x.clone(), alphas, progress)
 
 
-def _drawn_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
+def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
     """No network decides when a position is revealed: drawn beforehand, so that only rows with a reveal are evaluated.
 
     A mask outlives step s with probability (1 - alpha_s) / (1 - alpha_start); the last step reveals all.
     """
-    row, position = (x == walk.mask_index).nonzero(as_tuple=True)
+    row, position = (x == proposal.mask_index).nonzero(as_tuple=True)
     share = (alphas[1:-1] - alphas[0]) / (1 - alphas[0])
-    drawn = uniform_noise((len(row),), walk.generator, walk.device).double()
+    drawn = uniform_noise((len(row),), proposal.generator, proposal.device).double()
     when = torch.bucketize(drawn, share.to(x.device), right=True)
     by_step = when.argsort(stable=True)
     row, position = row[by_step], position[by_step]
@@ -44,14 +44,14 @@ def _drawn_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | Non
     counts, rows_on_host = torch.bincount(when, minlength=len(alphas) - 1).tolist(), row.tolist()
     done = 0
     for step, count in enumerate(counts):
-        walk.guard.where = f"step {step + 1} of {len(counts)}"
+        proposal.guard.where = f"step {step + 1} of {len(counts)}"
         if count:
             here = slice(done, done + count)
             rows = sorted(set(rows_on_host[here]))
             place = {r: index for index, r in enumerate(rows)}
             at = torch.tensor([place[r] for r in rows_on_host[here]], device=x.device)
             inside = x[torch.tensor(rows, device=x.device)]
-            token, _ = _propose(walk, inside, at, position[here])
+            token, _ = _propose(proposal, inside, at, position[here])
             x[row[here], position[here]] = token
             done += count
         if progress is not None:
@@ -59,7 +59,7 @@ def _drawn_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | Non
     return x
 
 
-def _raw_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
+def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
     """Without the stabiliser every masked position is weighed against staying masked.
 
     A token is drawn for each beforehand and kept, with its lift, as long as the row does not change: only rows that
@@ -67,30 +67,30 @@ def _raw_steps(walk: Walk, x: Tensor, alphas: Tensor, progress: Progress | None)
     """
     token, lift = x.clone(), torch.zeros(x.shape, device=x.device)
     stale = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    total = int((x == walk.mask_index).sum()) if progress is not None else 0
+    total = int((x == proposal.mask_index).sum()) if progress is not None else 0
     for step, (alpha_t, alpha_s) in enumerate(pairwise(alphas.tolist())):
-        walk.guard.where = f"step {step + 1} of {len(alphas) - 1}"
-        masked = x == walk.mask_index
+        proposal.guard.where = f"step {step + 1} of {len(alphas) - 1}"
+        masked = x == proposal.mask_index
         where = masked & stale[:, None]
         rows = where.any(-1).nonzero().squeeze(-1)
         if len(rows):
             row, position = where[rows].nonzero(as_tuple=True)
-            drawn, gain = _propose(walk, x[rows], row, position)
+            drawn, gain = _propose(proposal, x[rows], row, position)
             token[rows[row], position], lift[rows[row], position] = drawn, gain.to(lift.dtype)
         if step == len(alphas) - 2:
             reveal = masked
         else:
             odds = math.log(max(alpha_s - alpha_t, 1e-300)) - math.log(1 - alpha_s)
-            reveal = masked & (uniform_noise(tuple(x.shape), walk.generator, x.device) < torch.sigmoid(odds + lift))
+            reveal = masked & (uniform_noise(tuple(x.shape), proposal.generator, x.device) < torch.sigmoid(odds + lift))
         x = torch.where(reveal, token, x)
         stale = reveal.any(-1)
         if progress is not None:
-            progress(total - int((x == walk.mask_index).sum()), total)
+            progress(total - int((x == proposal.mask_index).sum()), total)
     return x
 
 
-def _propose(walk: Walk, x: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+def _propose(proposal: Proposal, x: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """Long[m] tokens drawn for m (row, position) pairs of x Long[n,l], and Float[m] their lifts."""
-    known = walk.hidden(x)
-    log_w, ids, gain = walk.weights(x, row, position, walk.log_p(row, position, known), known)
-    return walk.draw(log_w, ids), gain
+    hidden = proposal.hidden(x)
+    log_w, ids, gain = proposal.weights(x, row, position, proposal.log_p(row, position, hidden), hidden)
+    return proposal.draw(log_w, ids), gain

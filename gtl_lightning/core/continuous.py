@@ -322,7 +322,7 @@ def _log_ratios(guidance: Guidance, x: Tensor, t: Tensor, vocabulary: int, v: in
     row = torch.arange(batch, device=x.device).repeat_interleave(length)
     position = torch.arange(length, device=x.device).repeat(batch)
     tokens = torch.arange(v, device=x.device).expand(len(row), -1)
-    log_r = guidance.ratio.score(x, seen, seen, row, position, tokens, guidance.chunk)
+    log_r = guidance.ratio.log_ratio(x, seen, seen, row, position, tokens, guidance.chunk)
     return log_r.view(batch, length, v), guidance.ratio.of(x, seen)[:, None].expand(-1, length)
 
 

@@ -123,7 +123,7 @@ class SequenceRatio:
         """
         return wide(tensor_of(call(self.f, look, x_t, t), (len(x_t),), self.f, "ratio"))
 
-    def score(
+    def log_ratio(
         self,
         x: Tensor,
         t: Tensor,
@@ -132,17 +132,17 @@ class SequenceRatio:
         position: Tensor,
         candidates: Tensor,
         chunk: int = 1024,
-        known: Hidden | None = None,
+        hidden: Hidden | None = None,
     ) -> Tensor:
         """Float[m,n] in fp32 at least: log r(x_U + {l: v}), one sequence a candidate, `chunk` in a forward pass.
 
         Slot i is masked position `position[i]` of sequence `row[i]`, Long[m]; `candidates` Long[m,n] are the tokens to
-        try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What is
-        `known` at (x, t) serves token-level ratios; here it says how the rows are padded.
+        try there. x Long[b,l]; `t` Float[b] are its times, `t_next` those once one more position is revealed. What
+        networks gave at (x, t), `hidden`, serves token-level ratios; here it says how the rows are padded.
         """
         m, n = candidates.shape
         tokens, scores = candidates.reshape(-1), []
-        look = known.look if known else EVERYWHERE
+        look = hidden.look if hidden else EVERYWHERE
         for index in torch.arange(m * n, device=x.device).split(chunk):
             slot = index // n
             tried = x[row[slot]].scatter(1, position[slot, None], tokens[index, None])
@@ -156,7 +156,7 @@ class TokenRatio:
 
     f: TokenLogRatio
 
-    def score(
+    def log_ratio(
         self,
         x: Tensor,
         t: Tensor,
@@ -165,10 +165,10 @@ class TokenRatio:
         position: Tensor,
         candidates: Tensor,
         chunk: int = 1024,
-        known: Hidden | None = None,
+        hidden: Hidden | None = None,
     ) -> Tensor:
-        """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.score`."""
-        return wide((known or Hidden(x, t)).at(self.f, row, position, "ratio").gather(-1, candidates))
+        """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.log_ratio`."""
+        return wide((hidden or Hidden(x, t)).at(self.f, row, position, "ratio").gather(-1, candidates))
 
 
 @dataclass(frozen=True)

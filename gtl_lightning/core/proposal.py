@@ -41,7 +41,7 @@ class Padding:
 
 
 @dataclass
-class Walk:
+class Proposal:
     """What stays fixed while one batch is sampled, and the proposal of tokens at given positions."""
 
     denoiser: Denoiser
@@ -96,9 +96,9 @@ class Walk:
         """One pass of each network at x serves the proposal, the planner and a ratio that reads the denoiser."""
         return Hidden(x, self.time(x), replace(look, padding=self.padded))
 
-    def log_p(self, row: Tensor, position: Tensor, known: Hidden) -> Tensor:
+    def log_p(self, row: Tensor, position: Tensor, hidden: Hidden) -> Tensor:
         """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed."""
-        return self.guard.law(known.at(self.denoiser, row, position))
+        return self.guard.law(hidden.at(self.denoiser, row, position))
 
     def check_tokens(self, x: Tensor) -> None:
         """Compare a prompt with the vocabulary; what does not tell its `vocab_size` predicts a blank row."""
@@ -109,7 +109,7 @@ class Walk:
         check_ids(x, v, "prompt")
 
     def weights(
-        self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, known: Hidden
+        self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, hidden: Hidden
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-weights p * r^gamma of the candidates at m positions, before temperature and nucleus.
 
@@ -126,7 +126,7 @@ class Walk:
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
         t, t_next = self.time(x), self.time(x, ahead=1)
-        log_r = guidance.ratio.score(x, t, t_next, row, position, tried, guidance.chunk, known)
+        log_r = guidance.ratio.log_ratio(x, t, t_next, row, position, tried, guidance.chunk, hidden)
         self.gammas = self.gammas.to(log_p.dtype)
         gamma = self._at(self.gammas, x)[row]
         log_w = tilt(log_p, log_r, gamma[:, None])
@@ -135,7 +135,7 @@ class Walk:
             return log_w, ids, no_lift
         kept = torch.logsumexp(log_p, -1)  # pruning must not favour the mask
         if isinstance(guidance.ratio, SequenceRatio):
-            own = guidance.ratio.of(x, t, known.look)[row]
+            own = guidance.ratio.of(x, t, hidden.look)[row]
             self.guard.note("ratio", own)
         else:  # eq. 6: the mean of r over the next token is r itself
             own = torch.logsumexp(tilt(log_p, log_r), -1) - kept

@@ -20,7 +20,7 @@ from gtl_lightning.core.forward import uniform_noise
 from gtl_lightning.core.guard import Guard, tensor_of, wide
 from gtl_lightning.core.guidance import Guidance
 from gtl_lightning.core.planners import CERTAINTY
-from gtl_lightning.core.proposal import COLD, Padding, Walk
+from gtl_lightning.core.proposal import COLD, Padding, Proposal
 from gtl_lightning.core.protocols import Denoiser, Encoder, Hidden, PaddingOnce, Planner, call
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
@@ -91,7 +91,7 @@ def sample(
     guard = Guard(
         mask_index, denoiser, ratio=ratio, planner=planner, pad_index=padding.index if padding is not None else None
     )
-    walk = Walk(
+    proposal = Proposal(
         denoiser,
         guidance,
         mask_index,
@@ -107,11 +107,11 @@ def sample(
     )
     with guard.run():
         if prompt is not None and x.numel():
-            walk.check_tokens(x)
+            proposal.check_tokens(x)
         if steps is not None:
-            return ancestral(walk, x, steps, progress)
+            return ancestral(proposal, x, steps, progress)
         order = _Order(planner or "random", positions_per_step, planner_temperature, blocks)
-        return _planned(walk, x, order, progress)
+        return _planned(proposal, x, order, progress)
 
 
 @dataclass(frozen=True)
@@ -123,40 +123,40 @@ class _Order:
     temperature: float
     blocks: Blocks | None
 
-    def score(self, walk: Walk, known: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
+    def priority(self, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
         """Float[n,w] of the masked among positions start..start+w-1, Bool[n,w]; `left` are True, which costs no look.
 
         The random order draws anew at every step: among the positions that are left it is as uniform as one order
         drawn at the beginning.
         """
-        x = known.x_t
+        x = hidden.x_t
         if self.planner == "random":
-            return uniform_noise(tuple(masked.shape), walk.generator, walk.device)
+            return uniform_noise(tuple(masked.shape), proposal.generator, proposal.device)
         if isinstance(self.planner, str):
-            return self._certainty(walk, known, masked, start, left)
-        score = tensor_of(call(self.planner, known.look, x), tuple(x.shape), self.planner, "planner")
+            return self._certainty(proposal, hidden, masked, start, left)
+        score = tensor_of(call(self.planner, hidden.look, x), tuple(x.shape), self.planner, "planner")
         score = wide(score[:, start : start + masked.shape[1]]).masked_fill(~masked, -math.inf)
-        walk.guard.note("planner", score)
+        proposal.guard.note("planner", score)
         if self.temperature == 0:
             return score
         if self.temperature < COLD:
             score = score - score.amax(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
-        return score / self.temperature + walk.gumbel(score.shape)
+        return score / self.temperature + proposal.gumbel(score.shape)
 
-    def _certainty(self, walk: Walk, known: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
+    def _certainty(self, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
         """Only masked positions meet the vocabulary, `CHUNK` at a time, and of each only the score is kept."""
         slots = masked.flatten().int().argsort(descending=True)[:left]
         row, position = slots // masked.shape[1], slots % masked.shape[1] + start
         parts = zip(row.split(CHUNK), position.split(CHUNK), strict=True)
-        scores = torch.cat([CERTAINTY[str(self.planner)](walk.log_p(r, p, known)) for r, p in parts])
+        scores = torch.cat([CERTAINTY[str(self.planner)](proposal.log_p(r, p, hidden)) for r, p in parts])
         return scores.new_full((masked.numel(),), -math.inf).scatter(0, slots, scores).view(masked.shape)
 
 
-def _planned(walk: Walk, x: Tensor, order: _Order, progress: Progress | None) -> Tensor:
+def _planned(proposal: Proposal, x: Tensor, order: _Order, progress: Progress | None) -> Tensor:
     """GTL Algorithm 1: reveal k positions a step, in blocks from left to right (by default in one)."""
     x, length = x.clone(), x.shape[1]
     edges = [*range(0, length, order.blocks.size if order.blocks else length), length]
-    masks = torch.stack([(x[:, a:b] == walk.mask_index).sum(-1) for a, b in pairwise(edges)])
+    masks = torch.stack([(x[:, a:b] == proposal.mask_index).sum(-1) for a, b in pairwise(edges)])
     # The one synchronisation with the host: from here on every step's shape is known beforehand.
     counts = masks.tolist()
     total, revealed = sum(map(sum, counts)), 0
@@ -170,8 +170,8 @@ def _planned(walk: Walk, x: Tensor, order: _Order, progress: Progress | None) ->
         for step, done in enumerate(range(0, max(wanted, default=0), order.k)):
             left = [n - done for n in wanted if n > done]
             taken += 1
-            walk.guard.where = f"step {taken}"
-            _reveal(walk, inside[: len(left)], order, reuse, step, start, stop, left)
+            proposal.guard.where = f"step {taken}"
+            _reveal(proposal, inside[: len(left)], order, reuse, step, start, stop, left)
             revealed += sum(min(order.k, n) for n in left)
             if progress is not None:
                 progress(revealed, total)
@@ -180,26 +180,26 @@ def _planned(walk: Walk, x: Tensor, order: _Order, progress: Progress | None) ->
 
 
 def _reveal(
-    walk: Walk, x: Tensor, order: _Order, reuse: Reuse, step: int, start: int, stop: int, left: list[int]
+    proposal: Proposal, x: Tensor, order: _Order, reuse: Reuse, step: int, start: int, stop: int, left: list[int]
 ) -> None:
     """One step: writes up to k tokens a row into x Long[n,l], at positions start..stop-1; `left` masks are there."""
-    known = walk.hidden(x, reuse.look(step))
-    masked = x[:, start:stop] == walk.mask_index
-    score = order.score(walk, known, masked, start, sum(left))
+    hidden = proposal.hidden(x, reuse.look(step))
+    masked = x[:, start:stop] == proposal.mask_index
+    score = order.priority(proposal, hidden, masked, start, sum(left))
     # A finite floor: what a planner scores -inf still comes before what is no mask.
     score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~masked, -math.inf)
     width = min(order.k, left[0])
     position = score.topk(width, -1).indices + start
-    known.only(position)
+    hidden.only(position)
     row = torch.arange(len(x), device=x.device)[:, None].expand_as(position)
     row, position = row.reshape(-1), position.reshape(-1)
     if left[-1] < width:  # some rows want fewer than the rest: their masks come first
         wanted = [i * width + j for i, n in enumerate(left) for j in range(min(n, width))]
         fits = torch.tensor(wanted, device=x.device)
         row, position = row[fits], position[fits]
-    log_p = walk.log_p(row, position, known)
-    log_w, ids, _ = walk.weights(x, row, position, log_p, known)
-    x[row, position] = walk.draw(log_w, ids)
+    log_p = proposal.log_p(row, position, hidden)
+    log_w, ids, _ = proposal.weights(x, row, position, log_p, hidden)
+    x[row, position] = proposal.draw(log_w, ids)
 
 
 def _start(

@@ -56,7 +56,7 @@ class Judge:
         log_odds = vectorizer.transform(texts) @ self.coefficients + self.intercept
         return 0.5 * (1 + np.tanh(log_odds / 2))
 
-    def score(self, texts: Sequence[str]) -> float:
+    def domain_score(self, texts: Sequence[str]) -> float:
         """Mean P(target | text): the domain score, higher is nearer the target.
 
         Raises:

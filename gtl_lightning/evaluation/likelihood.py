@@ -104,7 +104,8 @@ def nelbo_by_gamma(
 ) -> dict[float, Likelihood]:
     """`nelbo` for every gamma from one pass of the networks; guidance.gamma is not used. Arguments as in `nelbo`.
 
-    Each gamma is the strength with nothing revealed, gamma * gamma_end that with all revealed (`gtl.linear_gamma`).
+    Each gamma is the strength with nothing revealed, gamma * gamma_end that with all revealed
+    (`core.guidance.linear_gamma`).
 
     Raises:
         UserError: as `nelbo`; or no gamma, or one that is negative or not finite.

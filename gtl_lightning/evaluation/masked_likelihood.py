@@ -206,7 +206,7 @@ def _scorer(
         _, ids = top_candidates(log_p, guidance.n_ratio)
         if ids is None:
             ids = torch.arange(log_p.shape[-1], device=log_p.device).expand(len(at), -1)
-        log_r = ratio.score(step.x_t, step.t, step.t_next, row[at], position[at], ids, guidance.chunk)
+        log_r = ratio.log_ratio(step.x_t, step.t, step.t_next, row[at], position[at], ids, guidance.chunk)
         return log_r, ids, own[row[at]]
 
     return score

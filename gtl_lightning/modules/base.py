@@ -63,9 +63,9 @@ def mixed_seed(*parts: int) -> int:
 class TrainedModule(pl.LightningModule):
     """A network with its loss. `fit` trains it.
 
-    Subclasses give `score` (sum and count over a batch), and `loss` where it is not its mean. Noise in step n is a
-    function of (seed, n) alone, and the noise of validation batch i of i alone: a resumed run repeats the unbroken one,
-    and scores of different checks, runs and methods are taken under the same masks.
+    Subclasses give `held_out_loss` (sum and count over a batch), and `loss` where it is not its mean. Noise in step n
+    is a function of (seed, n) alone, and the noise of validation batch i of i alone: a resumed run repeats the unbroken
+    one, and scores of different checks, runs and methods are taken under the same masks.
 
     Attributes:
         network: what is trained and kept; everything else is frozen and out of the state.
@@ -95,11 +95,11 @@ class TrainedModule(pl.LightningModule):
         self._losses: list[Tensor] = []
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Scalar to minimise: the mean of `score` over the batch, where a subclass says nothing else."""
-        total, count = self.score(batch, generator)
+        """Scalar to minimise: the mean of `held_out_loss` over the batch, where a subclass says nothing else."""
+        total, count = self.held_out_loss(batch, generator)
         return total / count
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(sum, count) of the validation score over one batch under one noise draw; lower is better."""
         raise NotImplementedError
 
@@ -159,7 +159,7 @@ class TrainedModule(pl.LightningModule):
         """Add `draws` noise draws of this batch."""
         for draw in range(self.draws):
             # Draws that do not depend on the training seed: one yardstick for all runs.
-            total, count = self.score(batch, self.generator(batch_idx, draw, 2))
+            total, count = self.held_out_loss(batch, self.generator(batch_idx, draw, 2))
             self._total += torch.stack([total.double(), count.double()])
 
     def on_validation_epoch_end(self) -> None:

@@ -17,7 +17,7 @@ class CausalLMModule(TrainedModule):
     def __init__(self, network: CausalLM, optimiser: OptimiserConfig | None = None) -> None:
         super().__init__(network, optimiser, draws=1)
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over tokens, their number (pads apart)."""
         x_0 = batch["x_0"]
         return -self.network.log_prob(x_0).sum(), (x_0 != self.network.config.pad_index).sum()

@@ -18,7 +18,7 @@ class ClassifierModule(TrainedModule):
     Args:
         network: a `SequenceRatioNetwork`; its output is the logit (a log-ratio when both domains come equally often).
         noised: False reads clean x_0 (t = 0), True noised (z_t, t): then it is eq. 7c, log r_t itself.
-        smoothing: labels are `smoothing` and 1 - `smoothing`; undo it with `gtl.unsmooth` when reading the logit.
+        smoothing: labels are `smoothing` and 1 - `smoothing`; undo it with `papers.gtl.unsmooth` on reading the logit.
         share_target: share of target examples in the training batches.
         optimiser: AdamW's settings.
         schedule: noise.
@@ -43,7 +43,7 @@ class ClassifierModule(TrainedModule):
         self.smoothing = smoothing
         self.share_target = share_target
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, number of examples."""
         x, t = batch["x_0"], torch.zeros(len(batch["x_0"]), device=batch["x_0"].device)
         if self.noised:

@@ -40,7 +40,7 @@ class DenoiserModule(TrainedModule):
     Only the masked positions are projected to the vocabulary, some at a time.
     """
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch of the NELBO in nats, and the number of tokens (pads apart)."""
         network = cast(MaskedDenoiser, self.network)
         x_0 = batch["x_0"]

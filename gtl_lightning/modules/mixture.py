@@ -33,9 +33,9 @@ class MixtureModule(DenoiserModule):
             raise UserError(f"t_max = {t_max} is no masked share between 0 and 1")
         self.t_max = t_max
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the target texts of the NELBO in nats, and the number of their tokens (pads apart)."""
-        return super().score({"x_0": batch["x_0"][batch["is_target"]]}, generator)
+        return super().held_out_loss({"x_0": batch["x_0"][batch["is_target"]]}, generator)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The weighted NELBO of the mixture, per target token."""

@@ -36,10 +36,10 @@ class PlannerModule(TrainedModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean over masked positions."""
-        total, count = self.score(batch, generator)
+        total, count = self.held_out_loss(batch, generator)
         return total / count.clamp(min=1)
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over masked positions, their number."""
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)

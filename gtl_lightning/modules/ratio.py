@@ -74,7 +74,7 @@ class SequenceRatioModule(TrainedModule):
         self.clip = clip
         self.eta_1 = eta_1
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the terms of all examples, number of examples.
 
         A batch without examples of a domain has no terms of it: the sums over both domains are the objective.
@@ -164,7 +164,7 @@ class TokenRatioModule(TrainedModule):
             total = total + self._target_terms(h[rows], features, x_0[rows], t[rows], masked[rows])
         return total
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the guided NELBO over the target examples of the batch, and their number of tokens."""
         x_0 = batch["x_0"]
         if "is_target" in batch:

@@ -52,7 +52,7 @@ class StackedModule(TrainedModule):
         """Sum of the members' losses: their gradients are their own."""
         return self.terms(batch, generator).sum()
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over folds and held-out rows of the guided NELBO in nats per token, and the number of rows."""
         values = self.held_out(batch, generator, [1.0])
         return values.sum(), torch.tensor(values.numel())
@@ -219,10 +219,10 @@ class StackedClassifier(StackedSequence):
         """Mean cross-entropy, nats."""
         return _domain_loss(self, batch, generator, clean=self.clean)
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """As the guided model's (noised), or the held-out cross-entropy (clean)."""
         if not self.clean:
-            return super().score(batch, generator)
+            return super().held_out_loss(batch, generator)
         with torch.no_grad():
             return self.terms(batch, generator).sum(), torch.tensor(len(batch["x_0"]))
 

@@ -18,7 +18,7 @@ EDGE = 1e-3
 class UniformDenoiserModule(TrainedModule):
     """Minimises the NELBO under uniform noise of sequences without padding; score: nats per token."""
 
-    def score(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch of the NELBO in nats, and the number of tokens."""
         network = cast(UniformDenoiser, self.network)
         x_0 = batch["x_0"]

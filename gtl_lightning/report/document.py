@@ -39,7 +39,7 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A table cell: a value, and in smaller print what belongs to it (`± 0.01`). `hole` marks a missing result."""
 
     text: str
@@ -61,16 +61,18 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell | str, ...] | Group, ...]
+    rows: tuple[tuple[TableCell | str, ...] | Group, ...]
     words: tuple[int, ...] = (0,)
     note: str = ""
     folded: bool = False
 
     @property
-    def lines(self) -> list[list[Cell] | Group]:
+    def lines(self) -> list[list[TableCell] | Group]:
         """The rows, everything in them a cell."""
         return [
-            row if isinstance(row, Group) else [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+            row
+            if isinstance(row, Group)
+            else [cell if isinstance(cell, TableCell) else TableCell(cell) for cell in row]
             for row in self.rows
         ]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gtl_lightning.report.document import Block, Cell, Group, Table, Text
+from gtl_lightning.report.document import Block, Group, Table, TableCell, Text
 from gtl_lightning.report.style import (
     DASH,
     count,
@@ -88,12 +88,12 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
     methods, fractions = _axes(transfer, holes)
     colours = method_colours(set(methods))
     seeds = max((row["n"] for row in summary.values()), default=0)
-    rows: list[tuple[Cell | str, ...] | Group] = []
+    rows: list[tuple[TableCell | str, ...] | Group] = []
     for method in methods:
         cells = [_mean(summary.get((method, fraction)), about.digits, seeds) for fraction in fractions]
         if method == "source":  # one model for every fraction
             cells = [_mean(summary.get((method, None)), about.digits, seeds)] * len(fractions)
-        rows.append((Cell(method_label(method), colours=colours[method]), *cells))
+        rows.append((TableCell(method_label(method), colours=colours[method]), *cells))
     real = [real_value(transfer, metric, fraction) for fraction in fractions]
     if any(map(math.isfinite, real)):
         rows.append(("real against real", *(number(value, about.digits) for value in real)))
@@ -104,7 +104,7 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
         note += f"{OWN} One seed, so no interval over seeds exists: half width of {own}. "
     if any(row["n"] < seeds for row in summary.values()):
         note += f"(n) Only n of {seeds} seeds have a result: see missing cells. "
-    if any(isinstance(cell, Cell) and cell.hole for row in rows if not isinstance(row, Group) for cell in row):
+    if any(isinstance(cell, TableCell) and cell.hole for row in rows if not isinstance(row, Group) for cell in row):
         note += f"{DASH} No result: see missing cells."
     unit = f"{about.unit}, " if about.unit else ""
     columns = ("Method", *(_fraction_head(transfer, fraction) for fraction in fractions))
@@ -113,7 +113,7 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
 
 def difference_table(transfer: Sequence[Row]) -> Table:
     """GTL - fine-tuning, paired by seed, with interval and verdict."""
-    rows: list[tuple[Cell | str, ...] | Group] = []
+    rows: list[tuple[TableCell | str, ...] | Group] = []
     methods = guided_methods(transfer)
     for metric in HEADLINE:
         about = METRICS[metric]
@@ -151,13 +151,13 @@ def quality_tables(transfer: Sequence[Row]) -> list[Table]:
     tables = []
     for caption, metrics in QUALITY.items():
         shown = [metric for metric in metrics if any(key[2] == metric for key in summary)]
-        rows: list[tuple[Cell | str, ...] | Group] = []
+        rows: list[tuple[TableCell | str, ...] | Group] = []
         for fraction in fractions:
             rows.append(Group(f"{percent(fraction)} of the target data"))
             for method in methods:
                 at = None if method == "source" else fraction
                 cells = [_mean(summary.get((method, at, metric)), METRICS[metric].digits, 0) for metric in shown]
-                rows.append((Cell(method_label(method), colours=colours[method]), *cells))
+                rows.append((TableCell(method_label(method), colours=colours[method]), *cells))
             real = [number(real_value(transfer, metric, fraction), METRICS[metric].digits) for metric in shown]
             rows.append((method_label("real"), *real))
         heads = (f"{METRICS[m].label}{f' ({METRICS[m].unit})' if METRICS[m].unit else ''}" for m in shown)
@@ -170,7 +170,7 @@ def cost_table(transfer: Sequence[Row]) -> Table:
     """What each cell cost: parameters trained, steps, seconds; means over seeds."""
     summary = {(row["method"], row["fraction"], row["metric"]): row["mean"] for row in summarise(transfer)}
     methods, fractions = _axes(transfer, [])
-    rows: list[tuple[Cell | str, ...] | Group] = []
+    rows: list[tuple[TableCell | str, ...] | Group] = []
     for method in methods:
         rows.append(Group(method_label(method)))
         for at in [None] if method == "source" else fractions:
@@ -196,7 +196,7 @@ def data_tables(summary: Mapping[str, Any]) -> list[Table]:
         elif isinstance(part, Mapping):
             inner = list(dict.fromkeys(str(k) for v in part.values() if isinstance(v, Mapping) for k in v))
             columns = ("", *(inner or ["Records"]))
-            rows: list[tuple[Cell | str, ...] | Group] = []
+            rows: list[tuple[TableCell | str, ...] | Group] = []
             for key, value in part.items():
                 values = [_scalar(value.get(k)) for k in inner] if isinstance(value, Mapping) else [_scalar(value)]
                 rows.append((_title(str(key)), *values, *[DASH] * (len(columns) - 1 - len(values))))
@@ -209,7 +209,7 @@ def data_tables(summary: Mapping[str, Any]) -> list[Table]:
 def published_blocks(transfer: Sequence[Row]) -> list[Block]:
     """Published MAUVE, marked as such, above this run's."""
     summary = {(r["method"], r["fraction"]): r for r in summarise(transfer) if r["metric"] == "mauve"}
-    rows: list[tuple[Cell | str, ...] | Group] = [Group("Published, other data set and scale")]
+    rows: list[tuple[TableCell | str, ...] | Group] = [Group("Published, other data set and scale")]
     for method, values, parameters in PUBLISHED:
         rows.append((method_label(method), *(number(value) for value in values), parameters))
     rows.append(Group("This run"))
@@ -233,7 +233,7 @@ def published_blocks(transfer: Sequence[Row]) -> list[Block]:
 
 def advisor_table(advisor: Sequence[Row]) -> Table:
     """The advisor by fraction: range over noise levels and seeds, with its own words."""
-    rows: list[tuple[Cell | str, ...] | Group] = []
+    rows: list[tuple[TableCell | str, ...] | Group] = []
     for fraction in sorted({row["fraction"] for row in advisor if not missing(row["fraction"])}, reverse=True):
         group = [row for row in advisor if row["fraction"] == fraction]
         said = list(dict.fromkeys(str(row["verdict"]) for row in group if row.get("verdict")))
@@ -259,12 +259,12 @@ def _axes(transfer: Sequence[Row], holes: Sequence[Row]) -> tuple[list[str], lis
     return methods, sorted({float(r["fraction"]) for r in rows if not missing(r.get("fraction"))}, reverse=True)
 
 
-def _mean(row: Row | None, digits: int, seeds: int) -> Cell:
+def _mean(row: Row | None, digits: int, seeds: int) -> TableCell:
     if row is None:
-        return Cell(DASH, hole=True)
+        return TableCell(DASH, hole=True)
     half = "" if row["half_width"] is None else f"± {number(row['half_width'], digits)}"
     half += OWN if row["interval"] == "own" and seeds else ""
-    return Cell(number(row["mean"], digits), f"{half} ({row['n']})".strip() if row["n"] < seeds else half)
+    return TableCell(number(row["mean"], digits), f"{half} ({row['n']})".strip() if row["n"] < seeds else half)
 
 
 def _advised(transfer: Sequence[Row], method: str, fraction: float) -> str:

@@ -19,8 +19,8 @@ from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import make_folder, settle, writing
-from gtl_lightning.workspace.asked import known_seed
 from gtl_lightning.workspace.checks import check_corpus
+from gtl_lightning.workspace.options import check_seed
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
 from gtl_lightning.workspace.progress import progress_bar
@@ -31,7 +31,7 @@ _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
 
-    known_seed("--seed", seed)
+    check_seed("--seed", seed)
     _replace_data(lambda: write_sample(DATA, seed=seed))
 
 

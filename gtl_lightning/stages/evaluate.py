@@ -20,8 +20,8 @@ from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
-from gtl_lightning.workspace.asked import known_cell
 from gtl_lightning.workspace.metrics import memorisation_metrics, sample_metrics
+from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import ABLATION, CELLS, DATA, MODELS, ROW, SAMPLES, Cell, data_hash, log, study
 from gtl_lightning.workspace.progress import progress_bar
@@ -38,7 +38,7 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
     Raises:
         UserError: no point of the grid, networks of it are missing or damaged, or the tracker cannot be reached.
     """
-    cell = known_cell(method, fraction, seed)
+    cell = checked_cell(method, fraction, seed)
     sampler = Sampler.open(params, cell)
     real = RealText.open(params, sampler.corpus)
     tags = {"method": method, "fraction": fraction, "seed": seed}

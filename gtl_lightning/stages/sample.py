@@ -11,8 +11,8 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.records import read_list
 from gtl_lightning.stages.register import fetched
-from gtl_lightning.workspace.asked import Draw
 from gtl_lightning.workspace.bundle import LENGTHS, open_bundle
+from gtl_lightning.workspace.options import Draw
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import SAMPLES, Cell
 from gtl_lightning.workspace.progress import progress_bar

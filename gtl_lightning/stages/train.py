@@ -29,7 +29,6 @@ from gtl_lightning.networks import (
     seeded,
 )
 from gtl_lightning.workspace.advice import advise_cell
-from gtl_lightning.workspace.asked import known_cell
 from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
 from gtl_lightning.workspace.fitting import (
     Trained,
@@ -42,6 +41,7 @@ from gtl_lightning.workspace.fitting import (
     scoring,
     texts_of,
 )
+from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, SOURCE, Cell, fraction_of, log
 from gtl_lightning.workspace.progress import progress_bar
@@ -161,7 +161,7 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     Raises:
         UserError: no point of the grid, or the fraction leaves too few examples.
     """
-    cell = known_cell(method, fraction, seed)
+    cell = checked_cell(method, fraction, seed)
     check_machine(params)
     corpus = Corpus.open(params)
     train, val = corpus.target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports

@@ -30,7 +30,7 @@ WITHOUT_RESULT = frozenset(
         "workspace/tracking.py",  # tells MLflow what came out
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is
-        "workspace/asked.py",  # refuses what cannot be
+        "workspace/options.py",  # refuses what cannot be
         "workspace/progress.py",  # tells a person how far it is
         "workspace/provenance.py",  # says what a result was made with
         # What a folder holds, in a sentence.

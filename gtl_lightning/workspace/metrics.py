@@ -45,7 +45,7 @@ def text_metrics(
 
     spread = diversity(texts)
     return {
-        "domain_score": Judge.load(JUDGE / "judge.safetensors").score(texts),
+        "domain_score": Judge.load(JUDGE / "judge.safetensors").domain_score(texts),
         "reference_ppl": reference_perplexity(
             load_network(JUDGE / NETWORK, expect=CausalLM),
             sampled,

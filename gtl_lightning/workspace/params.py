@@ -87,7 +87,7 @@ class Params(Section):
             if (getattr(self.sampling, name) or 0) > length:
                 value = getattr(self.sampling, name)
                 raise ValueError(f"sampling.{name} = {value} exceeds tokenizer.length = {length}; lower it")
-        if self.tokenizer.name is not None:  # its vocabulary is known once it is loaded: stages/corpus.py
+        if self.tokenizer.name is not None:  # its vocabulary is known once it is loaded: corpus.py
             return self
         for key, value in self.candidates().items():
             if value > vocabulary:

@@ -19,7 +19,7 @@ from gtl_lightning.workspace.params import (
 )
 
 
-def asked_params(
+def requested_params(
     profile: str | None, overrides: tuple[str, ...], path: Path | str = PARAMS, profiles: Path = PROFILES
 ) -> Params:
     """What params.yaml is to hold: a profile, or where none is named the file as it is; then the overrides.
@@ -32,7 +32,9 @@ def asked_params(
     return overlaid(read_values(path), overrides, path)
 
 
-def told_changes(profile: str | None, asked: Params, path: Path | str = PARAMS, profiles: Path = PROFILES) -> list[str]:
+def describe_changes(
+    profile: str | None, asked: Params, path: Path | str = PARAMS, profiles: Path = PROFILES
+) -> list[str]:
     """One line for every value of the file at `path` that `asked` changes, or that a profile drops with it.
 
     A profile's own values are what was asked for. What is told is what somebody had set on top of the profile before.

@@ -1,4 +1,4 @@
-"""The sections of params.yaml with their defaults: the profile `default` (the Markov study's: markov_config.py)."""
+"""The sections of params.yaml with their defaults: the profile `default` (a study's own stand with it)."""
 
 from __future__ import annotations
 

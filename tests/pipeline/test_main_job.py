@@ -14,7 +14,7 @@ from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import train_cell
-from gtl_lightning.workspace.asked import Draw
+from gtl_lightning.workspace.options import Draw
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import Gtl, inside, tiny
 from tests.unit.trees import snapshot

@@ -14,9 +14,9 @@ from gtl_lightning.methods.method import Method
 from gtl_lightning.report.style import method_label, order_methods
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import context_of, train_cell
-from gtl_lightning.workspace.asked import Draw
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.corpus import Corpus, load_denoiser
+from gtl_lightning.workspace.options import Draw
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import inside, tiny

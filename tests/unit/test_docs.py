@@ -130,3 +130,23 @@ def test_names_in_the_architecture_exist() -> None:
     }
     assert len(names) > 15
     assert not {name for name in names if not re.search(rf"\b(class|def) {name}\b|\b{name}\b *[:=]|\"{name}\"", code)}
+
+
+CODE = re.compile(r"`([\w/]+)\.py:([\w.]+)`")
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "name"),
+    [
+        (page.relative_to(ROOT).as_posix(), *found)
+        for page in PAGES
+        if page.parent.name != "results"
+        for found in sorted(set(CODE.findall(page.read_text())))
+    ],
+)
+def test_what_a_page_names_of_the_code_stands_where_it_says(page: str, file: str, name: str) -> None:
+    path = ROOT / "gtl_lightning" / f"{file}.py"
+    assert path.is_file(), f"{page} names {file}.py"
+    assert re.search(
+        rf"\b(def|class) {name.split('.')[0]}\b|^{name.split('.')[0]}\b", path.read_text(), re.MULTILINE
+    ), page

@@ -25,10 +25,10 @@ def judge() -> Judge:
 
 def test_domains_are_separated_on_texts_not_seen(judge: Judge) -> None:
     assert judge.auc > 0.95
-    assert judge.score(texts(TARGET, 100, 2)) > 0.7
-    assert judge.score(texts(SOURCE, 100, 3)) < 0.3
+    assert judge.domain_score(texts(TARGET, 100, 2)) > 0.7
+    assert judge.domain_score(texts(SOURCE, 100, 3)) < 0.3
     # Unequal numbers of texts must not lean the judge to the larger domain: a text of neither is undecided.
-    assert judge.score(texts([], 200, 4)) == pytest.approx(0.5, abs=0.15)
+    assert judge.domain_score(texts([], 200, 4)) == pytest.approx(0.5, abs=0.15)
 
 
 def test_judge_of_one_domain_split_in_two_knows_nothing() -> None:
@@ -77,4 +77,4 @@ def test_too_few_or_wordless_texts_are_refused(judge: Judge) -> None:
     with pytest.raises(UserError, match="share no words"):
         fit_judge(["? !"] * 30, ["; ."] * 30)
     with pytest.raises(UserError, match="no text to judge"):
-        judge.score([])
+        judge.domain_score([])

@@ -144,7 +144,7 @@ def test_sequence_scores_are_of_the_completed_sequences(chunk: int) -> None:
 
     x, row, position = torch.tensor([[7, 1, 7], [2, 7, 3]]), torch.tensor([0, 1, 0]), torch.tensor([2, 1, 0])
     candidates, now, later = torch.tensor([[4, 5], [6, 0], [1, 2]]), torch.tensor([9.0, 9.0]), torch.tensor([0.25, 0.5])
-    scores = SequenceRatio(f).score(x, now, later, row, position, candidates, chunk)
+    scores = SequenceRatio(f).log_ratio(x, now, later, row, position, candidates, chunk)
     expected = [[714.25, 715.25], [263.5, 203.5], [117.25, 217.25]]
     torch.testing.assert_close(scores, torch.tensor(expected))
     assert sum(sizes) == 6

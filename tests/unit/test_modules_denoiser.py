@@ -58,7 +58,7 @@ def test_nelbo_of_the_uniform_denoiser_is_the_log_of_its_alphabet(schedule):
     """Eq. 1 is exact in expectation: log 4 nats a token, whatever the schedule and the padding."""
     module = DenoiserModule(uniform(), schedule=schedule)
     with torch.no_grad():
-        totals = [module.score({"x_0": sequences(256)}, generator(seed)) for seed in range(200)]
+        totals = [module.held_out_loss({"x_0": sequences(256)}, generator(seed)) for seed in range(200)]
     nelbo = sum(float(total) / float(count) for total, count in totals) / len(totals)
     assert nelbo == pytest.approx(math.log(4), rel=0.02)
     assert int(totals[0][1]) == 128 * 6 + 128 * 4
@@ -175,7 +175,7 @@ def test_planner_learns_where_the_denoiser_is_right():
     x_0 = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(32, 6)
     with seeded(0):
         module = PlannerModule(PositionNetwork(CONFIG), always_zero)
-    total, count = module.score({"x_0": x_0}, generator())
+    total, count = module.held_out_loss({"x_0": x_0}, generator())
     assert float(total / count) == pytest.approx(math.log(2), rel=1e-5)
     optimiser = torch.optim.Adam(module.parameters(), lr=0.02)
     for step in range(150):
@@ -192,6 +192,6 @@ def test_causal_model_is_scored_per_token():
         network = CausalLM(CONFIG)
     with torch.no_grad():
         network.output.weight.zero_()
-    total, count = CausalLMModule(network).score({"x_0": sequences()}, generator())
+    total, count = CausalLMModule(network).held_out_loss({"x_0": sequences()}, generator())
     assert int(count) == 160
     assert float(total) == pytest.approx(160 * math.log(4), rel=1e-5)

@@ -64,7 +64,7 @@ def test_the_score_is_the_targets_alone() -> None:
     """Methods are selected on the same score: that of fine-tuning on the same held-out texts and noise."""
     mixture, plain = MixtureModule(network(), t_max=0.7), DenoiserModule(network())
     target = batch()["x_0"][batch()["is_target"]]
-    found, wanted = mixture.score(batch(), noise(3)), plain.score({"x_0": target}, noise(3))
+    found, wanted = mixture.held_out_loss(batch(), noise(3)), plain.held_out_loss({"x_0": target}, noise(3))
     assert found[0] == wanted[0]
     assert found[1] == wanted[1]
 

@@ -171,7 +171,7 @@ def test_clean_classifier_finds_the_smoothed_posterior(smoothing):
 def test_noised_classifier_sees_masks():
     """Its loss at zero is log 2; trained, it also knows that a mask says nothing."""
     module = ClassifierModule(sequence_network(), noised=True)
-    total, count = module.score(one_token(), generator())
+    total, count = module.held_out_loss(one_token(), generator())
     assert float(total / count) == pytest.approx(math.log(2), rel=1e-5)
     logit = trained(module, one_token())(TOKENS, HALF)
     torch.testing.assert_close(logit, Exact()(TOKENS, HALF), atol=0.1, rtol=0)
@@ -196,11 +196,11 @@ def test_token_losses_find_the_log_ratio(weights, kind):
 
 def test_unguided_score_is_the_denoisers_nelbo():
     batch, denoiser = sequences(), shaken(source_denoiser())
-    guided = TokenRatioModule(token_network(), denoiser).score(batch, generator(2))
+    guided = TokenRatioModule(token_network(), denoiser).held_out_loss(batch, generator(2))
     target = {"x_0": batch["x_0"][batch["is_target"]]}
-    plain = DenoiserModule(denoiser).score(target, generator(2))
+    plain = DenoiserModule(denoiser).held_out_loss(target, generator(2))
     torch.testing.assert_close(guided, plain)
-    torch.testing.assert_close(TokenRatioModule(token_network(), denoiser).score(target, generator(2)), plain)
+    torch.testing.assert_close(TokenRatioModule(token_network(), denoiser).held_out_loss(target, generator(2)), plain)
 
 
 def test_bce_of_no_ratio_is_log_2_a_token():
@@ -211,7 +211,7 @@ def test_bce_of_no_ratio_is_log_2_a_token():
 def test_nll_term_is_the_guided_nelbo_of_target_examples():
     batch, denoiser = sequences(), shaken(source_denoiser())
     module = TokenRatioModule(shaken(token_network()), denoiser, bce_weight=0.0, nll_weight=2.0)
-    total, count = module.score(batch, generator(4))
+    total, count = module.held_out_loss(batch, generator(4))
     torch.testing.assert_close(module.loss(batch, generator(4)), 2 * total / count)
 
 
@@ -247,7 +247,7 @@ def test_terms_add_up():
 def test_batch_without_target_examples_has_a_loss_and_no_score():
     batch = {"x_0": sequences()["x_0"], "is_target": torch.zeros(12, dtype=torch.bool)}
     module = TokenRatioModule(shaken(token_network()), source_denoiser(), bce_weight=0.0, nll_weight=1.0)
-    assert module.score(batch, generator())[1] == 0
+    assert module.held_out_loss(batch, generator())[1] == 0
     full = TokenRatioModule(shaken(token_network()), source_denoiser())
     full.loss(batch, generator()).backward()
     assert full.network.project.weight.grad.isfinite().all()

@@ -64,7 +64,7 @@ def test_torch_takes_as_many_threads_as_are_asked_for_unless_the_environment_say
 def test_the_number_of_threads_is_set_before_torch_is_loaded() -> None:
     """Afterwards it would be ignored without a word: what a command imports before it reads params.yaml is light."""
     code = (
-        "import sys\nimport flows.cli\nimport gtl_lightning.workspace.asked, gtl_lightning.workspace.params\n"
+        "import sys\nimport flows.cli\nimport gtl_lightning.workspace.options, gtl_lightning.workspace.params\n"
         "print(sorted({'torch', 'pytorch_lightning', 'mlflow', 'mauve', 'transformers'} & sys.modules.keys()))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

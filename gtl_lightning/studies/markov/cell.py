@@ -92,7 +92,7 @@ def conditionals(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
             masked = x_t == log_p.shape[-1] - 1
             row, position = masked.nonzero(as_tuple=True)
             tokens = torch.arange(log_p.shape[-1], device=x_t.device).expand(len(row), -1)
-            log_r = model.guidance.ratio.score(x_t, t, t, row, position, tokens, model.guidance.chunk)
+            log_r = model.guidance.ratio.log_ratio(x_t, t, t, row, position, tokens, model.guidance.chunk)
             assert not callable(model.guidance.gamma)
             log_p[row, position] = guided_log_probs(log_p[row, position], log_r, model.guidance.gamma)
             return log_p
@@ -123,7 +123,7 @@ def _calibration(problem: Problem, model: Model) -> list[Row]:
         row, t = torch.arange(len(x_t)), (x_t == settings.states).float().mean(1)
         tokens = torch.arange(settings.states).expand(len(x_t), -1)
         with torch.no_grad():
-            return guidance.ratio.score(x_t, t, t, row, position, tokens, guidance.chunk)
+            return guidance.ratio.log_ratio(x_t, t, t, row, position, tokens, guidance.chunk)
 
     levels = sorted({max(1, round(share * settings.length)) for share in CALIBRATION_SHARES})
     found = tilt_errors(

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from gtl_lightning.files import write_text
-from gtl_lightning.report.document import Block, Cell, Figure, Group, Heading, Table, Text, to_markdown
+from gtl_lightning.report.document import Block, Figure, Group, Heading, Table, TableCell, Text, to_markdown
 from gtl_lightning.report.figures import save_figure
 from gtl_lightning.report.heatmaps import Heatmap, save_heatmaps
 from gtl_lightning.report.style import DASH, method_label, missing, number
@@ -144,17 +144,17 @@ def _setting(rows: Sequence[Row], sizes: Sequence[int], settings: Mapping[str, A
 
 def _table(rows: Sequence[Row], sizes: Sequence[int]) -> Table:
     columns = ("method", "row-KL", "diagonal", "NLL", "KL of the model", "gamma", "steps", "weights", "seconds")
-    lines: list[tuple[Cell | str, ...] | Group] = []
+    lines: list[tuple[TableCell | str, ...] | Group] = []
     for n in sizes:
         lines.append(Group(f"n = {n}"))
         for method in ORDER:
             if not means(rows, "row_kl", method=method, n=n)[2]:
                 continue
 
-            def cell(metric: str, digits: int, method: str = method, n: int = n, interval: bool = False) -> Cell:
+            def cell(metric: str, digits: int, method: str = method, n: int = n, interval: bool = False) -> TableCell:
                 mean, half, _ = means(rows, metric, method=method, n=n)
                 detail = f"± {number(half, digits)}" if interval and math.isfinite(half) else ""
-                return Cell(number(mean, digits), detail)
+                return TableCell(number(mean, digits), detail)
 
             seconds = [means(rows, key, method=method, n=n)[0] for key in ("train_seconds", "sample_seconds")]
             lines.append(

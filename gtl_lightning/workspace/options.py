@@ -22,20 +22,20 @@ def check_point(params: Params, fraction: float | None, seed: int) -> None:
     in_grid("--seed", seed, "sweep.seeds", params.sweep.seeds)
 
 
-def known_cell(method: str, fraction: float | None, seed: int, option: str = "--seed") -> Cell:
+def checked_cell(method: str, fraction: float | None, seed: int, option: str = "--seed") -> Cell:
     """A cell that may exist, whether or not today's grid has it; `option` names the seed.
 
     Raises:
         UserError: an unknown method, a fraction where none applies or none where one does, a value out of range.
     """
-    known_method(method)
+    check_method(method)
     if method == SOURCE_METHOD and fraction is not None:
         raise UserError("--fraction is a share of the target data, and source has seen none of it; leave it out")
     if method != SOURCE_METHOD and fraction is None:
         raise UserError(f"{method} is trained on a share of the target data: say which with --fraction")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"--fraction {fraction} is no share of the target data; give one above 0 and up to 1")
-    known_seed(option, seed)
+    check_seed(option, seed)
     return Cell(method, fraction, seed)
 
 
@@ -43,21 +43,21 @@ def asked_cell(params: Params, method: str, fraction: float | None, model_seed: 
     """The cell that `gtl sample` means: without a fraction the largest of the sweep, without a seed its first.
 
     Raises:
-        UserError: as `known_cell`.
+        UserError: as `checked_cell`.
     """
     if fraction is None and method != SOURCE_METHOD:
         fraction = max(params.sweep.fractions)
-    return known_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
+    return checked_cell(method, fraction, params.sweep.seeds[0] if model_seed is None else model_seed, "--model-seed")
 
 
-def known_method(method: str) -> None:
+def check_method(method: str) -> None:
     """Raise UserError unless `method` exists."""
     known = (SOURCE_METHOD, *names("denoiser"), *names("ratio"))
     if method not in known:
         raise UserError(f"method {method!r} is unknown; choose one of {', '.join(known)}")
 
 
-def known_seed(option: str, seed: int) -> None:
+def check_seed(option: str, seed: int) -> None:
     """Raise UserError unless every generator takes `seed`."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"{option} {seed} is out of range; give 0 to {LARGEST_SEED}")
@@ -102,7 +102,7 @@ class Draw:
         for option, number in (("--gamma", self.gamma), ("--temperature", self.temperature)):
             if number is not None and not 0 <= number <= STRONGEST:
                 raise UserError(f"{option} {number} is out of range; give a number from 0 to {STRONGEST}")
-        known_seed("--seed", self.seed)
+        check_seed("--seed", self.seed)
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"--prompt {self.prompt!r} holds no text; leave it out for free text")
         if self.out.exists() and not self.out.is_dir():
