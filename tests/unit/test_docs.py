@@ -1,6 +1,7 @@
 """The documents hold together: links and anchors lead somewhere, indices are complete, names exist, figures stay."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -150,3 +151,12 @@ def test_what_a_page_names_of_the_code_stands_where_it_says(page: str, file: str
     assert re.search(
         rf"\b(def|class) {name.split('.')[0]}\b|^{name.split('.')[0]}\b", path.read_text(), re.MULTILINE
     ), page
+
+
+def test_the_picture_of_the_house_shows_the_floors_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = [floor.replace("gtl_lightning.", "").split(" | ") for floor in contracts[0]["layers"]]
+    drawn: dict[str, list[str]] = {}
+    for y, name in re.findall(r'y="(\d+)" class="n">(\w+)<', (ROOT / "docs/figures/house.svg").read_text()):
+        drawn.setdefault(y, []).append(name)
+    assert [sorted(floor) for floor in drawn.values()] == [sorted(floor) for floor in floors]
