@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from gtl_lightning.core.blocks import Blocks
     from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
     from gtl_lightning.core.sampling import sample
-    from gtl_lightning.stages.register import load_model
+    from gtl_lightning.workspace.registry import load_model
 
 __all__ = ["Blocks", "Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "Guidance": "core.guidance",
     "SequenceRatio": "core.guidance",
     "TokenRatio": "core.guidance",
-    "load_model": "stages.register",
+    "load_model": "workspace.registry",
     "sample": "core.sampling",
 }
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from gtl_lightning.bench.page import benchmark_page, benchmark_panels, quality_panels
+from gtl_lightning.bench.results import PAGE, ROWS, measured, write_page
 from gtl_lightning.bench.sampling import Bench, growth_rows
 from gtl_lightning.bench.timing import hardware, matrix_rate
 from gtl_lightning.bench.training import PRECISIONS, training_rows
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import write_json, write_text
-from gtl_lightning.records import read_records
-from gtl_lightning.report.figures import save_figure
+from gtl_lightning.files import write_json
 from gtl_lightning.workspace.corpus import device_of
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import REPORTS, log
+from gtl_lightning.workspace.paths import log
 
-ROWS = REPORTS / "bench.json"
-PAGE = Path("docs/benchmarks.md")
 GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "candidates", "counted", "training")
 """What is measured together: what the sampler's cases vary, and training."""
 
@@ -51,25 +46,8 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     log.info("benchmarks: %s and %s", PAGE, ROWS)
 
 
-def measured() -> list[dict[str, Any]]:
-    """The rows of reports/bench.json."""
-    return read_records(ROWS, {"profile": str, "group": str}) if ROWS.exists() else []
-
-
-def write_page() -> None:
-    """docs/benchmarks.md and its figures from the rows."""
-
-    rows, figures = measured(), []
-    for name, panels in (("benchmarks", benchmark_panels(rows)), ("speed-quality", quality_panels(rows))):
-        if panels:
-            save_figure(PAGE.parent / "figures", name, panels)
-            figures.append(name)
-    write_text(PAGE, benchmark_page(rows, figures))
-
-
 def _measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(group, its rows): the machine, then in the order of `GROUPS`, then what is derived."""
-
     device = device_of(params)
     subject = Bench(params, device)
     size, rounds = params.bench.matrix, 2 * params.bench.rounds

@@ -30,7 +30,6 @@ _NO_ROOM = ("failed to map segment", "cannot allocate memory")
 
 def data_sample(*, seed: int) -> None:
     """The embedded sample, generated; every record says so."""
-
     check_seed("--seed", seed)
     _replace_data(lambda: write_sample(DATA, seed=seed))
 
@@ -41,7 +40,6 @@ def data_import(path: Path, *, fields: dict[str, str]) -> None:
     Raises:
         UserError: missing, empty, truncated, no JSON lines, or no usable record.
     """
-
     check_fields(fields)
     if str(path) != STANDARD_INPUT and not path.exists():
         raise UserError(f"{path} does not exist; give a file, a pipe, or - for standard input")
@@ -54,14 +52,12 @@ def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[s
     Raises:
         UserError: the hub or the data set cannot be reached, or a field is missing.
     """
-
     check_fields(fields)
     _replace_data(lambda: download(dataset, DATA, split=split, limit=limit, fields=fields))
 
 
 def split(params: Params) -> None:
     """Disjoint, nested, stable splits by domain, and the quarantine."""
-
     data = params.data
     with _in_memory(f"splitting {SNAPSHOT}", SPLITS):
         settle(DATA)

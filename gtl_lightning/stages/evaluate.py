@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from gtl_lightning.core.guidance import Guidance
-from gtl_lightning.core.schedule import schedule
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.likelihood import GammaChoice, nelbo, select_gamma
-from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.methods import guides
 from gtl_lightning.records import read_record
+from gtl_lightning.workspace.likelihood import gamma_choice, likelihoods
 from gtl_lightning.workspace.metrics import memorisation_metrics, sample_metrics
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
@@ -54,7 +51,7 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
             "examples": len(train) if fraction is not None else 0,
             "val_examples": len(val) if fraction is not None else 0,
         }
-        row |= _likelihoods(params, sampler, val)
+        row |= likelihoods(params, sampler, val)
         setting, trials = choose_setting(params, sampler, val, row["gamma"], seed)
         row |= {"temperature": setting.temperature, "sample_gamma": setting.gamma, "trials": trial_rows(trials)}
         guidance = at_gamma(params, sampler.guidance, setting.gamma)
@@ -116,7 +113,7 @@ def ablation(params: Params, seed: int) -> None:
     rows = []
     whose = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
     with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", whose) as run:
-        curve = _choice(params, sampler, val, settings.gammas).curve
+        curve = gamma_choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)
             sampled, texts, seconds = _samples(params, sampler, guidance, train, real.samples, cell.seed)
@@ -133,61 +130,6 @@ def ablation(params: Params, seed: int) -> None:
             run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key not in whose}, step)
         run.log_table(rows, "ablation.json")
     write_json(ABLATION / "rows.json", rows)
-
-
-def _likelihoods(params: Params, sampler: Sampler, val: TokenDataset) -> dict[str, Any]:
-    """gamma by validation NELBO, then the test NELBO at that gamma: the one time the test data's likelihood is read."""
-
-    gamma, curve = None, []
-    if sampler.guidance is None:
-        val_nelbo = nelbo(sampler.denoiser, *_selection(params, sampler, val)).nats_per_token
-    else:
-        choice = _choice(params, sampler, val, params.sampling.gammas)
-        gamma, curve = choice.gamma, choice.rows()
-        val_nelbo = choice.curve[gamma].nats_per_token
-    test = list(sampler.corpus.dataset("target_test"))
-    held_out = nelbo(sampler.denoiser, test, masking(params, sampler), at_gamma(params, sampler.guidance, gamma))
-    return {
-        "gamma": gamma,
-        "gamma_curve": curve,
-        "nelbo": held_out.nats_per_token,
-        "nelbo_se": held_out.standard_error,
-        "nelbo_val": val_nelbo,
-        "perplexity": held_out.perplexity,
-    }
-
-
-def _choice(params: Params, sampler: Sampler, val: TokenDataset, gammas: tuple[float, ...]) -> GammaChoice:
-
-    assert sampler.guidance is not None
-    tokens, noise = _selection(params, sampler, val)
-    return select_gamma(sampler.denoiser, tokens, noise, sampler.guidance, gammas, params.sampling.gamma_end)
-
-
-def selected_gamma(params: Params, sampler: Sampler, val: TokenDataset) -> float:
-    """The gamma that the validation NELBO chooses for a cell with a ratio."""
-    return _choice(params, sampler, val, params.sampling.gammas).gamma
-
-
-def _selection(params: Params, sampler: Sampler, val: TokenDataset) -> tuple[list[Tensor], Masking]:
-    """Held-out texts and their noise; few texts are drawn more often, as in training."""
-    tokens = list(val.subset(min(len(val), params.evaluation.val_examples)))
-    noise = masking(params, sampler)
-    return tokens, replace(noise, draws=max(noise.draws, math.ceil(params.evaluation.val_examples / len(tokens))))
-
-
-def masking(params: Params, sampler: Sampler) -> Masking:
-    """The noise of the held-out NELBO, equal for every method."""
-
-    return Masking(
-        mask_index=sampler.corpus.mask_index,
-        pad_index=sampler.corpus.pad_index,
-        schedule=schedule(params.schedule),
-        draws=params.evaluation.draws,
-        seed=params.evaluation.seed,
-        batch=params.evaluation.batch,
-        device=sampler.device,
-    )
 
 
 def _samples(

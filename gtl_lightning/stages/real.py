@@ -26,7 +26,6 @@ def measure_real(params: Params) -> None:
     Raises:
         UserError: the judge is missing, or the featurizer cannot be loaded.
     """
-
     corpus = Corpus.open(params)
     featurizer = load_featurizer(params.evaluation.featurizer)
     measured = how(params, corpus, featurizer)

@@ -36,7 +36,6 @@ def make_report(params: Params) -> None:
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
-
     rows, holes = _rows(params)
     measured = read_record(REAL_VALUES, {"measured": dict})["measured"]
     ablation = read_records(ABLATION / "rows.json")

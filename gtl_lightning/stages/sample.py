@@ -10,12 +10,12 @@ from typing import Any
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.records import read_list
-from gtl_lightning.stages.register import fetched
 from gtl_lightning.workspace.bundle import LENGTHS, open_bundle
 from gtl_lightning.workspace.options import Draw
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import SAMPLES, Cell
 from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.registry import fetched
 from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
 from gtl_lightning.workspace.selection import Setting, chosen_setting
 from gtl_lightning.workspace.text import decode_all, encode_prompt

@@ -7,11 +7,11 @@ import math
 import time
 from typing import Any
 
+from gtl_lightning.bench.results import PAGE, ROWS, measured, write_page
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.likelihood import nelbo
 from gtl_lightning.files import write_json
-from gtl_lightning.stages.bench import PAGE, ROWS, measured, write_page
-from gtl_lightning.stages.evaluate import masking, selected_gamma
+from gtl_lightning.workspace.likelihood import masking, selected_gamma
 from gtl_lightning.workspace.metrics import sample_metrics
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell, log
@@ -77,5 +77,4 @@ def _with(params: Params, k: int, block: int) -> Params:
 
 def _nelbo(params: Params, sampler: Sampler, guidance: Any, sampled: list[Any]) -> float:
     """Of the samples under the model that they come from: how surprising it finds them as a whole, nats per token."""
-
     return nelbo(sampler.denoiser, sampled, masking(params, sampler), guidance).nats_per_token

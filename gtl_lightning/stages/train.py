@@ -50,13 +50,11 @@ from gtl_lightning.workspace.text import decode_all
 
 def train_source(params: Params) -> None:
     """The denoiser of the source domain, frozen by everything that follows (docs/method.md eq. 1)."""
-
     _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, DenoiserModule, params.train.source)
 
 
 def train_planner(params: Params) -> None:
     """The learned reveal order, on source text (docs/method.md 2.3)."""
-
     module = partial(PlannerModule, denoiser=load_denoiser("source"))
     _fit_on_source(params, "planner", PositionNetwork, params.networks.planner, module, params.train.planner, SOURCE)
 
@@ -71,7 +69,6 @@ def _fit_on_source(
     *inputs: Path,
 ) -> None:
     """What all cells share, trained once on the source split into models/NAME."""
-
     check_machine(params)
     corpus = Corpus.open(params)
     train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
@@ -95,7 +92,6 @@ def _fit_on_source(
 
 def train_judge(params: Params) -> None:
     """The domain judge and the reference model, on text kept apart for them alone."""
-
     check_machine(params)
     corpus = Corpus.open(params)
     target = corpus.dataset("judge_target")

@@ -1,0 +1,30 @@
+"""What was timed, kept as rows: reports/bench.json, and the page that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gtl_lightning.bench.page import benchmark_page, benchmark_panels, quality_panels
+from gtl_lightning.files import write_text
+from gtl_lightning.records import read_records
+from gtl_lightning.report.figures import save_figure
+from gtl_lightning.workspace.paths import REPORTS
+
+ROWS = REPORTS / "bench.json"
+PAGE = Path("docs/benchmarks.md")
+
+
+def measured() -> list[dict[str, Any]]:
+    """The rows of reports/bench.json."""
+    return read_records(ROWS, {"profile": str, "group": str}) if ROWS.exists() else []
+
+
+def write_page() -> None:
+    """docs/benchmarks.md and its figures from the rows."""
+    rows, figures = measured(), []
+    for name, panels in (("benchmarks", benchmark_panels(rows)), ("speed-quality", quality_panels(rows))):
+        if panels:
+            save_figure(PAGE.parent / "figures", name, panels)
+            figures.append(name)
+    write_text(PAGE, benchmark_page(rows, figures))
