@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.fit import resolve_precision
 from gtl_lightning.modules.planner import PlannerModule
 from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
-from gtl_lightning.networks import CausalLM, SequenceRatioNetwork, copy_of
+from gtl_lightning.networks import CausalLM, SequenceRatioNetwork
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 _EXAMPLES, _LOADED = 4096, 32
@@ -29,16 +30,16 @@ _EXAMPLES, _LOADED = 4096, 32
 
 def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     """Every kind of module that the pipeline trains; networks with random weights."""
-    yield "source", DenoiserModule(copy_of(bench.denoiser))
+    yield "source", DenoiserModule(bench.denoiser.trainable_copy())
     for name, ratio, method in (("ratio", "token", "gtl"), ("head", "head", "gtl-head"), ("warm", "warm", "gtl-warm")):
         loss = bench.params.methods.of(method)
         weights = {key: getattr(loss, key) for key in ("bce_weight", "nll_weight", "martingale_weight")}
-        yield name, TokenRatioModule(copy_of(bench.ratios[ratio]), bench.denoiser, **weights)  # type: ignore[arg-type]
+        yield name, TokenRatioModule(deepcopy(bench.ratios[ratio]), bench.denoiser, **weights)
     for name, kind in (("sequence", SequenceRatioModule), ("classifier", ClassifierModule)):
         network = SequenceRatioNetwork(bench.backbone(bench.sizes["sequence" if name == "sequence" else "classifier"]))
         extra: dict[str, Any] = {"loss": "bce", "eta_1": 0.0} if name == "sequence" else {"noised": True}
         yield name, kind(network, **extra)
-    yield "planner", PlannerModule(copy_of(bench.planner), bench.denoiser)  # type: ignore[arg-type]
+    yield "planner", PlannerModule(deepcopy(bench.planner), bench.denoiser)
     yield "reference", CausalLMModule(CausalLM(bench.backbone(bench.sizes["reference"])))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -138,6 +138,44 @@ class Encoder(Protocol):
 
     def decode(self, h: Tensor, /) -> Tensor:
         """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
+
+
+@runtime_checkable
+class Source(Encoder, Denoiser, Protocol):
+    """A trained denoiser that methods copy, adapt or guide: one of `networks`, or anyone's that has these.
+
+    Shapes: b sequences of l tokens, v ids, hidden states of size d. What trains or reads one takes it for an
+    `nn.Module` besides: it has weights, a mode and a device. A `pad_index`, where it has one, is never noised.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """v: ids, mask and padding counted."""
+
+    @property
+    def mask_index(self) -> int:
+        """Id of the mask."""
+
+    @property
+    def width(self) -> int:
+        """d: size of what `encode` gives at a position."""
+
+    @property
+    def output_embedding(self) -> Tensor:
+        """Float[v,d] W of the last layer: logits(h + e) = logits(h) + W e."""
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of the linear layers that low-rank updates go to, as peft's `target_modules` has them."""
+
+    def logits(self, h: Tensor, tokens: Tensor | None = None, /) -> Tensor:
+        """Float[...,d] -> Float[...,v] in fp32, nothing excluded; with `tokens` Long[...] theirs alone, Float[...]."""
+
+    def fingerprint(self) -> str:
+        """Says which weights these are: a hash of them, or a hub's `repository@revision`. Ratios are kept with it."""
+
+    def trainable_copy(self, dropout: float | None = None) -> Self:
+        """A copy whose every weight trains and shares nothing with the original; None keeps the dropout."""
 
 
 def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:

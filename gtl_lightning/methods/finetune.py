@@ -18,12 +18,11 @@ class Finetune(Settings):
 def recipe(context: Context, settings: Finetune) -> Recipe:
     """A copy of the source denoiser, trained with eq. 1."""
     from gtl_lightning.modules.denoiser import DenoiserModule
-    from gtl_lightning.networks import copy_of
 
     source = context.frozen("source")
 
     def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
-        return DenoiserModule(copy_of(source), optimiser, **context.scoring)
+        return DenoiserModule(source.trainable_copy(), optimiser, **context.scoring)
 
     return Recipe({"network": build}, context.target)
 

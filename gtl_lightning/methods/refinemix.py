@@ -36,12 +36,11 @@ class RefineMix(Settings):
 def recipe(context: Context, settings: RefineMix) -> Recipe:
     """Copies of the source denoiser, one for each t_max; the held-out target NELBO keeps one."""
     from gtl_lightning.modules.mixture import MixtureModule
-    from gtl_lightning.networks import copy_of
 
     source = context.frozen("source")
 
     def build(optimiser: OptimiserConfig, seed: int, t_max: float) -> TrainedModule:
-        return MixtureModule(copy_of(source), optimiser, t_max=t_max, **context.scoring)
+        return MixtureModule(source.trainable_copy(), optimiser, t_max=t_max, **context.scoring)
 
     builds = {f"t_max-{t_max:g}": partial(build, t_max=t_max) for t_max in settings.t_max}
     return Recipe(builds, context.target, both_domains=True)

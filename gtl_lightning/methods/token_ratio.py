@@ -12,8 +12,9 @@ from gtl_lightning.methods.borrowing import with_borrowed
 from gtl_lightning.methods.method import Context, Recipe, Settings
 
 if TYPE_CHECKING:
+    from gtl_lightning.core.protocols import Source
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
-    from gtl_lightning.networks import MaskedDenoiser, TokenLevel
+    from gtl_lightning.networks import TokenLevel
 
 
 class TokenRatio(Settings):
@@ -36,7 +37,7 @@ class TokenRatio(Settings):
         return self
 
 
-def token_recipe(context: Context, settings: TokenRatio, network: Callable[[MaskedDenoiser], TokenLevel]) -> Recipe:
+def token_recipe(context: Context, settings: TokenRatio, network: Callable[[Source], TokenLevel]) -> Recipe:
     """One or more members of a parameterisation: `network` makes a fresh one beside the frozen source denoiser."""
     from gtl_lightning.modules.ratio import TokenRatioModule
     from gtl_lightning.networks import seeded

@@ -106,7 +106,8 @@ class TrainedModule(pl.LightningModule):
     @property
     def width(self) -> int:
         """Hidden width of the trained network: decides whether bf16 pays."""
-        return int(self.network.config.width)  # type: ignore[union-attr, arg-type]  # every network here has a config
+        sized: Any = self.network if hasattr(self.network, "width") else self.network.config
+        return int(sized.width)
 
     def frozen(self) -> list[Frozen]:
         """The networks that are read and not trained."""

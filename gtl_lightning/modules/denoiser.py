@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
-from gtl_lightning.networks import BackboneConfig, MaskedDenoiser
+from gtl_lightning.networks import BackboneConfig, Ids, ids_of, log_prob_of
 
 
 def noised(
-    x_0: Tensor, config: BackboneConfig, schedule: NoiseSchedule, generator: torch.Generator
+    x_0: Tensor, ids: Ids | BackboneConfig, schedule: NoiseSchedule, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw low-variance t and x_t ~ q(x_t | x_0); pads are never noised.
 
@@ -24,8 +25,8 @@ def noised(
     t = stratified_times(len(x_0), generator, device=x_0.device)
     # Strata are in order of t: in a batch sorted by domain or length, t would go with it. Shuffled, it does not.
     t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
-    x_t = absorbing_sample(x_0, t, schedule, config.mask_index, generator, frozen=x_0 == config.pad_index)
-    return x_t, t, (x_t == config.mask_index) & (x_0 != config.mask_index)
+    x_t = absorbing_sample(x_0, t, schedule, ids.mask_index, generator, frozen=x_0 == ids.pad_index)
+    return x_t, t, (x_t == ids.mask_index) & (x_0 != ids.mask_index)
 
 
 def spread(values: Tensor, masked: Tensor) -> Tensor:
@@ -35,16 +36,16 @@ def spread(values: Tensor, masked: Tensor) -> Tensor:
 
 
 class DenoiserModule(TrainedModule):
-    """Minimises the NELBO of a `MaskedDenoiser` (MDLM; docs/method.md eq. 1); score: NELBO in nats per token.
+    """Minimises the NELBO of a source or of a copy of one (MDLM; docs/method.md eq. 1); score: NELBO in nats per token.
 
     Only the masked positions are projected to the vocabulary, some at a time.
     """
 
     def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch of the NELBO in nats, and the number of tokens (pads apart)."""
-        network = cast(MaskedDenoiser, self.network)
-        x_0 = batch["x_0"]
-        x_t, t, masked = noised(x_0, network.config, self.schedule, generator)
-        log_p_true = network.log_prob(network.encode(x_t, t)[masked], x_0[masked])
+        network = cast(Source, self.network)
+        x_0, ids = batch["x_0"], ids_of(network)
+        x_t, t, masked = noised(x_0, ids, self.schedule, generator)
+        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
         nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
-        return nelbo.sum(), (x_0 != network.config.pad_index).sum()
+        return nelbo.sum(), (x_0 != ids.pad_index).sum()

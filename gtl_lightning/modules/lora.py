@@ -1,45 +1,56 @@
-"""LoRA fine-tuning of a denoiser through peft: adapters in, adapters merged out again."""
+"""LoRA fine-tuning of a source through peft: adapters in, adapters merged out again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
-from gtl_lightning.networks import MaskedDenoiser, copy_of, seeded
+from torch import nn
 
-LINEARS = ("qkv", "out", "up", "down")
-"""The attention and MLP projections of every block."""
+from gtl_lightning.core.protocols import Source
+from gtl_lightning.networks import seeded
+
+S = TypeVar("S", bound=Source)
 
 
 def add_lora(
-    denoiser: MaskedDenoiser,
+    source: S,
     *,
     rank: int,
     alpha: float,
     dropout: float = 0.0,
     seed: int = 0,
-    linears: Sequence[str] = LINEARS,
-) -> MaskedDenoiser:
-    """A copy of the denoiser in which only low-rank updates W + (alpha / rank) B A train (LoRA, arXiv 2106.09685).
+    linears: Sequence[str] | None = None,
+) -> S:
+    """A copy of the source in which only low-rank updates W + (alpha / rank) B A train (LoRA, arXiv 2106.09685).
 
-    B starts at zero: the copy computes what the denoiser does. Train it with `DenoiserModule`, then `merge_lora`.
+    B starts at zero: the copy computes what the source does. Train it with `DenoiserModule`, then `merge_lora`.
+
+    Args:
+        source: stays as it is.
+        rank: of the updates.
+        alpha: their scale.
+        dropout: of what the updates read.
+        seed: of A.
+        linears: names of the layers that are updated; None takes the source's own `lora_targets`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    adapted = copy_of(denoiser)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(linears))  # type: ignore[arg-type]
+    adapted = cast(nn.Module, source.trainable_copy())
+    targets = list(source.lora_targets if linears is None else linears)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
     with seeded(seed):
-        return cast(MaskedDenoiser, inject_adapter_in_model(config, adapted))
+        return cast(S, inject_adapter_in_model(config, adapted))
 
 
-def merge_lora(adapted: MaskedDenoiser) -> MaskedDenoiser:
-    """A plain denoiser with the updates added into its weights; `adapted` stays as it is."""
+def merge_lora(adapted: S) -> S:
+    """A plain source with the updates added into its weights; `adapted` stays as it is."""
     from peft.tuners.lora import LoraLayer
 
-    merged = copy_of(adapted)
+    merged = cast(nn.Module, adapted.trainable_copy())
     layers = [(name, layer) for name, layer in merged.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in layers:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(merged.get_submodule(parent), child, layer.get_base_layer())
-    return cast(MaskedDenoiser, merged.eval())
+    return cast(S, merged.eval())

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.denoiser import DenoiserModule, spread
-from gtl_lightning.networks import MaskedDenoiser
+from gtl_lightning.networks import ids_of, log_prob_of
 
 
 class MixtureModule(DenoiserModule):
@@ -39,15 +40,15 @@ class MixtureModule(DenoiserModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The weighted NELBO of the mixture, per target token."""
-        network = cast(MaskedDenoiser, self.network)
+        network = cast(Source, self.network)
         x_0, is_target = batch["x_0"], batch["is_target"]
-        config = network.config
+        ids = ids_of(network)
         t, weight = self.levels(is_target, generator)
-        x_t = absorbing_sample(x_0, t, self.schedule, config.mask_index, generator, frozen=x_0 == config.pad_index)
-        masked = (x_t == config.mask_index) & (x_0 != config.mask_index)
-        log_p_true = network.log_prob(network.encode(x_t, t)[masked], x_0[masked])
+        x_t = absorbing_sample(x_0, t, self.schedule, ids.mask_index, generator, frozen=x_0 == ids.pad_index)
+        masked = (x_t == ids.mask_index) & (x_0 != ids.mask_index)
+        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
         nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
-        return (weight * nelbo).sum() / (x_0[is_target] != config.pad_index).sum()
+        return (weight * nelbo).sum() / (x_0[is_target] != ids.pad_index).sum()
 
     def levels(self, is_target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Float[b] times, a source text's above the time at which t_max is masked, and Float[b] weights."""

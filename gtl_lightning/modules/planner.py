@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import noised
-from gtl_lightning.networks import Frozen, MaskedDenoiser, PositionNetwork
+from gtl_lightning.networks import Frozen, PositionNetwork, likeliest
 
 
 class PlannerModule(TrainedModule):
@@ -26,7 +27,7 @@ class PlannerModule(TrainedModule):
     def __init__(
         self,
         network: PositionNetwork,
-        denoiser: MaskedDenoiser,
+        denoiser: Source,
         optimiser: OptimiserConfig | None = None,
         schedule: NoiseSchedule | None = None,
         draws: int = 4,
@@ -43,8 +44,8 @@ class PlannerModule(TrainedModule):
         """Sum over masked positions, their number."""
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
-        denoiser = cast(MaskedDenoiser, self.denoiser.network)
+        denoiser = cast(Source, self.denoiser.network)
         with torch.no_grad():
-            right = denoiser.likeliest(denoiser.encode(x_t, t)[masked]) == x_0[masked]
+            right = likeliest(denoiser, denoiser.encode(x_t, t, EVERYWHERE, None)[masked]) == x_0[masked]
         rho = self.network(x_t)[masked]
         return binary_cross_entropy_with_logits(rho, right.to(rho.dtype), reduction="sum"), masked.sum()

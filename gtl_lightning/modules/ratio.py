@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from gtl_lightning.core.forward import nelbo_terms
 from gtl_lightning.core.guidance import guided_log_prob_true
+from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.modules.denoiser import noised, spread
-from gtl_lightning.networks import Frozen, MaskedDenoiser, OnDenoiser, SequenceRatioNetwork, TokenLevel, in_parts
+from gtl_lightning.networks import (
+    Frozen,
+    Ids,
+    OnDenoiser,
+    SequenceRatioNetwork,
+    TokenLevel,
+    ids_of,
+    in_parts,
+    log_probs,
+)
 from gtl_lightning.papers.gtl import bce_loss, cycle_loss, gkl_loss, log_mse_loss, martingale_penalty, token_bce_loss
 
 LOSSES = ("gkl", "bce", "log_mse")
@@ -126,7 +138,7 @@ class TokenRatioModule(TrainedModule):
     def __init__(
         self,
         network: TokenLevel,
-        denoiser: MaskedDenoiser,
+        denoiser: Source,
         *,
         bce_weight: float = 0.3,
         nll_weight: float = 1.0,
@@ -150,7 +162,7 @@ class TokenRatioModule(TrainedModule):
         is_target = batch.get("is_target", torch.ones(len(x_0), dtype=torch.bool, device=x_0.device))
         if self.bce_weight == 0:
             x_0, is_target = x_0[is_target], is_target[is_target]
-        x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
+        x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
         features = self._features(x_t, t) if isinstance(self.network, OnDenoiser) else None
         h = self.network.encode(x_t, t, features=features)
         total = h.sum() * 0.0  # a batch without target examples still has a gradient
@@ -172,18 +184,18 @@ class TokenRatioModule(TrainedModule):
         if not len(x_0):
             zero = torch.zeros((), device=x_0.device)
             return zero, zero
-        x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
+        x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
         features = self._features(x_t, t)
         log_guided, _ = self._normalised(
             self.network.encode(x_t, t, features=features)[masked], features[masked], x_0[masked]
         )
-        return self._guided_nelbo(log_guided, t, masked), (x_0 != self.network.config.pad_index).sum()
+        return self._guided_nelbo(log_guided, t, masked), (x_0 != self._ids.pad_index).sum()
 
     def _target_terms(self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
         log_guided, log_r = self._normalised(h[masked], features[masked], x_0[masked])
         total = torch.zeros((), device=x_0.device)
         if self.nll_weight > 0:
-            tokens = (x_0 != self.network.config.pad_index).sum()
+            tokens = (x_0 != self._ids.pad_index).sum()
             total = total + self.nll_weight * self._guided_nelbo(log_guided, t, masked) / tokens
         if self.martingale_weight > 0:
             total = total + self.martingale_weight * self._martingale(log_r, masked)
@@ -197,14 +209,14 @@ class TokenRatioModule(TrainedModule):
 
         def both(h: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
             with torch.no_grad():
-                log_p = self._denoiser.decode(features)
+                log_p = log_probs(self._denoiser, features)
             g = self.network.decode(h)
             guided = guided_log_prob_true(log_p, g, tokens)
             # Eq. 6 is paid for only where it is asked for.
             log_r = torch.logsumexp(log_p + g, dim=-1) if self.martingale_weight > 0 else torch.zeros_like(guided)
             return torch.stack([guided, log_r], dim=-1)
 
-        log_guided, log_r = in_parts(both, self.network.config.vocab_size, h, features, tokens).unbind(-1)
+        log_guided, log_r = in_parts(both, self._denoiser.vocab_size, h, features, tokens).unbind(-1)
         return log_guided, log_r
 
     def _guided_nelbo(self, log_guided: Tensor, t: Tensor, masked: Tensor) -> Tensor:
@@ -221,10 +233,12 @@ class TokenRatioModule(TrainedModule):
 
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
-            return self._denoiser.encode(x_t, t)
+            return self._denoiser.encode(x_t, t, EVERYWHERE, None)
 
     @property
-    def _denoiser(self) -> MaskedDenoiser:
-        network = self.source_denoiser.network
-        assert isinstance(network, MaskedDenoiser)
-        return network
+    def _denoiser(self) -> Source:
+        return cast(Source, self.source_denoiser.network)
+
+    @property
+    def _ids(self) -> Ids:
+        return ids_of(self._denoiser)

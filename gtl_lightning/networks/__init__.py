@@ -2,28 +2,33 @@
 
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig, seeded
+from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.ensemble import RatioEnsemble
 from gtl_lightning.networks.heads import (
+    DENOISERS,
     CausalLM,
     Frozen,
     MaskedDenoiser,
     PositionNetwork,
     SequenceRatioNetwork,
     UniformDenoiser,
-    copy_of,
 )
 from gtl_lightning.networks.on_denoiser import DifferenceTokenRatio, FeatureTokenRatio, OnDenoiser
 from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.ratios import TokenLevel, TokenRatioNetwork
+from gtl_lightning.networks.source import Ids, ids_of, likeliest, log_prob_of, log_probs
 from gtl_lightning.networks.store import load_network, read_meta, save_network
 
 __all__ = [
+    "DENOISERS",
     "Backbone",
     "BackboneConfig",
     "CausalLM",
+    "Decoder",
     "DifferenceTokenRatio",
     "FeatureTokenRatio",
     "Frozen",
+    "Ids",
     "MaskedDenoiser",
     "OnDenoiser",
     "PositionNetwork",
@@ -32,9 +37,12 @@ __all__ = [
     "TokenLevel",
     "TokenRatioNetwork",
     "UniformDenoiser",
-    "copy_of",
+    "ids_of",
     "in_parts",
+    "likeliest",
     "load_network",
+    "log_prob_of",
+    "log_probs",
     "read_meta",
     "save_network",
     "seeded",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +31,15 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(config.width, elementwise_affine=config.cond_dim == 0)
         self.modulation = Modulation(config, parts=2) if config.cond_dim else None
         self.register_buffer("rotary", rotary_table(config.length, config.width // config.heads), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states."""
+        return self.config.width
+
+    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
+        """As `protocols.Encoder` has it; it reads no `features`."""
+        return self(x_t, t, look)
 
     def forward(self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE) -> Tensor:
         """Hidden states after the last norm, at the n positions that `look` wants.
@@ -112,6 +124,12 @@ class Backbone(nn.Module):
             prefix = f"blocks.{index}."
             state |= {name: value for name, value in other.state_dict().items() if name.startswith(prefix)}
         self.load_state_dict(state)
+
+    def set_dropout(self, dropout: float) -> None:
+        """Another dropout from now on."""
+        self.config = replace(self.config, dropout=dropout)
+        for block in self.blocks:
+            cast(Block, block).dropout = dropout
 
     def _attention_mask(self, valid: Tensor) -> tuple[Tensor, bool]:
         """Bool[b,1,1 or l,l] (True = attend) from Bool[b,l], no padding, and whether SDPA's own causal mask does."""

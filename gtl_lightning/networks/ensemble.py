@@ -8,10 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.protocols import EVERYWHERE, Look, call
+from gtl_lightning.core.protocols import EVERYWHERE, Look, Source, call
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.block import BackboneConfig
-from gtl_lightning.networks.heads import MaskedDenoiser
 from gtl_lightning.networks.on_denoiser import OnDenoiser
 from gtl_lightning.networks.ratios import TokenLevel
 from gtl_lightning.networks.store import build, describe, register
@@ -32,19 +30,18 @@ class RatioEnsemble(nn.Module):
         if not members:
             raise UserError("an ensemble of no ratio networks; give at least one member")
         self.members = nn.ModuleList(members)
-        self.config = cast(BackboneConfig, self.members[0].config)
 
     def spec(self) -> dict[str, Any]:
         """What a checkpoint says of it."""
         return {"members": [describe(member) for member in self.members]}
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any], denoiser: nn.Module | None) -> RatioEnsemble:
+    def from_spec(cls, spec: dict[str, Any], denoiser: Source | None) -> RatioEnsemble:
         """The reverse of `spec`."""
         return cls([build(member, denoiser) for member in spec["members"]])
 
     @property
-    def denoiser(self) -> MaskedDenoiser | None:
+    def denoiser(self) -> Source | None:
         """The denoiser whose features the members read, if any does."""
         return next((member.denoiser for member in self.members if isinstance(member, OnDenoiser)), None)
 
@@ -52,7 +49,7 @@ class RatioEnsemble(nn.Module):
         """Long[b,l], Float[b] -> the members' hidden states side by side, Float[b,n, sum of hidden sizes]."""
         if features is None and self.denoiser is not None:
             with torch.no_grad():
-                features = self.denoiser.encode(x_t, t, look)
+                features = self.denoiser.encode(x_t, t, look, None)
         return torch.cat([member.encode(x_t, t, look, features) for member in self._token_level()], dim=-1)
 
     def decode(self, h: Tensor) -> Tensor:

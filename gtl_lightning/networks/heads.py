@@ -1,87 +1,42 @@
 """The denoiser and the heads that are no token-level ratio: sequence ratio, planner, causal reference model.
 
-`MaskedDenoiser` is factored into `encode` (one pass of the backbone) and `decode` (one projection to the vocabulary),
-so that a sampler or a loss projects only the positions it needs.
+The denoiser and the causal model are `Decoder`s: factored into `encode` (one pass of the backbone) and `decode` (one
+projection to the vocabulary), so that a sampler or a loss projects only the positions it needs.
 """
 
 from __future__ import annotations
 
-import hashlib
-from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.networks.backbone import Backbone
-from gtl_lightning.networks.block import NO_PAD, BackboneConfig
-from gtl_lightning.networks.projection import in_parts
+from gtl_lightning.networks.block import BackboneConfig
+from gtl_lightning.networks.decoder import Decoder
+from gtl_lightning.networks.source import log_prob_of
 from gtl_lightning.networks.store import register
 
 
 class Frozen:
     """A network that its owner reads but does not train, save or copy: no parameter of it shows up in the owner's."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network.eval()
+    def __init__(self, network: nn.Module | Source) -> None:
+        self.network = cast(nn.Module, network).eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         return self
 
 
 @register
-class MaskedDenoiser(nn.Module):
+class MaskedDenoiser(Decoder):
     """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
-
-    normalised = True
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
-        self.output = nn.Linear(config.width, config.vocab_size)
-        nn.init.normal_(self.output.weight, std=0.02)
-        nn.init.zeros_(self.output.bias)
-        if config.tied:
-            self.output.weight = self.backbone.embedding.weight
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""
         return self.backbone(x_t, t, look)
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids, mask and pad included."""
-        return self.config.vocab_size
-
-    @property
-    def mask_index(self) -> int:
-        """Id of the mask."""
-        return self.config.mask_index
-
-    @property
-    def pad_index(self) -> int | None:
-        """Id of the padding; None where all sequences have one length."""
-        return None if self.config.pad_index == NO_PAD else self.config.pad_index
-
-    def decode(self, h: Tensor) -> Tensor:
-        """Float[...,d] -> log-probabilities of the clean token, Float[...,v] in fp32; -inf at mask and pad."""
-        logits = self.output(h).float()
-        # One index at a time: a list of them would travel to the device at every call.
-        for index in self.config.specials:
-            logits[..., index] = float("-inf")
-        return F.log_softmax(logits, dim=-1)
-
-    def log_prob(self, h: Tensor, tokens: Tensor) -> Tensor:
-        """Float[m,d], Long[m] -> Float[m]: `decode` at one token a position, the vocabulary in parts."""
-        return in_parts(lambda h, tokens: _at(self.decode(h), tokens), self.vocab_size, h, tokens)
-
-    def likeliest(self, h: Tensor) -> Tensor:
-        """Float[m,d] -> Long[m]: the most likely tokens, the vocabulary in parts."""
-        return in_parts(lambda h: self.decode(h).argmax(-1), self.vocab_size, h)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
@@ -90,13 +45,9 @@ class MaskedDenoiser(nn.Module):
         carried = torch.where(own, 0.0, float("-inf"))
         return torch.where((x_t == self.config.mask_index)[..., None], log_p, carried)
 
-    def fingerprint(self) -> str:
-        """Short hash of all weights: says which denoiser a `FeatureTokenRatio` was trained on."""
-        sha = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()[:16]
+
+DENOISERS: tuple[type[nn.Module], ...] = (MaskedDenoiser,)
+"""What the file of a source may hold; each is a `protocols.Source`."""
 
 
 @register
@@ -157,28 +108,14 @@ class PositionNetwork(nn.Module):
 
 
 @register
-class CausalLM(nn.Module):
+class CausalLM(Decoder):
     """An autoregressive model of text, for reference perplexities: position l holds log p(x^l | x^{<l}).
 
     The input is shifted right by one, with the mask token as the start; the backbone is causal and knows no t.
     """
 
-    normalised = True
-
     def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.config = replace(config, causal=True, cond_dim=0)
-        self.backbone = Backbone(self.config)
-        self.output = nn.Linear(config.width, config.vocab_size)
-        nn.init.normal_(self.output.weight, std=0.02)
-        nn.init.zeros_(self.output.bias)
-        if config.tied:
-            self.output.weight = self.backbone.embedding.weight
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids, mask and pad included."""
-        return self.config.vocab_size
+        super().__init__(replace(config, causal=True, cond_dim=0))
 
     def forward(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
@@ -193,29 +130,11 @@ class CausalLM(nn.Module):
         starts[:, 0] = x_0[:, 0] != pad
         return self.backbone(before.masked_fill(starts, self.config.mask_index))
 
-    def decode(self, h: Tensor) -> Tensor:
-        """Float[...,d] -> Float[...,v]."""
-        logits = self.output(h).float()
-        for index in self.config.specials:
-            logits[..., index] = float("-inf")
-        return F.log_softmax(logits, dim=-1)
-
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads."""
         valid = x_0 != self.config.pad_index
-        h, size = self.encode(x_0)[valid], self.config.vocab_size
-        values = in_parts(lambda h, tokens: _at(self.decode(h), tokens), size, h, x_0[valid])
+        values = log_prob_of(self, self.encode(x_0)[valid], x_0[valid])
         return torch.zeros(x_0.shape, dtype=values.dtype, device=x_0.device).masked_scatter(valid, values)
-
-
-def _at(values: Tensor, tokens: Tensor) -> Tensor:
-    """Float[m,v], Long[m] -> Float[m]."""
-    return values.gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def copy_of(network: nn.Module) -> nn.Module:
-    """A trainable copy: fine-tuning starts from it and leaves the original as it is."""
-    return deepcopy(network).requires_grad_(True)
 
 
 def zeroed(linear: nn.Linear) -> nn.Linear:

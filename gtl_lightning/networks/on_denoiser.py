@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, replace
-from typing import Any, Self, cast
+from dataclasses import asdict
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
-from gtl_lightning.networks.heads import Frozen, MaskedDenoiser, zeroed
+from gtl_lightning.networks.heads import Frozen, zeroed
 from gtl_lightning.networks.ratios import TokenLevel
 from gtl_lightning.networks.store import register
+
+
+class Second(Protocol):
+    """An encoder: a `Backbone`, or a source's own."""
+
+    @property
+    def width(self) -> int:
+        """d, size of its hidden states."""
+
+    def encode(self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None, /) -> Tensor:
+        """(Long[b,l], Float[b]) -> Float[b,n,d], as `protocols.Encoder` has it."""
 
 
 class OnDenoiser(TokenLevel):
@@ -30,26 +41,26 @@ class OnDenoiser(TokenLevel):
         settings: arguments beside it that make a network of this shape, JSON-able.
     """
 
-    def __init__(self, denoiser: MaskedDenoiser, **settings: Any) -> None:
+    def __init__(self, denoiser: Source, **settings: Any) -> None:
         super().__init__()
-        self.config = denoiser.config
+        self.width = denoiser.width
         self.settings = settings
         self._denoiser = Frozen(denoiser)
 
     @property
-    def denoiser(self) -> MaskedDenoiser:
+    def denoiser(self) -> Source:
         """The frozen denoiser that is read."""
-        return cast(MaskedDenoiser, self._denoiser.network)
+        return cast(Source, self._denoiser.network)
 
     @property
     @abstractmethod
-    def second(self) -> Backbone | None:
+    def second(self) -> Second | None:
         """The encoder that runs beside the frozen one."""
 
     @property
     def hidden_size(self) -> int:
         """The denoiser's width, and that of the encoder beside it."""
-        return self.config.width + (0 if self.second is None else self.second.config.width)
+        return self.width + (0 if self.second is None else self.second.width)
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,n,hidden_size].
@@ -62,23 +73,23 @@ class OnDenoiser(TokenLevel):
         """
         if features is None:
             with torch.no_grad():
-                features = self.denoiser.encode(x_t, t, look)
+                features = self.denoiser.encode(x_t, t, look, None)
         if self.second is None:
             return features
-        return torch.cat([features, self.second(x_t, t, look).to(features.dtype)], dim=-1)
+        return torch.cat([features, self.second.encode(x_t, t, look, None).to(features.dtype)], dim=-1)
 
     def spec(self) -> dict[str, Any]:
         """What a checkpoint says of it; the denoiser is named by its fingerprint, not stored."""
         return {**self.settings, "denoiser": self.denoiser.fingerprint()}
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any], denoiser: nn.Module | None) -> Self:
+    def from_spec(cls, spec: dict[str, Any], denoiser: Source | None) -> Self:
         """The reverse of `spec`.
 
         Raises:
             UserError: no denoiser, or not the one it was trained on.
         """
-        if not isinstance(denoiser, MaskedDenoiser):
+        if not isinstance(denoiser, Source):
             raise UserError("this ratio reads a frozen denoiser; give the one it was trained on (denoiser=...)")
         if denoiser.fingerprint() != spec["denoiser"]:
             raise UserError("this ratio was trained on another denoiser than the one given; train the ratio again")
@@ -104,16 +115,14 @@ class FeatureTokenRatio(OnDenoiser):
         own: configuration of the encoder of its own (a BackboneConfig or its fields); None has none.
     """
 
-    def __init__(
-        self, denoiser: MaskedDenoiser, rank: int = 64, own: BackboneConfig | dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, denoiser: Source, rank: int = 64, own: BackboneConfig | dict[str, Any] | None = None) -> None:
         own = BackboneConfig(**own) if isinstance(own, dict) else own
         super().__init__(denoiser, rank=rank, own=asdict(own) if own else None)
-        width = self.config.width
+        width = self.width
         self.scale = nn.Parameter(torch.zeros(width))
         self.down = nn.Linear(width, rank)
         self.up = zeroed(nn.Linear(rank, width))
-        self.bias = nn.Parameter(torch.zeros(self.config.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(denoiser.vocab_size))
         self.own = Backbone(own) if own else None
         self.mix = zeroed(nn.Linear(own.width, width)) if own else None
 
@@ -124,17 +133,17 @@ class FeatureTokenRatio(OnDenoiser):
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., d (+ own width)] -> Float[...,v] in fp32."""
-        return F.linear(self._delta(h), self.denoiser.output.weight.detach(), self.bias).float()
+        return F.linear(self._delta(h), self.denoiser.output_embedding.detach(), self.bias).float()
 
     def decode_at(self, h: Tensor, tokens: Tensor) -> Tensor:
         """Float[..., d (+ own width)], Long[...] -> Float[...]."""
-        rows = self.denoiser.output.weight.detach()[tokens]
+        rows = self.denoiser.output_embedding.detach()[tokens]
         return (self._delta(h).float() * rows.float()).sum(-1) + self.bias[tokens].float()
 
     def _delta(self, h: Tensor) -> Tensor:
-        features = h[..., : self.config.width]
+        features = h[..., : self.width]
         delta = self.scale * features + self.up(F.gelu(self.down(features)))
-        return delta if self.mix is None else delta + self.mix(h[..., self.config.width :])
+        return delta if self.mix is None else delta + self.mix(h[..., self.width :])
 
 
 @register
@@ -150,30 +159,25 @@ class DifferenceTokenRatio(OnDenoiser):
         dropout: of the copy while it is trained.
     """
 
-    def __init__(self, denoiser: MaskedDenoiser, dropout: float = 0.0) -> None:
+    def __init__(self, denoiser: Source, dropout: float = 0.0) -> None:
         super().__init__(denoiser, dropout=dropout)
-        self.shifted = MaskedDenoiser(replace(self.config, dropout=dropout))
-        self.shifted.load_state_dict(denoiser.state_dict())
+        self.shifted = cast(nn.Module, denoiser.trainable_copy(dropout)).train()
 
     @property
-    def second(self) -> Backbone:
-        """The copy's encoder."""
-        return self.shifted.backbone
+    def second(self) -> Source:
+        """The copy."""
+        return cast(Source, self.shifted)
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,2d] -> Float[...,v] in fp32."""
         frozen, shifted = h.chunk(2, dim=-1)
         with torch.no_grad():
-            base = self.denoiser.output(frozen).float()
-        return self.shifted.output(shifted).float() - base
+            base = self.denoiser.logits(frozen)
+        return self.second.logits(shifted) - base
 
     def decode_at(self, h: Tensor, tokens: Tensor) -> Tensor:
         """Float[...,2d], Long[...] -> Float[...]."""
         frozen, shifted = h.chunk(2, dim=-1)
         with torch.no_grad():
-            base = _logit_at(self.denoiser.output, frozen, tokens)
-        return _logit_at(self.shifted.output, shifted, tokens) - base
-
-
-def _logit_at(output: nn.Linear, h: Tensor, tokens: Tensor) -> Tensor:
-    return (h.float() * output.weight[tokens].float()).sum(-1) + output.bias[tokens].float()
+            base = self.denoiser.logits(frozen, tokens)
+        return self.second.logits(shifted, tokens) - base

@@ -17,19 +17,21 @@ from torch.nn import functional as F
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
-from gtl_lightning.networks.heads import MaskedDenoiser, zeroed
+from gtl_lightning.networks.decoder import Decoder
+from gtl_lightning.networks.heads import zeroed
 from gtl_lightning.networks.store import register
 
 
 class TokenLevel(nn.Module, ABC):
-    """A token-level log-ratio in two parts: a new one owes `encode`, `decode` and `decode_at`."""
+    """A token-level log-ratio in two parts: a new one owes `encode`, `decode` and `decode_at`, and has a `width`."""
 
-    config: BackboneConfig
+    width: int
+    """Size of its hidden states."""
 
     @property
     def hidden_size(self) -> int:
         """Size of what `encode` returns at a position."""
-        return self.config.width
+        return self.width
 
     @abstractmethod
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
@@ -59,12 +61,13 @@ class TokenRatioNetwork(TokenLevel):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.width = config.width
         self.backbone = Backbone(config)
         self.project = zeroed(nn.Linear(config.width, config.width))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     @classmethod
-    def from_denoiser(cls, denoiser: MaskedDenoiser, depth: int, dropout: float = 0.0) -> TokenRatioNetwork:
+    def from_denoiser(cls, denoiser: Decoder, depth: int, dropout: float = 0.0) -> TokenRatioNetwork:
         """A network whose encoder starts as the first `depth` blocks of a denoiser (weights copied, then free).
 
         Raises:

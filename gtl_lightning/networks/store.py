@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
+from gtl_lightning.core.protocols import Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
@@ -37,14 +38,14 @@ def save_network(path: Path | str, network: nn.Module, meta: dict[str, Any] | No
 def load_network(
     path: Path | str,
     expect: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
-    denoiser: nn.Module | None = None,
+    denoiser: Source | None = None,
 ) -> nn.Module:
     """Rebuild what `save_network` wrote, on the CPU and in eval mode.
 
     Args:
         path: the file.
         expect: class or classes that will do.
-        denoiser: the frozen denoiser, for a `FeatureTokenRatio` (or an ensemble of them): it is not stored with it.
+        denoiser: the frozen denoiser, for an `OnDenoiser` (or an ensemble of them): it is not stored with it.
 
     Raises:
         UserError: missing, truncated, damaged or foreign file, another class than expected, weights that do not fit or
@@ -93,7 +94,7 @@ def describe(network: nn.Module) -> dict[str, Any]:
     return {"class": type(network).__name__, **own}
 
 
-def build(description: dict[str, Any], denoiser: nn.Module | None = None) -> nn.Module:
+def build(description: dict[str, Any], denoiser: Source | None = None) -> nn.Module:
     """A network of fresh weights from what `describe` gave.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.evaluation.judge import fit_judge
 from gtl_lightning.fields import Network, Training
@@ -200,7 +201,7 @@ def context_of(
 ) -> Context:
     """What a method's recipe may know; every file that it opens is noted in `read`."""
 
-    def frozen(role: Role) -> nn.Module:
+    def frozen(role: Role) -> Source | nn.Module:
 
         path = SOURCE if role == "source" else classifier_of(cell, role)
         read.add(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
@@ -16,8 +16,8 @@ from gtl_lightning.workspace.paths import MODELS, NETWORK, TOKENS
 if TYPE_CHECKING:
     import torch
 
+    from gtl_lightning.core.protocols import Source
     from gtl_lightning.data.dataset import TokenDataset
-    from gtl_lightning.networks import MaskedDenoiser
     from gtl_lightning.networks.block import BackboneConfig
 
 
@@ -107,14 +107,12 @@ def check_machine(params: Params) -> None:
         raise UserError(f"machine.devices = {wanted}, and there are {there} GPUs to be seen; lower it")
 
 
-def load_denoiser(name: str, root: Path = Path()) -> MaskedDenoiser:
-    """The trained denoiser of models/NAME below `root`.
+def load_denoiser(name: str, root: Path = Path(), device: torch.device | str = "cpu") -> Source:
+    """The trained denoiser of models/NAME below `root`, on a device.
 
     Raises:
         UserError: missing, truncated, foreign, or no denoiser.
     """
-    from gtl_lightning.networks import MaskedDenoiser, load_network
+    from gtl_lightning.networks import DENOISERS, load_network
 
-    network = load_network(root / MODELS / name / NETWORK, expect=MaskedDenoiser)
-    assert isinstance(network, MaskedDenoiser)
-    return network
+    return cast("Source", load_network(root / MODELS / name / NETWORK, expect=DENOISERS).to(device))

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from gtl_lightning.core.guidance import Guidance
+from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.tokenizer import decode
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import temporary_folder
-from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.workspace.bundle import open_bundle
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
 from gtl_lightning.workspace.paths import Cell
@@ -41,7 +41,7 @@ class RegisteredModel:
         tokenizer: from tokens to text and back.
     """
 
-    denoiser: MaskedDenoiser
+    denoiser: Source
     guidance: Guidance | None
     temperature: float
     mask_index: int

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gtl_lightning.core.guidance import Guidance
+    from gtl_lightning.core.protocols import Source
     from gtl_lightning.core.sampling import Progress
-    from gtl_lightning.networks import MaskedDenoiser
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sampler:
         root: folder that holds models/ and tokens/.
     """
 
-    denoiser: MaskedDenoiser
+    denoiser: Source
     guidance: Guidance | None
     corpus: Corpus
     device: torch.device
@@ -61,7 +61,7 @@ class Sampler:
         own = MODELS / (cell.name if cell.fraction is not None else "source")
         is_ratio = guides(cell.method)
         weights = [MODELS / "source" / NETWORK, own / NETWORK] if is_ratio else [own / NETWORK]
-        denoiser = load_denoiser("source" if is_ratio else own.name, root).to(device)
+        denoiser = load_denoiser("source" if is_ratio else own.name, root, device)
         guidance = None
         if is_ratio:
             network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)

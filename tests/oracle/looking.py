@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Guidance, TokenRatio, sample
-from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.networks import (
     BackboneConfig,
     DifferenceTokenRatio,
@@ -28,7 +28,7 @@ class Bag(TokenLevel):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.config = config
+        self.width = config.width
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.out = nn.Linear(config.width, config.vocab_size)
 
@@ -46,9 +46,9 @@ class Bag(TokenLevel):
 class Tilt(OnDenoiser):
     """Another, on the frozen denoiser's features: three as well."""
 
-    def __init__(self, denoiser: MaskedDenoiser) -> None:
+    def __init__(self, denoiser: Source) -> None:
         super().__init__(denoiser)
-        self.out = nn.Linear(self.config.width, self.config.vocab_size)
+        self.out = nn.Linear(self.width, denoiser.vocab_size)
 
     @property
     def second(self) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -26,8 +27,9 @@ from gtl_lightning.networks import (
     RatioEnsemble,
     SequenceRatioNetwork,
     TokenRatioNetwork,
-    copy_of,
+    likeliest,
     load_network,
+    log_prob_of,
     read_meta,
     save_network,
     seeded,
@@ -225,7 +227,7 @@ def test_a_ratio_reads_the_denoiser_without_owning_it(index):
     ratio(x_t, t).square().sum().backward()
     assert all(parameter.grad is None for parameter in denoiser.parameters())
     assert all(parameter.grad is not None for parameter in ratio.parameters())
-    assert copy_of(ratio).denoiser is denoiser
+    assert deepcopy(ratio).denoiser is denoiser
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
@@ -337,7 +339,7 @@ def test_gradients_under_bf16_point_where_those_in_fp32_do():
     def gradient(low: bool) -> torch.Tensor:
         network.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            loss = -network.log_prob(network.encode(x_t, t).flatten(0, 1), tokens.flatten()).mean()
+            loss = -log_prob_of(network, network.encode(x_t, t).flatten(0, 1), tokens.flatten()).mean()
         loss.backward()
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
@@ -489,13 +491,13 @@ def test_projections_in_parts_are_the_whole_ones(monkeypatch):
     def results():
         values, gradients = [], []
         h = denoiser.encode(x, t).reshape(-1, CONFIG.width)
-        for network, value in ((denoiser, denoiser.log_prob(h, x_0.flatten())), (causal, causal.log_prob(x_0))):
+        for network, value in ((denoiser, log_prob_of(denoiser, h, x_0.flatten())), (causal, causal.log_prob(x_0))):
             network.zero_grad()
             value.sum().backward()
             values.append(value.detach())
             gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
         with torch.no_grad():
-            values += [denoiser.log_prob(h, x_0.flatten()), denoiser.likeliest(h)]
+            values += [log_prob_of(denoiser, h, x_0.flatten()), likeliest(denoiser, h)]
         return values, gradients
 
     whole, whole_gradients = results()

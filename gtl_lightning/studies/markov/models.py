@@ -163,19 +163,19 @@ class Problem:
         )
 
     def _copies(self, method: str) -> list[nn.Module]:
-        from gtl_lightning.modules.lora import LINEARS, add_lora
+        from gtl_lightning.modules.lora import add_lora
         from gtl_lightning.modules.stacked import OUTPUT
-        from gtl_lightning.networks import MaskedDenoiser, copy_of, seeded
+        from gtl_lightning.networks import MaskedDenoiser, seeded
 
         lora: Lora = self.settings.lora
         copies: list[nn.Module] = []
         for member in range(len(self.folds) + 1):
             seed = mixed(self.seed, self.n, NETWORK_STREAM, member)
             if method == "lora":
-                linears = (*LINEARS, OUTPUT)
+                linears = (*self.denoiser.lora_targets, OUTPUT)
                 copies.append(add_lora(self.denoiser, rank=lora.rank, alpha=lora.alpha, seed=seed, linears=linears))
             elif method == "finetune":
-                copies.append(copy_of(self.denoiser))
+                copies.append(self.denoiser.trainable_copy())
             else:
                 with seeded(seed):
                     copies.append(MaskedDenoiser(self.denoiser.config))

@@ -1,0 +1,91 @@
+"""The transformer that says what tokens it expects: what the denoiser and the causal model have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from copy import deepcopy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gtl_lightning.networks.backbone import Backbone
+from gtl_lightning.networks.block import NO_PAD, BackboneConfig
+
+
+class Decoder(nn.Module):
+    """A backbone and a projection of its hidden states to the vocabulary, with the weights of the embedding or its own.
+
+    Subclasses say what is read and what a position predicts: all that is unmasked (`MaskedDenoiser`), or all that comes
+    before (`CausalLM`). Their weights have the same names, so that one can start from the other's.
+    """
+
+    normalised = True
+    lora_targets = ("qkv", "out", "up", "down")
+    """The attention and MLP projections of every block."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.output = nn.Linear(config.width, config.vocab_size)
+        nn.init.normal_(self.output.weight, std=0.02)
+        nn.init.zeros_(self.output.bias)
+        if config.tied:
+            self.output.weight = self.backbone.embedding.weight
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids, mask and pad included."""
+        return self.config.vocab_size
+
+    @property
+    def mask_index(self) -> int:
+        """Id of the mask."""
+        return self.config.mask_index
+
+    @property
+    def pad_index(self) -> int | None:
+        """Id of the padding; None where all sequences have one length."""
+        return None if self.config.pad_index == NO_PAD else self.config.pad_index
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states."""
+        return self.config.width
+
+    @property
+    def output_embedding(self) -> Tensor:
+        """Float[v,d], the projection's weights."""
+        return self.output.weight
+
+    def logits(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Float[...,d] -> Float[...,v] in fp32; with `tokens` Long[...] those of one token a position, Float[...]."""
+        if tokens is None:
+            return self.output(h).float()
+        return (h.float() * self.output.weight[tokens].float()).sum(-1) + self.output.bias[tokens].float()
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32; -inf at mask and pad."""
+        logits = self.logits(h)
+        # One index at a time: a list of them would travel to the device at every call.
+        for index in self.config.specials:
+            logits[..., index] = float("-inf")
+        return F.log_softmax(logits, dim=-1)
+
+    def fingerprint(self) -> str:
+        """Short hash of all weights: says which denoiser a `FeatureTokenRatio` was trained on."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+    def trainable_copy(self, dropout: float | None = None) -> Self:
+        """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""
+        copy = deepcopy(self).requires_grad_(True)
+        if dropout is not None:
+            copy.backbone.set_dropout(dropout)
+            copy.config = copy.backbone.config
+        return copy
