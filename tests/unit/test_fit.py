@@ -221,7 +221,7 @@ def test_nan_loss_names_module_and_step_and_keeps_the_last_good_checkpoint(tmp_p
 def test_nan_score_is_refused_before_it_is_kept(tmp_path):
     trained = interrupting(None, at=None)
     cls = type(trained)
-    cls.score = lambda self, batch, generator: (torch.tensor(float("nan")), torch.tensor(1))
+    cls.held_out_loss = lambda self, batch, generator: (torch.tensor(float("nan")), torch.tensor(1))
     cls.loss = lambda self, batch, generator: self.network.output.bias.sum() * 0
     with pytest.raises(UserError, match="validation score became nan at step 5"):
         run(trained, tmp_path)
