@@ -292,9 +292,9 @@ def sample(
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
     """Sample from a trained cell or a registered model; writes text and JSON lines."""
-    from gtl_lightning.workspace.options import Draw, asked_cell
+    from gtl_lightning.workspace.options import SampleRequest, asked_cell
 
-    asked = Draw(count, length, gamma, temperature, n_ratio, prompt, seed, out)
+    asked = SampleRequest(count, length, gamma, temperature, n_ratio, prompt, seed, out)
     if model is not None and (method, fraction, model_seed) != (None, None, None):
         raise UserError(
             "--model names a registered model, --method, --fraction and --model-seed a cell: give one of them"

@@ -11,7 +11,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.records import read_list
 from gtl_lightning.workspace.bundle import LENGTHS, open_bundle
-from gtl_lightning.workspace.options import Draw
+from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import SAMPLES, Cell
 from gtl_lightning.workspace.progress import progress_bar
@@ -21,7 +21,7 @@ from gtl_lightning.workspace.selection import Setting, chosen_setting
 from gtl_lightning.workspace.text import decode_all, encode_prompt
 
 
-def sample_model(name: str, asked: Draw) -> list[str]:
+def sample_model(name: str, asked: SampleRequest) -> list[str]:
     """Draw texts from NAME@ALIAS of the registry, with the sampler settings that it was registered with.
 
     Args:
@@ -36,7 +36,7 @@ def sample_model(name: str, asked: Draw) -> list[str]:
         return sample_cell(params, cell, asked, root=folder)
 
 
-def sample_cell(params: Params, cell: Cell, asked: Draw, *, root: Path = Path()) -> list[str]:
+def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path = Path()) -> list[str]:
     """Draw texts and write out/samples.txt and out/samples.jsonl, with the seed and the versions of the models.
 
     The cell is the repository's, or that of the bundle at `root`.

@@ -71,7 +71,7 @@ def in_grid(option: str, value: float, key: str, grid: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRequest:
     """What `gtl sample` is asked to draw; None leaves a thing to validation, params.yaml or the data.
 
     Attributes:

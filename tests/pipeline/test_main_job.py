@@ -14,7 +14,7 @@ from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import train_cell
-from gtl_lightning.workspace.options import Draw
+from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import Gtl, inside, tiny
 from tests.unit.trees import snapshot
@@ -177,7 +177,7 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
 
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
     with inside(workspace):
-        asked = Draw(count=3, length=10, gamma=1.0, n_ratio=8, prompt="we study [MASK] [MASK] of", seed=3)
+        asked = SampleRequest(count=3, length=10, gamma=1.0, n_ratio=8, prompt="we study [MASK] [MASK] of", seed=3)
         texts = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
         again = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
     assert texts == again
@@ -191,7 +191,9 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
 
 def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:
     with inside(trained):
-        asked = Draw(count=2, length=28, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out")
+        asked = SampleRequest(
+            count=2, length=28, prompt="we show that [EOS] nothing follows", seed=3, out=tmp_path / "out"
+        )
         texts = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
     assert all("nothing" in text and "follows" in text for text in texts), texts
 
@@ -208,5 +210,5 @@ def test_the_learned_planner_and_every_other_order_sample(workspace: Path) -> No
     with inside(workspace):
         for planner in ("learned", "confidence", "margin", "entropy"):
             params = tiny(f"sampling.planner={planner}", "sampling.positions_per_step=2")
-            texts = sample_cell(params, Cell("finetune", 0.3, 0), Draw(count=2))
+            texts = sample_cell(params, Cell("finetune", 0.3, 0), SampleRequest(count=2))
             assert len(texts) == 2

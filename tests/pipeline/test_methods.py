@@ -16,7 +16,7 @@ from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import context_of, train_cell
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.corpus import Corpus, load_denoiser
-from gtl_lightning.workspace.options import Draw
+from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import inside, tiny
@@ -61,7 +61,7 @@ def test_a_method_trains_and_samples(name: str, trained: Path, tmp_path: Path) -
     with inside(workspace):
         params = everything()
         train_cell(params, name, 0.3, 0)
-        texts = sample_cell(params, Cell(name, 0.3, 0), Draw(count=2, length=8, out=Path("out")))
+        texts = sample_cell(params, Cell(name, 0.3, 0), SampleRequest(count=2, length=8, out=Path("out")))
         result = read_json(Path("models") / Cell(name, 0.3, 0).name / "result.json")
     assert len(texts) == 2
     assert result["steps"] >= 6
