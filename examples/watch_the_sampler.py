@@ -1,10 +1,10 @@
-"""Watch the sampler: how far it is, and which token it revealed when.
+"""Watch the sampler: which token it set when, how likely the denoiser held it, and how far it is.
 
     python examples/watch_the_sampler.py
 
-`progress` is told how many tokens are there; a planner that is a function sees every partly masked sequence before it
-says which position is next, so it can keep what it saw. Watching changes nothing: the same planner that keeps nothing
-draws the same sequences.
+`observe` is handed a `Step` after every step: the sequences, which tokens are new, the law that they were drawn from.
+Steps may be kept, so that `list.append` is an observer. Watching changes nothing: unwatched, the same seed draws the
+same sequences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gtl_lightning import sample
+from gtl_lightning import Order, Step, sample
 from gtl_lightning.laws.chains import paper_chain
 
 CHAIN = paper_chain(0.8)  # its exact denoiser; any other will do
@@ -27,46 +27,47 @@ class Watched(NamedTuple):
     """What was seen of one call of the sampler.
 
     Attributes:
-        frames: Long[12,3,12], x_t before each reveal.
-        progress: (revealed, total) tokens after each.
+        frames: Long[12,3,12], the sequences after each step.
+        log_p: Float[12], of the token set in the first sequence, given those that were there.
+        progress: (revealed, total) tokens after each step.
         x: Long[3,12], the outcome.
         unwatched: Long[3,12], the outcome from the same seed when nobody looks.
     """
 
     frames: Tensor
+    log_p: Tensor
     progress: list[tuple[int, int]]
     x: Tensor
     unwatched: Tensor
 
 
-def surest_first(x_t: Tensor) -> Tensor:
-    """Float[b,l]: the probability of the likeliest token at each position."""
-    return CHAIN(x_t).amax(-1).exp()
+def log_p_of_first(step: Step) -> Tensor:
+    """Float[]: log p of the token that the step set in the caller's first sequence."""
+    (slot,) = (step.rows == 0).nonzero()
+    return step.log_p[slot, step.tokens[slot]].squeeze()
 
 
 def main(seed: int = 0) -> Watched:
     """Sample twice from one seed, once watched, and show how the first sequence came about."""
-    frames: list[Tensor] = []
-    progress: list[tuple[int, int]] = []
+    steps: list[Step] = []
 
-    def watching(x_t: Tensor) -> Tensor:
-        frames.append(x_t.clone())  # the sampler goes on writing into its own
-        return surest_first(x_t)
-
-    def tell(revealed: int, total: int) -> None:
-        progress.append((revealed, total))
-
-    def sampled(planner: Callable[[Tensor], Tensor], progress: Callable[[int, int], None] | None) -> Tensor:
+    def sampled(observe: Callable[[Step], None] | None) -> Tensor:
         return sample(
-            CHAIN, batch=SEQUENCES, length=LENGTH, mask_index=MASK, planner=planner, planner_temperature=0.0,
-            progress=progress, generator=torch.Generator().manual_seed(seed),
+            CHAIN, batch=SEQUENCES, length=LENGTH, mask_index=MASK, order=Order("confidence"), observe=observe,
+            generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
 
-    x, unwatched = sampled(watching, tell), sampled(surest_first, None)
-    for frame, (revealed, total) in zip([*frames[1:], x], progress, strict=True):
-        shown = " ".join("_" if token == MASK else str(token) for token in frame[0].tolist())
-        logging.info("%s   %d of %d tokens", shown, revealed, total)
-    return Watched(torch.stack(frames), progress, x, unwatched)
+    x, unwatched = sampled(steps.append), sampled(None)
+    for step in steps:
+        shown = " ".join("_" if token == MASK else str(token) for token in step.x[0].tolist())
+        logging.info("%s   p = %.2f, %d of %d tokens", shown, log_p_of_first(step).exp(), step.done, step.wanted)
+    return Watched(
+        frames=torch.stack([step.x for step in steps]),
+        log_p=torch.stack([log_p_of_first(step) for step in steps]),
+        progress=[(step.done, step.wanted) for step in steps],
+        x=x,
+        unwatched=unwatched,
+    )
 
 
 if __name__ == "__main__":

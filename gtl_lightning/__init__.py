@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gtl_lightning.core.blocks import Blocks
+    from gtl_lightning.core.choices import Draw, Order
     from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
     from gtl_lightning.core.sampling import sample
+    from gtl_lightning.core.trace import Step
     from gtl_lightning.workspace.registry import load_model
 
-__all__ = ["Blocks", "Guidance", "SequenceRatio", "TokenRatio", "load_model", "sample"]
+__all__ = ["Blocks", "Draw", "Guidance", "Order", "SequenceRatio", "Step", "TokenRatio", "load_model", "sample"]
 
 _HOMES = {
     "Blocks": "core.blocks",
+    "Draw": "core.choices",
     "Guidance": "core.guidance",
+    "Order": "core.choices",
     "SequenceRatio": "core.guidance",
+    "Step": "core.trace",
     "TokenRatio": "core.guidance",
     "load_model": "workspace.registry",
     "sample": "core.sampling",

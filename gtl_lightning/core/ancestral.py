@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -13,10 +12,8 @@ from gtl_lightning.core.forward import uniform_noise
 from gtl_lightning.core.proposal import Proposal
 from gtl_lightning.errors import UserError
 
-Progress = Callable[[int, int], None]
 
-
-def ancestral(proposal: Proposal, x: Tensor, steps: int, progress: Progress | None) -> Tensor:
+def ancestral(proposal: Proposal, x: Tensor, steps: int) -> Tensor:
     """Reverse steps on an even grid of times (docs/method.md eq. 2 unguided, eq. 5 guided).
 
     Raises:
@@ -26,10 +23,10 @@ def ancestral(proposal: Proposal, x: Tensor, steps: int, progress: Progress | No
     if not (alphas.isfinite().all() and (alphas.diff() >= 0).all()):
         raise UserError(f"alpha of the schedule ({type(proposal.schedule).__name__}) must rise from t = 1 to t = 0")
     raw = proposal.guidance is not None and not proposal.guidance.stabilise
-    return (_raw_steps if raw else _drawn_steps)(proposal, x.clone(), alphas, progress)
+    return (_raw_steps if raw else _drawn_steps)(proposal, x.clone(), alphas)
 
 
-def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
+def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
     """No network decides when a position is revealed: drawn beforehand, so that only rows with a reveal are evaluated.
 
     A mask outlives step s with probability (1 - alpha_s) / (1 - alpha_start); the last step reveals all.
@@ -42,7 +39,9 @@ def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progre
     row, position = row[by_step], position[by_step]
     # The one synchronisation with the host: how many positions, and which rows, belong to each step.
     counts, rows_on_host = torch.bincount(when, minlength=len(alphas) - 1).tolist(), row.tolist()
-    done = 0
+    trace, done = proposal.trace, 0
+    if trace is not None:
+        trace.steps, trace.wanted = len(counts), len(row)
     for step, count in enumerate(counts):
         proposal.guard.where = f"step {step + 1} of {len(counts)}"
         if count:
@@ -54,12 +53,12 @@ def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progre
             token, _ = _propose(proposal, inside, at, position[here])
             x[row[here], position[here]] = token
             done += count
-        if progress is not None:
-            progress(done, len(row))
+            if trace is not None:
+                trace.tell(step + 1, done, x, row[here], position[here])
     return x
 
 
-def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress | None) -> Tensor:
+def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
     """Without the stabiliser every masked position is weighed against staying masked.
 
     A token is drawn for each beforehand and kept, with its lift, as long as the row does not change: only rows that
@@ -67,7 +66,9 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress
     """
     token, lift = x.clone(), torch.zeros(x.shape, device=x.device)
     stale = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    total = int((x == proposal.mask_index).sum()) if progress is not None else 0
+    trace, done = proposal.trace, 0
+    if trace is not None:
+        trace.steps, trace.wanted = len(alphas) - 1, int((x == proposal.mask_index).sum())
     for step, (alpha_t, alpha_s) in enumerate(pairwise(alphas.tolist())):
         proposal.guard.where = f"step {step + 1} of {len(alphas) - 1}"
         masked = x == proposal.mask_index
@@ -77,6 +78,8 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress
             row, position = where[rows].nonzero(as_tuple=True)
             drawn, gain = _propose(proposal, x[rows], row, position)
             token[rows[row], position], lift[rows[row], position] = drawn, gain.to(lift.dtype)
+            if trace is not None:
+                trace.keep(x, rows[row], position)
         if step == len(alphas) - 2:
             reveal = masked
         else:
@@ -84,8 +87,11 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor, progress: Progress
             reveal = masked & (uniform_noise(tuple(x.shape), proposal.generator, x.device) < torch.sigmoid(odds + lift))
         x = torch.where(reveal, token, x)
         stale = reveal.any(-1)
-        if progress is not None:
-            progress(total - int((x == proposal.mask_index).sum()), total)
+        if trace is not None:
+            row, position = reveal.nonzero(as_tuple=True)
+            done += len(row)
+            trace.recall(row, position)
+            trace.tell(step + 1, done, x, row, position)
     return x
 
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gtl_lightning.core.choices import Draw
 from gtl_lightning.core.guard import Guard, check_ids
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, tilt, top_candidates
 from gtl_lightning.core.planners import nucleus
 from gtl_lightning.core.protocols import EVERYWHERE, Denoiser, Hidden, Look, PaddingOnce
 from gtl_lightning.core.schedule import NoiseSchedule
+from gtl_lightning.core.trace import Trace
 from gtl_lightning.errors import UserError
 
 COLD = 1e-3
@@ -48,14 +50,14 @@ class Proposal:
     guidance: Guidance | None
     mask_index: int
     length: int
-    temperature: float
-    top_p: float
+    drawing: Draw
     schedule: NoiseSchedule
     generator: torch.Generator | None
     device: torch.device
     guard: Guard
     padding: Padding | None = None
     padded: PaddingOnce | None = None
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         # By the number of revealed positions, 0..length, and, where rows are padded, by their own length before that.
@@ -122,6 +124,8 @@ class Proposal:
         no_lift = log_p.new_zeros(len(row))
         guidance = self.guidance
         if guidance is None:
+            if self.trace is not None:
+                self.trace.saw(hidden.t[row], log_p)
             return log_p, None, no_lift
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
         tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
@@ -131,6 +135,8 @@ class Proposal:
         gamma = self._at(self.gammas, x)[row]
         log_w = tilt(log_p, log_r, gamma[:, None])
         self.guard.note("ratio", log_w)
+        if self.trace is not None:
+            self.trace.saw(t[row], log_p, ids, log_r, gamma)
         if guidance.stabilise:
             return log_w, ids, no_lift
         kept = torch.logsumexp(log_p, -1)  # pruning must not favour the mask
@@ -144,14 +150,15 @@ class Proposal:
 
     def draw(self, log_w: Tensor, ids: Tensor | None) -> Tensor:
         """Long[m] tokens drawn from Float[m,n] log-weights, with temperature and nucleus."""
-        if self.temperature == 0:
+        temperature, top_p = self.drawing.temperature, self.drawing.top_p
+        if temperature == 0:
             choice = log_w.argmax(-1)
         else:
-            if self.temperature < COLD:
+            if temperature < COLD:
                 log_w = log_w - log_w.amax(-1, keepdim=True)
-            log_w = log_w / self.temperature
-            if self.top_p < 1:
-                log_w = nucleus(log_w, self.top_p)
+            log_w = log_w / temperature
+            if top_p < 1:
+                log_w = nucleus(log_w, top_p)
             choice = (log_w + self.gumbel(log_w.shape)).argmax(-1)
         return choice if ids is None else ids.gather(-1, choice[:, None]).squeeze(-1)
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from gtl_lightning.workspace.paths import log
 
 if TYPE_CHECKING:
-    from gtl_lightning.core.sampling import Progress
+    from gtl_lightning.core.trace import Tell
 
 LINE_EVERY_SECONDS = 15.0
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Progress]:
+def progress_bar(what: str) -> Iterator[Tell]:
     """Yield a callback (done, total) that shows how far `what` is and how long it will still take."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.core.guidance import Guidance
     from gtl_lightning.core.protocols import Source
-    from gtl_lightning.core.sampling import Progress
+    from gtl_lightning.core.trace import Tell
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Sampler:
         guidance: Guidance | None,
         seed: int,
         prompt: Tensor | None = None,
-        progress: Progress | None = None,
+        progress: Tell | None = None,
     ) -> list[Tensor]:
         """One sequence for every length, in that order; equal lengths share a batch.
 
@@ -111,7 +111,7 @@ class Sampler:
             guidance: None samples the denoiser alone.
             seed: of the one generator that all batches draw from.
             prompt: Long[l] with mask_index where tokens are wanted, put in front of every sequence.
-            progress: called with (revealed, total) tokens.
+            progress: called with (revealed, total) tokens after every step.
 
         Raises:
             UserError: a length above the model's, or a prompt that is longer.
@@ -119,18 +119,22 @@ class Sampler:
         import torch
 
         from gtl_lightning.core.blocks import Blocks
+        from gtl_lightning.core.choices import Draw, Order
         from gtl_lightning.core.sampling import sample
         from gtl_lightning.core.schedule import schedule
+        from gtl_lightning.core.trace import Progress
 
         self._check(lengths, prompt)
         generator = torch.Generator(self.device).manual_seed(seed)
+        asked = params.sampling
+        blocks = Blocks(asked.block, margin=asked.block_margin) if asked.block else None
         planner = _planner(params, self.device, self.root)
-        block = params.sampling.block
-        blocks = Blocks(block, margin=params.sampling.block_margin) if block else None
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        order = Order(planner, asked.positions_per_step, asked.planner_temperature, blocks)
+        by_length = sorted(range(len(lengths)), key=lambda index: lengths[index])
         counts = Counter(lengths)
         drawn: list[Tensor] = []
-        total, done = sum(lengths), 0
+        kept = 0 if prompt is None else int((prompt != self.corpus.mask_index).sum())
+        total, done = sum(lengths) - kept * len(lengths), 0
         for length in sorted(counts):
             left = counts[length]
             while left:
@@ -143,21 +147,16 @@ class Sampler:
                     mask_index=self.corpus.mask_index,
                     prompt=start,
                     guidance=guidance,
-                    planner=planner,
-                    positions_per_step=params.sampling.positions_per_step,
-                    blocks=blocks,
-                    planner_temperature=params.sampling.planner_temperature,
-                    temperature=params.sampling.temperature,
-                    top_p=params.sampling.top_p,
+                    order=order,
+                    draw=Draw(asked.temperature, asked.top_p),
                     schedule=schedule(params.schedule),
                     generator=generator,
+                    observe=Progress(progress, done, total) if progress else None,
                 )
                 drawn.extend(batch.cpu())
-                left, done = left - rows, done + rows * length
-                if progress:
-                    progress(done, total)
+                left, done = left - rows, done + rows * (length - kept)
         result: list[Any] = [None] * len(lengths)
-        for index, sequence in zip(order, drawn, strict=True):
+        for index, sequence in zip(by_length, drawn, strict=True):
             result[index] = sequence
         return result
 

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.core.continuous import (
-    Absorbing,
     Leap,
-    Noise,
-    Uniform,
     euler,
     first_event,
     sample_continuous,
@@ -29,6 +26,7 @@ from gtl_lightning.core.continuous import (
 )
 from gtl_lightning.core.forward import posterior, uniform_nelbo_terms, uniform_score
 from gtl_lightning.core.guidance import guided_log_probs
+from gtl_lightning.core.noise import Absorbing, Noise, Uniform
 from gtl_lightning.core.schedule import Cosine, LogLinear, NoiseSchedule, Polynomial
 from gtl_lightning.errors import UserError
 from gtl_lightning.laws.enumerated import EnumeratedDistribution, all_sequences

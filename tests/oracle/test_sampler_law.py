@@ -139,7 +139,7 @@ def test_share_revealed_in_a_step(
         steps=2,
         prompt=prompt.repeat(N, 1),
         guidance=Guidance(ratio, gamma, n_ratio, stabilise, chunk=50_000),
-        progress=lambda n, _: seen.append(n),
+        observe=lambda step: seen.append(step.done),
     )
     assert abs(seen[0] - N * reveals.sum()) < 5.5 * (N * (reveals * (1 - reveals)).sum()).sqrt()
     assert seen[1] == 2 * N

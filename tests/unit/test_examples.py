@@ -42,11 +42,17 @@ def test_what_is_watched_is_how_the_sequences_came_about() -> None:
     mask = found.frames.max()
     rows, length = found.x.shape
     assert len(found.frames) == length
-    for seen, (before, after) in enumerate(itertools.pairwise([*found.frames, found.x])):
+    assert torch.equal(found.frames[-1], found.x)
+    for seen, (before, after) in enumerate(itertools.pairwise(found.frames), 1):
         assert ((before != mask).sum(1) == seen).all()
         assert (after == before)[before != mask].all()
     assert found.progress == [(rows * k, rows * length) for k in range(1, length + 1)]
     assert torch.equal(found.x, found.unwatched)
+    # One position a step: by the chain rule the conditionals make up the chain's own law of the sequence.
+    chain = importlib.import_module("examples.watch_the_sampler").CHAIN
+    steps = itertools.pairwise(found.x[0].tolist())
+    law = chain.initial[found.x[0, 0]].log() + sum(chain.transition[a, b].log() for a, b in steps)
+    assert float(found.log_p.double().sum()) == pytest.approx(float(law), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

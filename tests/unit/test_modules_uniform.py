@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from gtl_lightning import Guidance, TokenRatio
-from gtl_lightning.core.continuous import Uniform, sample_continuous
+from gtl_lightning.core.continuous import sample_continuous
+from gtl_lightning.core.noise import Uniform
 from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.laws.chains import MarkovChain, paper_chain
 from gtl_lightning.laws.exact import ExactRatio

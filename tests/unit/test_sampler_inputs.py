@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Blocks, Guidance, SequenceRatio, TokenRatio, sample
-from gtl_lightning.core.continuous import Absorbing, Uniform, sample_continuous
+from gtl_lightning.core.continuous import sample_continuous
 from gtl_lightning.core.guidance import tilt
+from gtl_lightning.core.noise import Absorbing, Uniform
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gtl_lightning import Guidance, SequenceRatio, TokenRatio, sample
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.core.schedule import Cosine, LogLinear
+from gtl_lightning.core.trace import Progress
 from gtl_lightning.errors import UserError
 
 V, MASK, LENGTH = 7, 3, 6  # the mask is not the last id on purpose
@@ -92,7 +93,7 @@ def test_finished_rows_leave_the_batch() -> None:
     prompt[0, :5], prompt[1, :], prompt[2, :2] = 1, 2, 0
     denoiser = Tiny(0)
     revealed: list[tuple[int, int]] = []
-    x = draw(denoiser, prompt=prompt, positions_per_step=2, progress=lambda n, total: revealed.append((n, total)))
+    x = draw(denoiser, prompt=prompt, positions_per_step=2, observe=Progress(lambda *n: revealed.append(n)))
     assert denoiser.rows[1:] == [2, 1]  # the first call reads the size of the vocabulary
     assert revealed == [(3, 5), (5, 5)]
     assert torch.equal(x[prompt != MASK], prompt[prompt != MASK])
