@@ -339,7 +339,7 @@ def _params(profile: str | None = None, needs_torch: bool = True) -> Any:
 
 
 def _markov(seed: int | None = None) -> tuple[Any, Any]:
-    """The parameters, which say where it runs and is tracked, and those of the study; it has this repetition, if any."""
+    """The parameters, which say where it runs and is tracked, and the study's, whose grid has this repetition."""
     from gtl_lightning.studies.markov import params as config
     from gtl_lightning.workspace.options import in_grid
 

@@ -10,12 +10,12 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.modules.lora import add_lora
-from gtl_lightning.studies.markov.stacked import StackedDenoiser, StackedSequenceRatio, StackedTokenRatio
 from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
+from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count
 from gtl_lightning.studies.markov.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
 from gtl_lightning.studies.markov.stack import Stack
-from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count
+from gtl_lightning.studies.markov.stacked import StackedDenoiser, StackedSequenceRatio, StackedTokenRatio
 
 V, LENGTH = 3, 6
 LOCAL = LocalConfig(vocab_size=V + 1, length=LENGTH, heads=2, width=8, mask_index=V)
