@@ -21,7 +21,7 @@ repro: $(READY)  ## environment, sample data, pipeline, report
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
 
 markov: $(READY)  ## the study on Markov chains: reports/markov.md
-	@dvc repro markov-report
+	@dvc repro gtl_lightning/studies/markov/dvc.yaml:markov-report
 
 # Two workers, one thread each: most tests are one process on one core.
 test: export OMP_NUM_THREADS := 1

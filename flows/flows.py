@@ -47,11 +47,13 @@ from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
 from gtl_lightning.errors import UserError
+from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.settings import RatioMethod
 
 INTERRUPTED = 130
+MARKOV_REPORT = f"{STUDY_PARAMS.with_name('dvc.yaml').as_posix()}:markov-report"
 # Threads that wait for stages, as many as `parallel` may allow; `parallel` says how many stages run.
 THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # Any: the decorator is typed for one class of futures only
 
@@ -79,7 +81,7 @@ def pipeline(
     """
     wanted = Wanted(profile, tuple(overrides or ()), write_params=write_params)
     limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
-    return _run("pipeline", wanted, limits, lambda _, grid: list(grid.stages))
+    return _run("pipeline", wanted, limits, lambda _, grid: grid.main())
 
 
 @flow(name="scarcity-sweep", task_runner=THREADS)
@@ -169,16 +171,16 @@ def markov_study(
     """The study on Markov chains: every method at every size and repetition, overlap, report.
 
     Args:
-        overrides: key=value, as for `gtl configure --set`, for example markov.seeds=[0, 1]; laid over params.yaml.
-        write_params: allow this run to write params.yaml when overrides differ from it.
+        overrides: key=value, as for `gtl markov configure --set`, for example seeds=[0, 1]; laid over the study's file.
+        write_params: allow this run to write the study's params.yaml when overrides differ from it.
         parallel: most stages at once.
         time_limit_minutes: stop a stage after this time; it goes on from its last checkpoint when it is run again.
         where: here: as processes of this run; gpu: each stage as a run on the pool gpu, one per GPU.
         share: several checkouts or machines: take from the DVC remote what others have made, push what is made here.
     """
-    wanted = Wanted(overrides=tuple(overrides or ()), write_params=write_params)
+    wanted = Wanted(study=tuple(overrides or ()), write_params=write_params)
     limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
-    return _run("markov-study", wanted, limits, lambda *_: ["markov-report"])
+    return _run("markov-study", wanted, limits, lambda *_: [MARKOV_REPORT])
 
 
 @flow(name="stage")

@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flows.lockfile import LOCKFILE, is_whole
+from flows.lockfile import damaged_lockfiles, lockfiles
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, ROW, Cell
 
-MARKOV = "markov-"  # how the addresses of the Markov study begin; its matrix is a grid of its own
+STUDY = ":"  # in the address of a stage of another dvc.yaml than the root's, whose matrix is a grid of its own
 ATTEMPTS, PAUSE_SECONDS = 5, 0.3  # at a dvc.lock that is being written
 DATA_SUFFIX = ".dvc"  # of the addresses of data that DVC stores and no stage makes
 
@@ -25,7 +25,7 @@ class Stage:
     """One stage, a matrix stage's every point being one; or data that DVC stores.
 
     Attributes:
-        address: as DVC names it, `baseline@finetune-0.05-0` or `data.dvc`.
+        address: as DVC names it, `baseline@finetune-0.05-0` or `data.dvc`; a study's, `FOLDER/dvc.yaml:markov-cells@0`.
         cell: the point of the grid that it belongs to; None for what all of them share.
         needs: addresses of the stages whose outputs it reads.
         gathers: those of `needs` whose outputs it only collects, by depending on their folder; it can do without one.
@@ -48,7 +48,7 @@ class Stage:
         """Name for people: stage, method, fraction, seed."""
         name = self.address.partition("@")[0]
         if self.cell is None:
-            return self.address
+            return self.address.rpartition(STUDY)[2]
         method = "" if name.endswith(self.cell.method) else self.cell.method
         share = "" if self.cell.fraction is None else f"{100 * self.cell.fraction:g} %"
         return " ".join(part for part in (name, method, share, f"seed {self.cell.seed}") if part)
@@ -94,6 +94,10 @@ class Grid:
                 wanted.update(self.stages[address].needs)
         return [stage for address, stage in self.stages.items() if address in wanted]
 
+    def main(self) -> list[str]:
+        """Addresses of the stages of the root's dvc.yaml and of stored data: what `dvc repro` runs, no study."""
+        return [address for address in self.stages if STUDY not in address]
+
     def evaluations(
         self,
         *,
@@ -138,11 +142,12 @@ def read_grid(params: Params, root: Path) -> Grid:
         try:
             stages, stale = _read(params, root)
         except DvcException as error:
-            if attempt < ATTEMPTS and (_stamp(root) != seen or not is_whole(root / LOCKFILE)):
+            damaged = damaged_lockfiles(root)
+            if attempt < ATTEMPTS and (_stamp(root) != seen or damaged):
                 time.sleep(PAUSE_SECONDS)
                 continue
-            if not is_whole(root / LOCKFILE):
-                raise UserError(f"{root / LOCKFILE} is half-written; `gtl reconcile` moves it aside") from error
+            if damaged:
+                raise UserError(f"{damaged[0]} is half-written; `gtl reconcile` moves it aside") from error
             reason = " ".join(str(error).split())
             raise UserError(f"DVC cannot read the pipeline in {root}: {reason}; `dvc status` shows more") from error
         if attempt == ATTEMPTS or _stamp(root) == seen:
@@ -178,13 +183,10 @@ def _is_stale(stage: Any) -> bool:
         return True
 
 
-def _stamp(root: Path) -> tuple[int, int] | None:
-    """Changes whenever dvc.lock is written, which DVC does in place: what was read in between may be half of it."""
-    try:
-        stat = (root / LOCKFILE).stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
+def _stamp(root: Path) -> list[tuple[int, int]]:
+    """Changes whenever a dvc.lock is written, which DVC does in place: what was read in between may be half of it."""
+    stats = [path.stat() for path in lockfiles(root)]
+    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:
@@ -195,7 +197,7 @@ def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:
     gathers = [near.addressing for near in needs if not any(_reads(read, out) for out in paths(near.outs))]
     return Stage(
         address=stage.addressing,
-        cell=None if stage.addressing.startswith(MARKOV) else points.get(stage.addressing.partition("@")[2]),
+        cell=None if STUDY in stage.addressing else points.get(stage.addressing.partition("@")[2]),
         needs=tuple(near.addressing for near in needs),
         gathers=tuple(gathers),
         outs=tuple(str(path) for path in paths(stage.outs)),

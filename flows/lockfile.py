@@ -20,6 +20,7 @@ import yaml
 from gtl_lightning.files import remove, write_json, writing
 
 LOCKFILE = "dvc.lock"
+STUDIES = "gtl_lightning/studies/*"  # each may have a dvc.yaml of its own, and DVC writes its lock beside it
 DAMAGED = "dvc.lock.damaged"
 RWLOCK = Path(".dvc", "tmp", "rwlock")
 BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:")
@@ -29,25 +30,24 @@ SAY_SECONDS = 60.0
 
 
 def mend_lockfile(root: Path) -> bool:
-    """Move a half-written dvc.lock aside; return whether it was one.
+    """Move a half-written dvc.lock, a study's too, aside; return whether there was one.
 
     Nothing is lost: DVC's run-cache still knows what every stage made, and writes the file anew without running any.
 
     Raises:
         UserError: it cannot be moved.
     """
-    path = root / LOCKFILE
-    if is_whole(path):
+    if not damaged_lockfiles(root):
         return False
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
-        # Now that nobody writes it, look again.
-        if is_whole(path):
-            return False
-        with writing(path):
-            os.replace(path, root / DAMAGED)
-    return True
+        # Now that nobody writes them, look again.
+        damaged = damaged_lockfiles(root)
+        for path in damaged:
+            with writing(path):
+                os.replace(path, path.with_name(DAMAGED))
+    return bool(damaged)
 
 
 def mend_rwlock(root: Path) -> bool:
@@ -176,6 +176,16 @@ def _command(pid: int) -> str:
         return " ".join(psutil.Process(pid).cmdline())[-80:]
     except psutil.Error:
         return "of another user"
+
+
+def lockfiles(root: Path) -> list[Path]:
+    """The project's dvc.lock and those of its studies, as far as there are any."""
+    return [path for path in (root / LOCKFILE, *sorted(root.glob(f"{STUDIES}/{LOCKFILE}"))) if path.exists()]
+
+
+def damaged_lockfiles(root: Path) -> list[Path]:
+    """Those that are half-written."""
+    return [path for path in lockfiles(root) if not is_whole(path)]
 
 
 def is_whole(path: Path) -> bool:

@@ -13,6 +13,8 @@ from pydantic import Field
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import LARGEST_SEED
 from gtl_lightning.methods import names
+from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
+from gtl_lightning.studies.markov.params import requested, write_settings
 from gtl_lightning.workspace.params import PARAMS, PROFILES, Params, changes, load_params, override, write_params
 from gtl_lightning.workspace.reconfigure import requested_params
 
@@ -40,7 +42,8 @@ class Wanted:
         profile: name of a profile.
         overrides: `key=value`, as for `gtl configure --set`; on top of the profile, else of the file.
         fractions, seeds, methods: the part of the grid; values outside of the grid are added to it.
-        write_params: whether params.yaml may be written.
+        study: `key=value`, as for `gtl markov configure --set`, laid over that study's own params.yaml.
+        write_params: whether params.yaml, or the study's, may be written.
     """
 
     profile: str | None = None
@@ -48,6 +51,7 @@ class Wanted:
     fractions: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     methods: tuple[str, ...] | None = None
+    study: tuple[str, ...] = ()
     write_params: bool = False
 
     def narrows(self, params: Params) -> bool:
@@ -72,6 +76,8 @@ def settle(wanted: Wanted, root: Path) -> Params:
     """
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root} holds no dvc.yaml; run the flow in the repository's root")
+    if wanted.study:
+        _settle_study(wanted, root)
     current = load_params(root / PARAMS)
     asked = requested_params(wanted.profile, wanted.overrides, root / PARAMS, root / PROFILES)
     asked = override(asked, tuple(_grid_overrides(wanted, asked)))
@@ -82,6 +88,14 @@ def settle(wanted: Wanted, root: Path) -> Params:
         raise UserError(f"this run would change params.yaml ({'; '.join(told.values())}); set write_params to allow it")
     write_params(asked, root / PARAMS)
     return asked
+
+
+def _settle_study(wanted: Wanted, root: Path) -> None:
+    asked, told = requested(wanted.study, root / STUDY_PARAMS)
+    if told and not wanted.write_params:
+        raise UserError(f"this run would change {STUDY_PARAMS} ({'; '.join(told)}); set write_params to allow it")
+    if told:
+        write_settings(asked, root / STUDY_PARAMS)
 
 
 def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.lockfile import STUDIES
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest
 from gtl_lightning.workspace.params import PARAMS
@@ -41,7 +42,17 @@ def version(root: Path) -> str:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError("share compares the commits of checkouts, and there is no git here; install it") from error
-    return digest([head.stdout.strip(), *((root / name).read_text() for name in ("dvc.yaml", PARAMS))])
+    return digest([head.stdout.strip(), *(path.read_text() for path in _told(root))])
+
+
+def _told(root: Path) -> list[Path]:
+    """The files that say what exists: the project's, and those of its studies."""
+    return [
+        root / "dvc.yaml",
+        root / PARAMS,
+        *sorted(root.glob(f"{STUDIES}/dvc.yaml")),
+        *sorted(root.glob(f"{STUDIES}/{PARAMS}")),
+    ]
 
 
 def push_command(stages: Sequence[str]) -> list[str]:

@@ -31,7 +31,8 @@ RETRIES = 2
 RETRY_DELAY_SECONDS = 5.0
 USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
 HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
-ADDRESS = re.compile(r"[A-Za-z0-9_][\w.-]*(@[\w.-]+)?")  # DVC's names of stages and of points of a matrix
+# DVC's names of stages and of points of a matrix; in front, the dvc.yaml of a study.
+ADDRESS = re.compile(r"(gtl_lightning/studies/\w+/dvc\.yaml:)?[A-Za-z0-9_][\w.-]*(@[\w.-]+)?")
 NO_SPACE = os.strerror(errno.ENOSPC)
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 # What DVC tells a person at a terminal after every stage; a sweep has dozens.
@@ -183,7 +184,7 @@ def push(stages: list[str], root: Path, *, owner: str) -> None:
 
 
 def check_address(stage: str) -> None:
-    """Refuse what is no stage of this pipeline's dvc.yaml: an option of DVC, another folder's file.
+    """Refuse what is no stage of the root's dvc.yaml or of a study's: an option of DVC, another folder's file.
 
     Raises:
         StageError: naming it.

@@ -197,43 +197,55 @@ def report() -> None:
     report.make_report(params)
 
 
+@markov_app.command("configure")
+def markov_configure(
+    overrides: Annotated[list[str], typer.Option("--set", help="key=value, repeatable", show_default=False)] = [],  # noqa: B006 - typer reads it
+) -> None:
+    """Write the study's params.yaml: only what --set names, or without it as shipped; tells what changes."""
+    from gtl_lightning.studies.markov import params as config
+
+    settings, told = config.requested(tuple(overrides))
+    if told or not overrides:
+        config.write_settings(settings)
+    for line in told:
+        typer.echo(line)
+    typer.echo(f"{config.PARAMS} {'written' if told or not overrides else 'is so already'}")
+
+
 @markov_app.command("source")
 def markov_source() -> None:
     """The source denoiser of the chains."""
-    params = _params()
+    _, settings = _markov()
     from gtl_lightning.studies.markov import study
 
-    study.markov_source(params)
+    study.markov_source(settings)
 
 
 @markov_app.command("cells")
-def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in markov.seeds")] = 0) -> None:
+def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in seeds of the study")] = 0) -> None:
     """Every method at every size, one repetition."""
-    from gtl_lightning.workspace.options import in_grid
-
-    params = _params()
-    in_grid("--seed", seed, "markov.seeds", params.markov.seeds)
+    params, settings = _markov(seed)
     from gtl_lightning.studies.markov import study
 
-    study.markov_cells(params, seed)
+    study.markov_cells(settings, seed, params)
 
 
 @markov_app.command("overlap")
 def markov_overlap() -> None:
     """The target moved away from the source, and the advisor's word on it."""
-    params = _params()
+    _, settings = _markov()
     from gtl_lightning.studies.markov import overlap
 
-    overlap.measure_overlap(params)
+    overlap.measure_overlap(settings)
 
 
 @markov_app.command("report")
 def markov_report() -> None:
     """reports/markov.json, markov.md and the figures."""
-    params = _params()
+    params, settings = _markov()
     from gtl_lightning.studies.markov import page
 
-    page.markov_report(params)
+    page.markov_report(settings, params)
 
 
 @app.command()
@@ -324,6 +336,17 @@ def _params(profile: str | None = None, needs_torch: bool = True) -> Any:
     if needs_torch:
         check_address_space()
     return params
+
+
+def _markov(seed: int | None = None) -> tuple[Any, Any]:
+    """The parameters, which say where it runs and is tracked, and the study's, whose grid has this repetition."""
+    from gtl_lightning.studies.markov import params as config
+    from gtl_lightning.workspace.options import in_grid
+
+    params, settings = _params(), config.load_settings()
+    if seed is not None:
+        in_grid("--seed", seed, "seeds", settings.seeds, config.PARAMS)
+    return params, settings
 
 
 def _point(fraction: float | None, seed: int, method: str | None = None) -> Any:

@@ -99,6 +99,20 @@ def level_sample(
     return x_0.masked_fill(masked, mask_index), masked, count
 
 
+def level_nelbo_terms(log_prob_true: Tensor, masked: Tensor, count: Tensor) -> Tensor:
+    """Float[...,b] estimates, in nats per token, of the NELBO (docs/method.md eq. 1 as in section 2.8).
+
+    Under `level_sample` the weight l / k of eq. 1 leaves the mean over the k positions read. Where not all that are
+    masked are read, which ones must be drawn uniformly among them.
+
+    Args:
+        log_prob_true: Float[...,b,l] log p_theta(x_0^l | x_t); read at masked positions only.
+        masked: Bool[...,b,l] the positions masked in x_t, or those of them that are read.
+        count: Long[...,b] how many they are, at least 1.
+    """
+    return -log_prob_true.masked_fill(~masked, 0.0).sum(-1) / count
+
+
 def posterior(log_p: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule, mask_index: int) -> Tensor:
     """Float[b,l,v] log p(x_s | x_t) for the absorbing reverse step t -> s < t (docs/method.md eq. 2).
 

@@ -26,6 +26,7 @@ WITHOUT_RESULT = frozenset(
         "workspace/params.py",
         "workspace/settings.py",
         "studies/markov/settings.py",
+        "studies/markov/params.py",
         "workspace/closure.py",  # names states
         "workspace/tracking.py",  # tells MLflow what came out
         "workspace/mlflow_client.py",

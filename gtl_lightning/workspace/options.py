@@ -63,11 +63,11 @@ def check_seed(option: str, seed: int) -> None:
         raise UserError(f"{option} {seed} is out of range; give 0 to {LARGEST_SEED}")
 
 
-def in_grid(option: str, value: float, key: str, grid: Sequence[float]) -> None:
-    """Raise UserError unless `value` is one of `grid`, the values of `key` in params.yaml."""
+def in_grid(option: str, value: float, key: str, grid: Sequence[float], file: Path | str = "params.yaml") -> None:
+    """Raise UserError unless `value` is one of `grid`, the values of `key` in the file."""
     if value not in grid:
         listed = ", ".join(str(one) for one in grid)
-        raise UserError(f"{option} {value} is none of {key} in params.yaml ({listed}); choose one, or add it there")
+        raise UserError(f"{option} {value} is none of {key} in {file} ({listed}); choose one, or add it there")
 
 
 @dataclass(frozen=True)

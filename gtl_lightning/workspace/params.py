@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT, Name, Network, Section, Training
 from gtl_lightning.files import write_text
-from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.settings import (
     ADDRESS,
     ARCHIVE,
@@ -40,6 +39,12 @@ from gtl_lightning.workspace.settings import (
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+MOVED = {
+    "markov": "the study on Markov chains has a file of its own, gtl_lightning/studies/markov/params.yaml; set there "
+    "what differs (`gtl markov configure --set KEY=VALUE`) and remove the section here"
+}
+"""Sections that earlier versions had here, and where they went."""
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Params(Section):
@@ -57,7 +62,6 @@ class Params(Section):
     evaluation: Evaluation = Evaluation()
     ablation: Ablation = Ablation()
     sweep: Sweep = Sweep()
-    markov: Markov = Markov()
     bench: Bench = Bench()
     machine: Machine = Machine()
     tracking: Tracking = Tracking()
@@ -130,8 +134,17 @@ def validate(values: dict[str, Any], origin: Path | str) -> Params:
     Raises:
         UserError: naming `origin` and every key at fault.
     """
+    return validated(Params, values, origin)
+
+
+def validated(kind: type[AnySection], values: dict[str, Any], origin: Path | str) -> AnySection:
+    """Values -> a typed object, of params.yaml or of a study's own file.
+
+    Raises:
+        UserError: naming `origin` and every key at fault.
+    """
     try:
-        return Params.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_explain(problem) for problem in error.errors())
         raise UserError(f"{origin}: {problems}") from error
@@ -162,20 +175,31 @@ def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | 
     Raises:
         UserError: naming `origin`; an override without `=`, an unknown key, a value out of range.
     """
+    laid = read_overrides(overrides)
+    for change in overrides:
+        if change.partition("=")[0].strip() == "profile":
+            raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
+    return validate(merged(full(values), laid), f"{origin} with --set" if overrides else origin)
+
+
+def read_overrides(overrides: tuple[str, ...], example: str = "train.source.steps=100") -> dict[str, Any]:
+    """`key=value` with dotted keys and YAML values, as the mapping that a file would hold.
+
+    Raises:
+        UserError: an override without `=`, one that is no YAML, or a part of a single value.
+    """
     laid: dict[str, Any] = {}
     for change in overrides:
         key, equals, value = change.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
-        if key.strip() == "profile":
-            raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
+            raise UserError(f"--set {change}: write it as key=value, for example --set {example}")
         _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
-    return validate(_merge(full(values), laid), f"{origin} with --set" if overrides else origin)
+    return laid
 
 
 def full(values: dict[str, Any]) -> dict[str, Any]:
     """Values of params.yaml or of a profile, completed by the defaults."""
-    return _merge(Params().model_dump(mode="json"), values)
+    return merged(Params().model_dump(mode="json"), values)
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -225,8 +249,8 @@ def _section_lines(section: BaseModel, depth: int) -> list[str]:
     return lines
 
 
-def read_values(path: Path | str) -> dict[str, Any]:
-    """The mapping that a YAML file holds, unchecked.
+def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
+    """The mapping that a YAML file holds, unchecked; `command` writes it.
 
     Raises:
         UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
@@ -234,7 +258,7 @@ def read_values(path: Path | str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `gtl configure`") from error
+        raise UserError(f"{path} does not exist; write it with `{command}`") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
     except UnicodeDecodeError as error:
@@ -243,7 +267,7 @@ def read_values(path: Path | str) -> dict[str, Any]:
         ) from error
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `gtl configure`")
+        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `{command}`")
     return values
 
 
@@ -278,12 +302,13 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, full: str) -> N
     values[keys[-1]] = value
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    whole = dict(base)
     for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
+        inner = whole.get(key)
+        whole[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return whole
 
 
 PATTERNS = {
@@ -302,6 +327,8 @@ def _explain(problem: Any) -> str:
         return said
     if problem["type"] == "missing":
         return f"{key} is missing; add it, or write the file anew with `gtl configure`"
+    if problem["type"] == "extra_forbidden" and key in MOVED:
+        return f"{key}: {MOVED[key]}"
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {key}; remove it or correct its name"
     if isinstance(problem["input"], dict | BaseModel):

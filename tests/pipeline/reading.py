@@ -70,8 +70,6 @@ def points(params: Params) -> list[Point]:
     found = []
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         axes = {axis: _fill(where, values) for axis, where in stage.get("matrix", {}).items()}
-        if name.startswith("markov"):
-            continue
         for chosen in product(*(axis if key == "method" else axis[:1] for key, axis in axes.items())):
             item = dict(zip(axes, chosen, strict=True))
             told = {key: stage.get(key, []) for key in ("cmd", "params", "deps")}

@@ -173,7 +173,21 @@ def test_waiting_says_whom_for_once_and_ends_when_the_path_is_free(project: Path
 
 @pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize(
-    "stage", ["--force", "-f", "", "../x/dvc.yaml:a", "a b", "a;b", "a@b/c", "source\n", "a@", ".."]
+    "stage",
+    [
+        "--force",
+        "-f",
+        "",
+        "../x/dvc.yaml:a",
+        "x/dvc.yaml:a",
+        "gtl_lightning/studies/../dvc.yaml:a",
+        "a b",
+        "a;b",
+        "a@b/c",
+        "source\n",
+        "a@",
+        "..",
+    ],
 )
 def test_what_is_no_address_of_a_stage_never_reaches_dvc(project: Path, stage: str) -> None:
     with pytest.raises(StageError, match="no address of a stage") as failure:
@@ -182,7 +196,17 @@ def test_what_is_no_address_of_a_stage_never_reaches_dvc(project: Path, stage: s
     assert not (project / "attempts.log").exists()
 
 
-@pytest.mark.parametrize("stage", ["data.dvc", "source", "baseline@finetune-0.05-0", "classifier@1e-05-12", "a_b@gtl"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "data.dvc",
+        "source",
+        "baseline@finetune-0.05-0",
+        "classifier@1e-05-12",
+        "a_b@gtl",
+        "gtl_lightning/studies/markov/dvc.yaml:markov-cells@0",
+    ],
+)
 def test_addresses_of_stages_are_taken(stage: str) -> None:
     check_address(stage)
 

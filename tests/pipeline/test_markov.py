@@ -7,32 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from gtl_lightning.studies.markov import params as config
 from gtl_lightning.studies.markov.models import METHODS
 from gtl_lightning.studies.markov.overlap import measure_overlap
 from gtl_lightning.studies.markov.page import markov_report
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.markov.study import markov_cells, markov_source
-from gtl_lightning.workspace import params as config
 from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside
 
 QUICK = "{steps: 4, batch: 8, lr: 0.01, warmup: 1, check_every: 2, patience: 2}"
 FITS = ("source", "vanilla", "finetune", "low_rank", "token", "sequence", "classifier")
 TINY = (
-    *(f"markov.{name}={QUICK}" for name in FITS),
-    "markov.denoiser={width: 8, depth: 1, heads: 2}",
-    "markov.local={heads: 2, width: 8}",
-    "markov.lora={rank: 2, alpha: 4.0}",
-    "markov.sizes=[8, 12]",
-    "markov.seeds=[0]",
-    "markov.parts=4",
-    "markov.held_out=4",
-    "markov.length=6",
-    "markov.states=3",
-    "markov.samples=40",
-    "markov.kl_draws=24",
-    "markov.rows_scored=8",
-    "markov.source_sequences=100",
-    "markov.overlap={diagonals: [0.3, 0.9], n: 8}",
+    *(f"{name}={QUICK}" for name in FITS),
+    "denoiser={width: 8, depth: 1, heads: 2}",
+    "local={heads: 2, width: 8}",
+    "lora={rank: 2, alpha: 4.0}",
+    "sizes=[8, 12]",
+    "seeds=[0]",
+    "parts=4",
+    "held_out=4",
+    "length=6",
+    "states=3",
+    "samples=40",
+    "kl_draws=24",
+    "rows_scored=8",
+    "source_sequences=100",
+    "overlap={diagonals: [0.3, 0.9], n: 8}",
 )
 
 
@@ -40,16 +41,15 @@ TINY = (
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("markov")
     with inside(folder):
-        params = tiny()
-        markov_source(params)
-        markov_cells(params, 0)
-        measure_overlap(params)
-        markov_report(params)
+        markov_source(tiny())
+        markov_cells(tiny(), 0, Params())
+        measure_overlap(tiny())
+        markov_report(tiny(), Params())
     return folder
 
 
-def tiny() -> Params:
-    return config.configure(overrides=TINY)
+def tiny() -> Markov:
+    return config.overlaid({}, TINY)
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -64,7 +64,7 @@ def test_every_cell_has_its_row(study: Path) -> None:
         assert row["row_kl"] > 0 and row["nll"] > 0 and row["kl"] > 0
         assert all(abs(sum(line) - 1) < 1e-9 for line in row["transition"])
         guided = row["method"] == "classifier" or str(row["method"]).startswith("gtl")
-        assert not guided or row["gamma"] in tiny().markov.gammas
+        assert not guided or row["gamma"] in tiny().gammas
 
 
 def test_calibration_and_overlap_are_flat_rows(study: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_second_run_repeats_the_first_without_training(study: Path) -> None:
     before = json.loads((study / "markov/cells/0.json").read_text())
     states = {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}
     with inside(study):
-        markov_cells(tiny(), 0)
+        markov_cells(tiny(), 0, Params())
     after = json.loads((study / "markov/cells/0.json").read_text())
     assert without_times(after["rows"]) == without_times(before["rows"])
     assert states == {path: path.stat().st_mtime_ns for path in (study / ".state").rglob("best.safetensors")}

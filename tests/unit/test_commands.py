@@ -83,7 +83,19 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         ],
     },
     "ablation": {"seed": [(("--seed", "7"), "--seed 7 is none of sweep.seeds"), (("--seed", "-1"), "--seed -1")]},
-    "markov cells": {"seed": [(("--seed", "7"), "--seed 7 is none of markov.seeds"), (("--seed", "-1"), "--seed -1")]},
+    "markov configure": {
+        "overrides": [
+            (("--set", "markov.seeds=[0]"), "unknown parameter markov"),
+            (("--set", "seeds"), "--set seeds: write it as key=value"),
+            (("--set", "seeds=[0, 0]"), "seeds lists a value twice"),
+        ],
+    },
+    "markov cells": {
+        "seed": [
+            (("--seed", "7"), "--seed 7 is none of seeds in gtl_lightning/studies/markov/params.yaml (0, 1, 2)"),
+            (("--seed", "-1"), "--seed -1"),
+        ]
+    },
     "bench": {
         "profile": [(("--profile", name), f"unknown profile '{name}'") for name in ("nosuch", "")],
         "only": [(("--only", "speed"), "--only speed is no group of benchmarks")],

@@ -1,26 +1,40 @@
-"""dvc.yaml: what a change of a file or of a parameter reruns, and what it leaves alone."""
+"""dvc.yaml, the project's and the study's: what a change of a file or of a parameter reruns, what it leaves alone."""
 
 import inspect
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
 from flows.cli import app
+from gtl_lightning.studies.markov.params import PARAMS
+from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.settings import Methods
 from tests.pipeline.reading import flat
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STUDY = yaml.safe_load((ROOT / PARAMS.with_name("dvc.yaml")).read_text())["stages"]
+STAGES: dict[str, Any] = {**MAIN, **STUDY}
 TRAINING = ("source", "judge", "planner", "classifier", "baseline", "ratio")
 EVALUATION = ("evaluate-source", "evaluate-baseline", "evaluate-ratio")
 
 
-def reads(stage: str, key: str, method: str = "") -> bool:
+def parameters(stage: str, file: Path | None = None) -> list[str]:
+    """The keys of params.yaml, or of another file, that a stage names."""
+    named = STAGES[stage].get("params", [])
+    if file is None:
+        return [name for name in named if isinstance(name, str)]
+    return [name for part in named if isinstance(part, dict) for name in part.get(str(file), [])]
+
+
+def reads(stage: str, key: str, method: str = "", file: Path | None = None) -> bool:
     """Whether a change of params.yaml's `key` makes the stage, or its cells of `method`, stale."""
-    names = [str(name).replace("${item.method}", method) for name in STAGES[stage].get("params", [])]
+    names = [name.replace("${item.method}", method) for name in parameters(stage, file)]
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -68,7 +82,8 @@ def test_compiled_code_is_no_dependency() -> None:
 def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
     for path in WITHOUT_RESULT:
         assert (ROOT / path).is_file(), path
-    for name in ("workspace.params", "workspace.settings", "fields", "studies.markov.settings", "errors"):
+    own = ("studies.markov.settings", "studies.markov.params")
+    for name in ("workspace.params", "workspace.settings", "fields", *own, "errors"):
         # Of a method the parameters take its settings, which stand in its file.
         computes = {path for path in closure(f"gtl_lightning.{name}") - WITHOUT_RESULT if "/methods/" not in path}
         assert computes <= {"gtl_lightning/files.py"}, name
@@ -120,7 +135,7 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
                     assert not reads(stage, key, method), (stage, key, method)
 
 
-@pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("report", "register")])
+@pytest.mark.parametrize("stage", [name for name in MAIN if name not in ("report", "register")])
 def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
     for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios"):
         assert not reads(stage, key)
@@ -128,17 +143,48 @@ def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_that_a_stage_reads_exists(stage: str) -> None:
-    values = Params().model_dump()
-    for name in STAGES[stage].get("params", []):
-        if "${" in name:
-            continue
-        found = values
-        for part in name.split("."):
-            assert part in found, name
-            found = found[part]
+    for file, kind in ((None, Params), (PARAMS, Markov)):
+        for name in parameters(stage, file):
+            if "${" in name:
+                continue
+            found = kind().model_dump()
+            for part in name.split("."):
+                assert part in found, name
+                found = found[part]
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])
 def test_every_matrix_reads_the_one_grid(stage: str) -> None:
-    grid = "${markov." if stage.startswith("markov") else "${sweep."
-    assert all(value.startswith(grid) for value in STAGES[stage]["matrix"].values())
+    grid = r"\$\{seeds\}" if stage in STUDY else r"\$\{sweep\.\w+\}"
+    assert all(re.fullmatch(grid, value) for value in STAGES[stage]["matrix"].values())
+
+
+def test_the_study_stands_in_its_own_file_alone() -> None:
+    assert set(STUDY) == {"markov-source", "markov-cells", "markov-overlap", "markov-report"}
+    assert not set(STUDY) & set(MAIN)
+    assert not [name for name in MAIN if "markov" in str(MAIN[name])]
+
+
+@pytest.mark.parametrize("stage", STUDY)
+def test_a_stage_of_the_study_runs_in_the_root_where_its_outputs_stay(stage: str) -> None:
+    folder = (ROOT / PARAMS).parent
+    assert (folder / STUDY[stage]["wdir"]).resolve() == ROOT
+    assert STUDY[stage]["cmd"].startswith("gtl markov ")
+    assert all(str(out).startswith(("markov/", "reports/markov")) for out in STUDY[stage]["outs"])
+    # DVC writes dvc.lock beside dvc.yaml: a stage that depended on the folder would be stale as soon as it has run.
+    around = [dep for dep in STUDY[stage]["deps"] if covers(dep, PARAMS.with_name("dvc.lock").as_posix())]
+    assert not around
+
+
+@pytest.mark.parametrize("key", [key for key in flat(Markov().model_dump()) if not key.endswith(".also_lr")])
+def test_every_parameter_of_the_study_makes_something_of_it_stale_and_nothing_else(key: str) -> None:
+    stale = {stage for stage in STAGES if reads(stage, key, file=PARAMS)}
+    assert stale <= set(STUDY)
+    grid = key in ("seeds", "sizes")
+    assert stale if not grid else "markov-report" in stale
+    assert ("markov-cells" in stale) == (key != "seeds" and key.split(".")[0] not in ("denoiser", "source", "overlap"))
+
+
+@pytest.mark.parametrize("stage", [name for name in STUDY if any(reads(name, key, file=PARAMS) for key in DIFFERENCES)])
+def test_a_stage_that_trains_reads_what_its_trainings_differ_from(stage: str) -> None:
+    assert reads(stage, "training", file=PARAMS)

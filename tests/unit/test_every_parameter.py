@@ -1,4 +1,6 @@
-"""Every parameter of params.yaml, from the fields themselves: refused below and above its range, accepted at its ends.
+"""Every parameter of params.yaml, the project's and the study's: refused outside of its range, accepted at its ends.
+
+The ranges are those of the fields themselves.
 
 "Refused before any work starts" (README) is this test: `gtl configure --set`, and every command that reads the file,
 end in one line that names the key.
@@ -21,6 +23,8 @@ from pydantic.fields import FieldInfo
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT
+from gtl_lightning.studies.markov import params as study
+from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.params import Params, load_params, overlaid
 from gtl_lightning.workspace.settings import ADDRESS, ARCHIVE
 
@@ -79,27 +83,38 @@ def _leaf(key: str, field: FieldInfo) -> Leaf:
             return Leaf(key, kind, tuple(bounds), optional, lists, may_be_empty)
 
 
-LEAVES = {leaf.key: leaf for leaf in leaves(Params)}
+MARKOV = "markov/"
+"""In front of the keys of the study's own file."""
+FILES: dict[str, Any] = {"": (Params, overlaid, load_params), MARKOV: (Markov, study.overlaid, study.load_settings)}
+LEAVES = {leaf.key: leaf for prefix, (model, *_) in FILES.items() for leaf in leaves(model, prefix)}
 NUMBERS = [key for key, leaf in LEAVES.items() if leaf.kind in (int, float)]
 ENDS = [
     key
     for key in NUMBERS
     if LEAVES[key].lists < 2  # a matrix has ends of its own: tests/unit/test_markov_settings.py
-    and not (key.startswith("markov.") and key.endswith(".also_lr"))  # which has to be empty there
+    and not (key.startswith(MARKOV) and key.endswith(".also_lr"))  # which has to be empty there
 ]
 BATCHES = [key for key in LEAVES if key.endswith(".batch") and key.split(".")[0] in ("train", "methods")]
 
 
 def refused(key: str, text: str) -> str:
     """The line that `--set` with this value ends in."""
+    (_, overlay, _), key = at_home(key)
     with pytest.raises(UserError) as caught:
-        overlaid({}, (f"{key}={text}",), "params.yaml")
+        overlay({}, (f"{key}={text}",), "params.yaml")
     return named(str(caught.value), key)
+
+
+def at_home(key: str) -> tuple[Any, str]:
+    """The model, `overlaid` and the loader of the file that a parameter stands in; its key there."""
+    prefix = MARKOV if key.startswith(MARKOV) else ""
+    return FILES[prefix], key.removeprefix(prefix)
 
 
 def refused_in_file(key: str, text: str, folder: Path) -> str:
     """The line that every command ends in when params.yaml holds this value."""
-    values = Params().model_dump(mode="json")
+    (model, _, load), key = at_home(key)
+    values = model().model_dump(mode="json")
     section = values
     *parents, last = key.split(".")
     for name in parents:
@@ -107,7 +122,7 @@ def refused_in_file(key: str, text: str, folder: Path) -> str:
     section[last] = "HERE"
     (folder / "params.yaml").write_text(json.dumps(values).replace('"HERE"', text))
     with pytest.raises(UserError) as caught:
-        load_params(folder / "params.yaml")
+        load(folder / "params.yaml")
     return named(str(caught.value), key)
 
 
@@ -171,9 +186,14 @@ def companions(key: str, value: Any) -> dict[str, Any]:
         "ablation.fraction": {"sweep.fractions": [value]},
         "data.max_source": {"data.min_examples": 1},
         "data.max_target": {"data.min_examples": 1},
-        "markov.parts": {"markov.sizes": [10**6], "markov.overlap.n": 10**6},
-        "markov.sizes": {"markov.parts": 2},
-        "markov.overlap.n": {"markov.parts": 2},
+        "markov/parts": {"markov/sizes": [10**6], "markov/overlap.n": 10**6},
+        "markov/sizes": {"markov/parts": 2},
+        "markov/overlap.n": {"markov/parts": 2},
+        # Those that say nothing of it themselves take it over.
+        "markov/training.warmup": {f"markov/{name}.steps": max(value, 10**6) for name in ("training", *DIFFERENCES)},
+        "markov/training.check_every": {
+            f"markov/{name}.steps": max(value, 10**6) for name in ("training", *DIFFERENCES)
+        },
         "machine.devices": dict.fromkeys(BATCHES, 65536),
         "machine.accumulate": dict.fromkeys(BATCHES, 65536),
     }
@@ -190,9 +210,10 @@ def test_a_number_is_accepted_at_the_ends_of_its_range(key: str) -> None:
     low = least if least is not None else math.nextafter(above, math.inf)
     high = most if most is not None else math.nextafter(below, -math.inf)
     for value in map(leaf.kind, (low, high)):
-        beside = tuple(f"{other}={json.dumps(what)}" for other, what in companions(key, value).items())
-        section = overlaid({}, (f"{key}={leaf.written(value)}", *beside), "params.yaml").model_dump(mode="json")
-        for part in key.split("."):
+        beside = tuple(f"{at_home(other)[1]}={json.dumps(what)}" for other, what in companions(key, value).items())
+        (_, overlay, _), name = at_home(key)
+        section = overlay({}, (f"{name}={leaf.written(value)}", *beside), "params.yaml").model_dump(mode="json")
+        for part in name.split("."):
             section = section[part]
         assert section == ([value] if leaf.lists else value)
 

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from flows.flows import MARKOV_REPORT
 from flows.grid import Grid, Stage, read_grid
+from flows.lockfile import DAMAGED, mend_lockfile
+from flows.stage import check_address
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import load_params
 from gtl_lightning.workspace.paths import Cell
+from tests.pipeline.flow_kit import make_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +28,7 @@ def grid() -> Grid:
 
 
 def test_addresses_are_those_of_dvc(grid: Grid) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "stage", "list", "--name-only"]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "stage", "list", "--all", "--name-only"]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
     assert {address for address in grid.stages if not address.endswith(".dvc")} == set(done.stdout.split())
 
@@ -58,6 +63,19 @@ def test_only_report_and_registry_gather_and_they_gather_the_cells(grid: Grid) -
     assert set(grid.stages["register"].gathers) > set(grid.evaluations())
 
 
+def test_the_study_is_a_pipeline_of_its_own(grid: Grid) -> None:
+    """`dvc repro` in the root, and the flow `pipeline`, run the root's dvc.yaml; the study's report brings its own."""
+    own = {stage.address for stage in grid.with_upstream([MARKOV_REPORT])}
+    stages = yaml.safe_load((ROOT / "gtl_lightning/studies/markov/dvc.yaml").read_text())["stages"]
+    folder = MARKOV_REPORT.partition(":")[0]
+    assert {address.partition("@")[0] for address in own} == {f"{folder}:{name}" for name in stages}
+    assert {*grid.main(), *own} == set(grid.stages) and not own.intersection(grid.main())
+    assert {"report", "register", "data.dvc"} < set(grid.main())
+    assert all(grid.stages[address].cell is None for address in own)
+    for address in own:
+        check_address(address)
+
+
 def test_a_cell_brings_its_upstream_and_nothing_else(grid: Grid) -> None:
     addresses = {stage.address for stage in grid.with_upstream(["evaluate-ratio@gtl-0.05-0"])}
     assert {"split", "tokenize", "source", "classifier@0.05-0", "ratio@gtl-0.05-0"} < addresses
@@ -69,6 +87,7 @@ def test_labels_say_method_fraction_and_seed() -> None:
     assert Stage("classifier@0.3-1", Cell("classifier", 0.3, 1)).label == "classifier 30 % seed 1"
     assert Stage("evaluate-source@2", Cell("source", None, 2)).label == "evaluate-source seed 2"
     assert Stage("judge").label == "judge"
+    assert Stage("gtl_lightning/studies/markov/dvc.yaml:markov-cells@2").label == "markov-cells@2"
 
 
 def test_staleness_reaches_everything_downstream_and_only_that() -> None:
@@ -88,6 +107,22 @@ def test_evaluations_can_be_narrowed_and_keep_the_source() -> None:
 def test_an_unknown_target_is_named(grid: Grid) -> None:
     with pytest.raises(UserError, match="no stage nonsense@1"):
         grid.with_upstream(["nonsense@1"])
+
+
+def test_half_a_lock_of_a_study_is_seen_and_moved_aside(tmp_path: Path) -> None:
+    """DVC writes one beside each dvc.yaml, in place: a kill leaves half of either."""
+    make_project(tmp_path)
+    study = tmp_path / MARKOV_REPORT.partition(":")[0]
+    study.parent.mkdir(parents=True)
+    study.write_text("stages: {}\n")
+    lock = study.with_name("dvc.lock")
+    lock.write_text("schema: '2.0'\nstages:\n  markov-so")
+    with pytest.raises(UserError, match=rf"{lock} is half-written; `gtl reconcile` moves it aside"):
+        read_grid(load_params(tmp_path / "params.yaml"), tmp_path)
+    assert mend_lockfile(tmp_path)
+    assert not lock.exists() and lock.with_name(DAMAGED).exists()
+    assert not mend_lockfile(tmp_path)
+    assert "report" in read_grid(load_params(tmp_path / "params.yaml"), tmp_path).stages
 
 
 def test_a_folder_without_dvc_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import pytest
 
 from flows.parameters import Wanted, settle
 from gtl_lightning.errors import UserError
+from gtl_lightning.studies.markov.params import PARAMS as STUDY
+from gtl_lightning.studies.markov.params import load_settings, write_settings
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.params import configure, load_params, write_params
 
 
@@ -97,3 +100,20 @@ def test_bad_configuration_is_one_clear_line(root: Path, wanted: Wanted, message
 def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no dvc\.yaml"):
         settle(Wanted(), tmp_path)
+
+
+def test_the_studys_file_is_kept_as_params_yaml_is(root: Path) -> None:
+    """Refused with the changes, then written; params.yaml stays."""
+    write_settings(Markov(), root / STUDY)
+    before = [(root / name).read_text() for name in ("params.yaml", STUDY)]
+    settle(Wanted(study=("kl_draws=500",)), root)
+    with pytest.raises(
+        UserError, match=rf"this run would change {STUDY} \(seeds: \[0, 1, 2\] -> \[0\]\); set write_params"
+    ):
+        settle(Wanted(study=("seeds=[0]",)), root)
+    assert [(root / name).read_text() for name in ("params.yaml", STUDY)] == before
+    settle(Wanted(study=("seeds=[0]",), write_params=True), root)
+    assert load_settings(root / STUDY).seeds == (0,)
+    assert (root / "params.yaml").read_text() == before[0]
+    with pytest.raises(UserError, match="unknown parameter nosuch"):
+        settle(Wanted(study=("nosuch=1",), write_params=True), root)

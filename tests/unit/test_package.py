@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CITATION: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+LOCKS = ("dvc.lock", "gtl_lightning/studies/markov/dvc.lock")
 PAPERS = {"2512.10877": "Kleutgens", "2504.16431": "Zhang", "2401.17181": "Han", "2406.07524": "Sahoo"}
 
 
@@ -61,13 +62,11 @@ def test_dvc_lock_is_neither_ignored_nor_committed(tmp_path: Path) -> None:
     """DVC refuses to work with a dvc.lock that git ignores; the README says who commits it: nobody here."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
-    ignored = subprocess.run(
-        ["git", "check-ignore", "dvc.lock", "mlflow.db"], cwd=tmp_path, capture_output=True, text=True
-    )
+    ignored = subprocess.run(["git", "check-ignore", *LOCKS, "mlflow.db"], cwd=tmp_path, capture_output=True, text=True)
     assert ignored.stdout.split() == ["mlflow.db"]
     if (ROOT / ".git").exists():
         held = subprocess.run(
-            ["git", "-c", "safe.directory=*", "ls-files", "dvc.lock"],
+            ["git", "-c", "safe.directory=*", "ls-files", *LOCKS],
             cwd=ROOT,
             capture_output=True,
             text=True,

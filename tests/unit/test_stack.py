@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.forward import level_nelbo_terms, level_sample, nelbo_terms
+from gtl_lightning.core.guidance import SequenceRatio, TokenRatio, guided_log_prob_true, guided_log_probs
+from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import OptimiserConfig
+from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.modules.lora import add_lora
-from gtl_lightning.modules.stacked import StackedDenoiser, StackedSequenceRatio, StackedTokenRatio
 from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
-from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
-from gtl_lightning.networks.stack import Stack
+from gtl_lightning.papers import gtl
+from gtl_lightning.studies.markov import stacked as stacked_losses
 from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count
+from gtl_lightning.studies.markov.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
+from gtl_lightning.studies.markov.stack import Stack
+from gtl_lightning.studies.markov.stacked import (
+    StackedClassifier,
+    StackedDenoiser,
+    StackedModule,
+    StackedSequenceRatio,
+    StackedTokenRatio,
+)
 
 V, LENGTH = 3, 6
 LOCAL = LocalConfig(vocab_size=V + 1, length=LENGTH, heads=2, width=8, mask_index=V)
@@ -191,3 +206,163 @@ def test_a_held_out_likelihood_that_is_nan_is_not_chosen_as_the_least() -> None:
     batch = {"x_0": rows(1, 4, masks=False)}
     with pytest.raises(UserError, match="StackedTokenRatio: a held-out likelihood is NaN"):
         module.held_out(batch, torch.Generator().manual_seed(0), [1.0, 2.0])
+
+
+def members_of(module: StackedModule) -> list[torch.nn.Module]:
+    """Every member by itself, and so without vmap."""
+    return [module.network.member(index) for index in range(module.network.count)]
+
+
+@dataclass
+class Rows:
+    """One member's rows of one domain under noise, or without."""
+
+    x_0: Tensor
+    x_t: Tensor
+    masked: Tensor
+    count: Tensor
+
+    @property
+    def t(self) -> Tensor:
+        return self.count / LENGTH
+
+    def nelbo(self, log_p: Tensor, g: Tensor | None = None) -> Tensor:
+        """Eq. 1, or 9' of a ratio, in nats per token."""
+        log_true = guided_log_prob_true(log_p, torch.zeros_like(log_p) if g is None else g, self.x_0)
+        return (nelbo_terms(log_true, self.masked, self.t, LogLinear()) / LENGTH).mean()
+
+    def cross_entropy(self, g: Tensor, target: bool) -> Tensor:
+        """Eq. 9, in nats per token."""
+        g_true = g.gather(-1, self.x_0[..., None]).squeeze(-1)
+        return (gtl.token_bce_loss(g_true, self.masked, torch.full(self.t.shape, target)) / self.count).mean()
+
+
+def drawn(batch: dict[str, Tensor], generator: torch.Generator, *names: str, least: int = 1) -> list[list[Rows]]:
+    """The rows of each member, by domain, drawn in the order of the names."""
+    found = [(batch[name], *level_sample(batch[name], V, generator, least)) for name in names]
+    return [[Rows(*(part[index] for part in domain)) for domain in found] for index in range(len(batch["x_0"]))]
+
+
+def domain_loss(network: torch.nn.Module, source: Rows, target: Rows) -> Tensor:
+    """Eq. 7c, half of it from each domain."""
+    parts = [
+        gtl.bce_loss(network(rows.x_t, rows.t), torch.full(rows.t.shape, rows is target)).mean()
+        for rows in (source, target)
+    ]
+    return sum(parts) / 2
+
+
+@torch.no_grad()
+def alone(module: StackedModule, batch: dict[str, Tensor]) -> Tensor:
+    """Float[m]: the loss of each member by itself, by the functions of papers and core."""
+    random, members = torch.Generator().manual_seed(3), members_of(module)
+    if isinstance(module, StackedDenoiser):
+        each = zip(members, drawn(batch, random, "x_0"), strict=True)
+        return torch.stack([rows.nelbo(network(rows.x_t, rows.t)) for network, (rows,) in each])
+    assert module.source_denoiser is not None
+    if isinstance(module, StackedTokenRatio):
+        found = []
+        for network, (target, source) in zip(members, drawn(batch, random, "x_0", "source"), strict=True):
+            g = network(target.x_t, target.t)
+            eq_9 = target.cross_entropy(g, True) + source.cross_entropy(network(source.x_t, source.t), False)
+            log_p = module.source_denoiser.network(target.x_t, target.t)
+            found.append(target.nelbo(log_p, g) + module.bce_weight * eq_9 / 2)
+        return torch.stack(found)
+    if isinstance(module, StackedClassifier):
+        each = zip(members, drawn(batch, random, "source", "x_0", least=0), strict=True)
+        return torch.stack([domain_loss(network, *domains) for network, domains in each])
+    assert isinstance(module, StackedSequenceRatio)
+    names = ("x_0", "source", "x_0") if module.kind == "bce" else ("x_0", "source")
+    found = []
+    for index, (target, source, *again) in enumerate(drawn(batch, random, *names, least=0)):
+        network, timed, clean = (
+            part.member(index) for part in (module.network, module.timed.network, module.clean.network)
+        )
+        log_r_t = frozen_log_ratio(timed, target.x_t, target.t, 0.0, 0.5, module.clip)
+        cycle = module.eta_1 * gtl.cycle_loss(network(target.x_t, target.t), log_r_t).mean()
+        log_r_star = frozen_log_ratio(clean, source.x_0, torch.zeros(len(source.x_0)), 0.0, 0.5, module.clip)
+        if module.kind == "bce":
+            found.append(cycle + domain_loss(network, source, *again))
+        else:
+            loss = {"gkl": gtl.gkl_loss, "log_mse": gtl.log_mse_loss}[module.kind]
+            found.append(cycle + loss(network(source.x_t, source.t), log_r_star).mean())
+    return torch.stack(found)
+
+
+def module_of(kind: str) -> StackedModule:
+    with seeded(0):
+        source = randomised(MaskedDenoiser(BACKBONE), 0)
+    if kind == "denoiser":
+        return StackedDenoiser([make("denoiser", seed) for seed in range(3)])
+    if kind.startswith("token"):
+        return StackedTokenRatio(
+            [make("token", seed) for seed in range(3)], source, bce_weight=0.3 if kind == "token-bce" else 0.0
+        )
+    networks = [make("sequence", seed) for seed in range(3)]
+    if kind == "classifier":
+        return StackedClassifier(networks, source)
+    clean, timed = (Stack([make("sequence", seed + by) for seed in range(3)]).eval() for by in (5, 9))
+    return StackedSequenceRatio(networks, source, kind=kind, clean=clean, timed=timed, clip=5.0, eta_1=0.1)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "token", "token-bce", "classifier", "gkl", "bce", "log_mse"])
+def test_a_stacks_losses_are_those_of_the_papers_member_by_member(kind: str) -> None:
+    module = module_of(kind).eval()
+    batch = {"x_0": rows(3, 8, masks=False), "source": rows(3, 8, masks=False).flip(1)}
+    together = module.terms(batch, torch.Generator().manual_seed(3)).detach()
+    torch.testing.assert_close(together, alone(module, batch), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["token", "classifier"])
+@pytest.mark.parametrize("gamma", [0.7, 1.0, 1.5])
+def test_a_stack_is_scored_as_the_sampler_guides(kind: str, gamma: float) -> None:
+    """The held-out value of every member from core's own wrappers, `TokenRatio` and `SequenceRatio`, of that member."""
+    module = module_of(kind).eval()
+    batch = {"x_0": rows(3, 8, masks=False)}
+    values = module.held_out(batch, torch.Generator().manual_seed(1), [gamma])[0]
+    generator = torch.Generator().manual_seed(1)
+    x_t, masked, t, _ = module.noised(batch["x_0"], generator)
+    chosen = module.chosen(masked, generator)
+    assert module.source_denoiser is not None
+    for index, network in enumerate(members_of(module)):
+        ratio = TokenRatio(network) if kind == "token" else SequenceRatio(network)
+        row, position = chosen[index].nonzero(as_tuple=True)
+        tokens = torch.arange(V).expand(len(row), -1)
+        with torch.no_grad():
+            log_p = module.source_denoiser.network(x_t[index], t[index])[row, position]
+            log_r = ratio.log_ratio(x_t[index], t[index], t[index] - 1 / LENGTH, row, position, tokens)
+            law = guided_log_probs(log_p, torch.nn.functional.pad(log_r, (0, 1)), gamma)
+        true = law.gather(-1, batch["x_0"][index][row, position, None]).squeeze(-1)
+        mean = torch.zeros(8).index_add(0, row, -true) / chosen[index].sum(-1)
+        torch.testing.assert_close(values[index], mean, rtol=1e-6, atol=1e-6)
+
+
+def test_no_loss_is_written_in_the_study() -> None:
+    """What losses are made of is called in papers and core alone; the study calls those."""
+    source = Path(stacked_losses.__file__).read_text()
+    for part in (
+        "log_softmax",
+        "logsumexp",
+        "binary_cross",
+        ".exp(",
+        ".log(",
+        "sigmoid",
+        ".clamp(-",
+        "/ count",
+        "tilt(",
+    ):
+        assert part not in source, part
+    for name in ("bce_loss", "cycle_loss", "gkl_loss", "log_mse_loss", "token_bce_loss"):
+        assert getattr(stacked_losses, name) is getattr(gtl, name)
+
+
+def test_the_level_nelbo_is_eq_1_at_the_time_of_the_level() -> None:
+    """Given k masks, eq. 1 at t = k / l under alpha = 1 - t, per token; under any other weight it would be another."""
+    generator = torch.Generator().manual_seed(0)
+    x_t, masked, count = level_sample(rows(2, 9, masks=False), V, generator)
+    log_true = -torch.rand(x_t.shape, generator=generator, dtype=torch.float64)
+    per_token = nelbo_terms(
+        log_true.flatten(0, 1), masked.flatten(0, 1), count.flatten().double() / LENGTH, LogLinear()
+    )
+    torch.testing.assert_close(level_nelbo_terms(log_true, masked, count).flatten(), per_token / LENGTH)
+    assert level_nelbo_terms(log_true.fill_(-1.0), masked, count).eq(1).all()  # a mean over what is masked

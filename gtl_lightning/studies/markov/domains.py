@@ -51,7 +51,7 @@ def chain(name: str, diagonal: float, matrix: tuple[tuple[float, ...], ...] | No
     try:
         return MarkovChain(torch.full((states,), 1 / states), torch.tensor(matrix, dtype=torch.float64))
     except UserError as error:
-        raise UserError(f"markov.{name}_transition: {error}") from error
+        raise UserError(f"{name}_transition: {error}") from error
 
 
 def source_sequences(settings: Markov, source: MarkovChain) -> tuple[Tensor, Tensor]:

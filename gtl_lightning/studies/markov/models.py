@@ -20,7 +20,6 @@ from gtl_lightning.studies.markov.domains import (
 )
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.fitting import optimiser
-from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import NETWORK, state_dir
 
 if TYPE_CHECKING:
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from gtl_lightning.core.guidance import Guidance
     from gtl_lightning.laws.chains import MarkovChain
     from gtl_lightning.modules.fit import FitResult
-    from gtl_lightning.modules.stacked import StackedModule
     from gtl_lightning.networks import MaskedDenoiser
     from gtl_lightning.studies.markov.folds import FoldData
+    from gtl_lightning.studies.markov.stacked import StackedModule
 
 CHUNK = 256
 """Sequences sampled or evaluated together: their activations fit the cache."""
@@ -77,17 +76,12 @@ class Model:
 class Problem:
     """A source, a target chain of known laws, and n target sequences."""
 
-    params: Params
+    settings: Markov
     source: MarkovChain
     target: MarkovChain
     denoiser: MaskedDenoiser
     n: int
     seed: int
-
-    @property
-    def settings(self) -> Markov:
-        """The study's parameters."""
-        return self.params.markov
 
     @cached_property
     def data(self) -> Tensor:
@@ -122,7 +116,7 @@ class Problem:
         """The domain classifiers of all folds, of clean or of noised sequences."""
         kind = "clean" if clean else "noised"
         if kind not in self._classifiers:
-            from gtl_lightning.modules.stacked import StackedClassifier
+            from gtl_lightning.studies.markov.stacked import StackedClassifier
 
             training = self.settings.classifier
             module = StackedClassifier(
@@ -145,7 +139,7 @@ class Problem:
 
     def _denoiser(self, method: str) -> Model:
         from gtl_lightning.modules.lora import merge_lora
-        from gtl_lightning.modules.stacked import StackedDenoiser
+        from gtl_lightning.studies.markov.stacked import StackedDenoiser
 
         training: Training = getattr(self.settings, "low_rank" if method == "lora" else method)
         probe = 0 if method == "vanilla" else self.settings.probe
@@ -164,8 +158,8 @@ class Problem:
 
     def _copies(self, method: str) -> list[nn.Module]:
         from gtl_lightning.modules.lora import add_lora
-        from gtl_lightning.modules.stacked import OUTPUT
         from gtl_lightning.networks import MaskedDenoiser, seeded
+        from gtl_lightning.studies.markov.stacked import OUTPUT
 
         lora: Lora = self.settings.lora
         copies: list[nn.Module] = []
@@ -183,7 +177,7 @@ class Problem:
 
     def _locals(self, kind: str) -> list[nn.Module]:
         from gtl_lightning.networks import seeded
-        from gtl_lightning.networks.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio
+        from gtl_lightning.studies.markov.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio
 
         config = LocalConfig(
             vocab_size=self.settings.states + 1,
@@ -198,7 +192,7 @@ class Problem:
         return networks
 
     def _sequence(self, name: str, loss: str, eta_1: float) -> tuple[StackedModule, FitResult]:
-        from gtl_lightning.modules.stacked import StackedSequenceRatio
+        from gtl_lightning.studies.markov.stacked import StackedSequenceRatio
 
         training, (clean, _), (timed, _) = (
             self.settings.sequence,
@@ -218,8 +212,8 @@ class Problem:
         return module, self._run(name, module, training, "local", "clip", "eta_1", "classifier")
 
     def _token(self, method: str) -> tuple[StackedModule, FitResult]:
-        from gtl_lightning.modules.stacked import StackedTokenRatio
-        from gtl_lightning.networks.local import Uninformed
+        from gtl_lightning.studies.markov.local import Uninformed
+        from gtl_lightning.studies.markov.stacked import StackedTokenRatio
 
         networks, training = self._locals("token"), self.settings.token
         alone = method == "vanilla-local"

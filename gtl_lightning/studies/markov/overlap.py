@@ -9,8 +9,8 @@ from gtl_lightning.files import write_json
 from gtl_lightning.studies.markov.cell import Row, evaluate
 from gtl_lightning.studies.markov.domains import SCORE_STREAM, chain, chains, generator, load_source
 from gtl_lightning.studies.markov.models import REWEIGHTED, Problem
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.markov.study import OVERLAP
-from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import log
 from gtl_lightning.workspace.spread import spread
 
@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gtl_lightning.evaluation.overlap import Advice
-    from gtl_lightning.modules.stacked import StackedModule
+    from gtl_lightning.studies.markov.stacked import StackedModule
 
 ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
 SIDE_BY_SIDE = ((REWEIGHTED,), ("gtl-token", "source", "bigram"))
 """What runs in one process, the longest first. The advisor speaks before the first is sampled."""
 
 
-def measure_overlap(params: Params) -> None:
+def measure_overlap(settings: Markov) -> None:
     """The target moved away from the source: transfer error, overlap and the advisor's word on it.
 
     Raises:
         UserError: a bad matrix, or no source denoiser yet.
     """
-    settings = params.markov
     targets = list(product(settings.overlap.diagonals, settings.overlap.seeds))
-    jobs = [(params, *target, methods) for methods in SIDE_BY_SIDE for target in targets]
+    jobs = [(settings, *target, methods) for methods in SIDE_BY_SIDE for target in targets]
     found = spread("overlap", _target, jobs)
     facts = {key: facts for key, facts, _ in found if facts}
     write_json(
@@ -43,13 +42,12 @@ def measure_overlap(params: Params) -> None:
 
 
 def _target(
-    params: Params, diagonal: float, seed: int, methods: tuple[str, ...]
+    settings: Markov, diagonal: float, seed: int, methods: tuple[str, ...]
 ) -> tuple[tuple[float, int], Row, list[Row]]:
     """Which target, what the advisor says of it (where that is asked here), a row for each method."""
-    settings = params.markov
     source, _ = chains(settings)
     target = chain("target", diagonal, None, settings.states)
-    problem = Problem(params, source, target, load_source(), settings.overlap.n, seed)
+    problem = Problem(settings, source, target, load_source(), settings.overlap.n, seed)
     facts: Row = _facts(problem, diagonal) if REWEIGHTED in methods else {}
     return (diagonal, seed), facts, [evaluate(problem, method)[0] for method in methods]
 

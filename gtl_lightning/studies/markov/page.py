@@ -5,13 +5,16 @@ from __future__ import annotations
 from gtl_lightning.files import write_json
 from gtl_lightning.records import read_record, read_records
 from gtl_lightning.studies.markov.domains import chains
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.markov.study import OVERLAP, cells_file, study
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import REPORTS, log
 
 
-def markov_report(params: Params) -> None:
+def markov_report(settings: Markov, params: Params) -> None:
     """reports/markov.json, markov_calibration.json, markov_overlap.json, markov.md and the figures in reports/markov.
+
+    `params` say where it is tracked.
 
     Raises:
         UserError: a repetition or the overlap study is missing.
@@ -19,7 +22,6 @@ def markov_report(params: Params) -> None:
     from gtl_lightning.studies.markov.document import write_markov_report
     from gtl_lightning.studies.markov.panels import means
 
-    settings = params.markov
     cells = [read_record(cells_file(seed), {"rows": list, "calibration": list}) for seed in settings.seeds]
     rows = [row for cell in cells for row in cell["rows"]]
     calibration = [row for cell in cells for row in cell["calibration"]]

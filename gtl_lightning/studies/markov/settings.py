@@ -1,10 +1,13 @@
-"""Parameters of the study on Markov chains: the section `markov` of params.yaml."""
+"""Parameters of the study on Markov chains, the file params.yaml beside this one.
+
+A training states what differs from `training`, the default of all of them: `DIFFERENCES` are those of the shipped file.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from gtl_lightning.fields import (
     LARGEST_COUNT,
@@ -29,6 +32,50 @@ Inside = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Sequences = Annotated[int, Field(strict=True, ge=2, le=LARGEST_COUNT)]
 Matrix = tuple[tuple[Probability, ...], ...]
 SUM_TOLERANCE = 1e-5
+DEFAULT = Training(
+    steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, clip=1.0, ema=0.95, check_every=20, patience=4
+)
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "source": {
+        "steps": 700,
+        "batch": 128,
+        "lr": 5e-3,
+        "warmup": 50,
+        "weight_decay": 0.01,
+        "ema": 0.98,
+        "check_every": 100,
+        "patience": 10,
+    },
+    "vanilla": {"steps": 600, "batch": 20, "lr": 5e-3, "patience": 6},
+    "finetune": {"steps": 500, "batch": 20, "lr": 5e-3, "check_every": 25, "patience": 10},
+    "low_rank": {"steps": 500, "batch": 20, "check_every": 25, "patience": 10},
+    "token": {},
+    "sequence": {},
+    "classifier": {},
+}
+
+
+def _over(default: Training, part: Any) -> Any:
+    """A training that says what differs, completed; anything else as it is, to be refused."""
+    return default.model_dump(mode="json") | part if isinstance(part, dict) else part
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file, each training whole: the default, and over it what it says itself.
+
+    Of a training that the file does not name, `DIFFERENCES` says it.
+    """
+    training = _over(DEFAULT, values.get("training", {}))
+    try:
+        default = Training.model_validate(training)
+    except ValidationError:  # refused as what it is, and not once more for each that takes it over
+        default = DEFAULT
+    trainings = {name: _over(default, values.get(name, own)) for name, own in DIFFERENCES.items()}
+    return {**values, "training": training, **trainings}
+
+
+def _shipped(name: str) -> Training:
+    return Training.model_validate(_over(DEFAULT, DIFFERENCES[name]))
 
 
 class LocalNetwork(Section):
@@ -55,7 +102,7 @@ class Overlap(Section):
 
 
 class Markov(Section):
-    """The study on Markov chains, where everything is known exactly (docs/markov.md)."""
+    """The parameters of the study on Markov chains, where everything is known exactly (docs/markov.md)."""
 
     states: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(5, description="states V of the chains")
     length: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(20, description="tokens of a sequence")
@@ -83,26 +130,20 @@ class Markov(Section):
     clip: PositiveFloat = Field(30.0, description="largest |log r*| that enters a sequence-level loss")
     eta_1: Weight = Field(0.1, description="weight of the cycle loss, eq. 8")
     bce_weight: Weight = Field(0.0, description="weight of eq. 9 beside eq. 9' in the token-level loss")
-    source: Training = Training(steps=700, batch=128, lr=5e-3, warmup=50, ema=0.98, check_every=100, patience=10)
-    vanilla: Training = Training(
-        steps=600, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=6
-    )
-    finetune: Training = Training(
-        steps=500, batch=20, lr=5e-3, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=10
-    )
-    low_rank: Training = Training(
-        steps=500, batch=20, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=25, patience=10
-    )
-    token: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
-    sequence: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
-    classifier: Training = Training(
-        steps=400, batch=32, lr=1e-2, warmup=20, weight_decay=0.1, ema=0.95, check_every=20, patience=4
-    )
+    training: Training = Field(DEFAULT, description="every training, where its own line says nothing else")
+    source: Training = Field(_shipped("source"), description="source denoiser")
+    vanilla: Training = Field(_shipped("vanilla"), description="denoisers on the target alone")
+    finetune: Training = Field(_shipped("finetune"), description="fine-tuned denoisers")
+    low_rank: Training = Field(_shipped("low_rank"), description="denoisers fine-tuned at low rank")
+    token: Training = Field(_shipped("token"), description="token-level ratios")
+    sequence: Training = Field(_shipped("sequence"), description="sequence-level ratios")
+    classifier: Training = Field(_shipped("classifier"), description="domain classifiers")
     overlap: Overlap = Overlap()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainings_are_completed(cls, values: Any) -> Any:
+        return completed(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Markov:

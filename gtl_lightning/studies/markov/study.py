@@ -18,6 +18,7 @@ from gtl_lightning.studies.markov.domains import (
     source_sequences,
 )
 from gtl_lightning.studies.markov.models import METHODS, SEQUENCE_LOSSES, Problem
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import NETWORK, RESULT, log, state_dir
@@ -43,22 +44,22 @@ def cells_file(seed: int) -> Path:
     return FOLDER / "cells" / f"{seed}.json"
 
 
-def markov_source(params: Params) -> None:
+def markov_source(settings: Markov) -> None:
     """The source denoiser: markov/source.
 
     Raises:
         UserError: a bad matrix.
     """
-    settings, training = params.markov, params.markov.source
+    training = settings.source
     source, _ = chains(settings)  # refuses a bad matrix before seconds of imports
 
     import torch
 
     from gtl_lightning.modules.fit import fit
-    from gtl_lightning.modules.stacked import StackedDenoiser
     from gtl_lightning.networks import MaskedDenoiser, save_network
     from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
     from gtl_lightning.studies.markov.folds import FoldData
+    from gtl_lightning.studies.markov.stacked import StackedDenoiser
 
     rows = torch.cat(source_sequences(settings, source))
     config = BackboneConfig(
@@ -103,18 +104,17 @@ def markov_source(params: Params) -> None:
     log.info("markov source: KL %.4f nats per sequence at step %d", excess, result.best_step)
 
 
-def markov_cells(params: Params, seed: int) -> None:
-    """Every method at every size, one repetition: markov/cells/SEED.json.
+def markov_cells(settings: Markov, seed: int, params: Params) -> None:
+    """Every method at every size, one repetition: markov/cells/SEED.json; `params` say where it is tracked.
 
     Raises:
         UserError: a bad matrix, or no source denoiser yet.
     """
-    settings = params.markov
     chains(settings)  # refuses a bad matrix before any process starts
-    jobs = [(params, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
+    jobs = [(settings, n, seed, methods) for methods in SIDE_BY_SIDE for n in settings.sizes]
 
     def track(pairs: list[tuple[Row, list[Row]]]) -> None:
-        with_runs(params, [row for row, _ in pairs], "markov-cell")
+        with_runs(settings, params, [row for row, _ in pairs], "markov-cell")
 
     found = [pair for pairs in spread(f"chains, seed {seed}", _cells, jobs, track) for pair in pairs]
     place = {(n, method): k for k, (n, method) in enumerate(product(settings.sizes, ("source", "bigram", *METHODS)))}
@@ -123,12 +123,12 @@ def markov_cells(params: Params, seed: int) -> None:
     write_json(cells_file(seed), {"rows": [row for row, _ in found], "calibration": calibration})
 
 
-def _cells(params: Params, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
-    problem = Problem(params, *chains(params.markov), load_source(), n, seed)
+def _cells(settings: Markov, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
+    problem = Problem(settings, *chains(settings), load_source(), n, seed)
     return [evaluate(problem, method) for method in methods]
 
 
-def with_runs(params: Params, rows: list[Row], kind: str) -> None:
+def with_runs(settings: Markov, params: Params, rows: list[Row], kind: str) -> None:
     """One tracked child run for each row.
 
     Raises:
@@ -137,9 +137,8 @@ def with_runs(params: Params, rows: list[Row], kind: str) -> None:
     parent = study(params)
     for row in rows:
         name = f"{row['method']} n={row['n']} seed={row['seed']}"
-        settings = params.markov.model_dump(mode="json")
         tags = {"method": row["method"], "n": row["n"], "seed": row["seed"]}
-        with parent.child(kind, name, digest({"row": name, "settings": settings}), tags) as run:
+        with parent.child(kind, name, digest({"row": name, "settings": settings.model_dump(mode="json")}), tags) as run:
             run.log_metrics(row)
 
 

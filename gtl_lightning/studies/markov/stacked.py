@@ -3,6 +3,9 @@
 The members 0..k-1 train without their fold and are scored on it; the last member trains on everything. The learning
 rate is constant after the warm-up, so weights after s steps are the same whatever the most steps were: the last member
 at the step of the best mean held-out score *is* the refit on all data for the cross-validated number of steps.
+
+No loss is written here. Each is a function of `papers` and `core`, on tensors that have the members as their first
+axis, or by `Stack.each` (`vmap`) where it is written for one network.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import level_sample
-from gtl_lightning.core.guidance import guided_log_probs, tilt
+from gtl_lightning.core.forward import level_nelbo_terms, level_sample
+from gtl_lightning.core.guidance import SequenceRatio, guided_log_prob_true
+from gtl_lightning.core.protocols import RatioNetwork
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
+from gtl_lightning.modules.classifier import frozen_log_ratio
 from gtl_lightning.networks import Frozen
-from gtl_lightning.networks.stack import Stack
 from gtl_lightning.papers.gtl import bce_loss, cycle_loss, gkl_loss, log_mse_loss, token_bce_loss
+from gtl_lightning.studies.markov.stack import Stack
 
 OUTPUT = "output"
 """The last layer of a denoiser."""
@@ -67,7 +72,7 @@ class StackedModule(TrainedModule):
         x_t, masked, t, _ = self.noised(batch["x_0"], generator)
         chosen = self.chosen(masked, generator)
         log_true = self.log_prob_true(x_t, t, batch["x_0"], chosen, gammas)
-        values = -log_true.masked_fill(~chosen, 0.0).sum(-1) / chosen.sum(-1)
+        values = level_nelbo_terms(log_true, chosen, chosen.sum(-1))
         if values.isnan().any():
             raise UserError(f"{type(self).__name__}: a held-out likelihood is NaN; lower the learning rate")
         return values
@@ -126,8 +131,7 @@ class StackedDenoiser(StackedModule):
     def terms(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """NELBO in nats per token."""
         x_t, masked, t, count = self.noised(batch["x_0"], generator)
-        log_true = _at(self.network(x_t, t), batch["x_0"])
-        return (-log_true.masked_fill(~masked, 0.0).sum(-1) / count).mean(-1)
+        return level_nelbo_terms(_at(self.network(x_t, t), batch["x_0"]), masked, count).mean(-1)
 
     def log_prob_true(self, x_t: Tensor, t: Tensor, x_0: Tensor, chosen: Tensor, gammas: Sequence[float]) -> Tensor:
         """See `StackedModule`; the same for every gamma."""
@@ -154,8 +158,8 @@ class StackedTokenRatio(StackedModule):
         x_0 = batch["x_0"]
         x_t, masked, t, count = self.noised(x_0, generator)
         g = self.network(x_t, t)
-        log_true = _at(torch.log_softmax(tilt(self.source_log_p(x_t, t), g), -1), x_0)
-        total = (-log_true.masked_fill(~masked, 0.0).sum(-1) / count).mean(-1)
+        log_true = guided_log_prob_true(self.source_log_p(x_t, t), g, x_0)
+        total = level_nelbo_terms(log_true, masked, count).mean(-1)
         if self.bce_weight > 0:
             source_t, source_masked, source_times, source_count = self.noised(batch["source"], generator)
             pairs = (
@@ -163,7 +167,8 @@ class StackedTokenRatio(StackedModule):
                 (_at(self.network(source_t, source_times), batch["source"]), source_masked, source_count, False),
             )
             for g_true, where, k, target in pairs:
-                label = torch.full((g_true.shape[0] * g_true.shape[1],), target)
+                # Rows of all members as one batch: by vmap the gradient would be rounded otherwise.
+                label = torch.full((k.numel(),), target)
                 loss = token_bce_loss(g_true.flatten(0, 1), where.flatten(0, 1), label).view(k.shape)
                 total = total + self.bce_weight * (loss / k).mean(-1) / 2
         return total
@@ -171,7 +176,7 @@ class StackedTokenRatio(StackedModule):
     def log_prob_true(self, x_t: Tensor, t: Tensor, x_0: Tensor, chosen: Tensor, gammas: Sequence[float]) -> Tensor:
         """See `StackedModule`."""
         log_p, g = self.source_log_p(x_t, t), self.network(x_t, t)
-        return torch.stack([_at(guided_log_probs(log_p, g, gamma), x_0) for gamma in gammas])
+        return torch.stack([guided_log_prob_true(log_p, g, x_0, gamma) for gamma in gammas])
 
 
 class StackedSequence(StackedModule):
@@ -185,18 +190,19 @@ class StackedSequence(StackedModule):
     def log_prob_true(self, x_t: Tensor, t: Tensor, x_0: Tensor, chosen: Tensor, gammas: Sequence[float]) -> Tensor:
         """See `StackedModule`."""
         members, rows, length = x_t.shape
-        position = chosen.long().argmax(-1)
         log_p = self.source_log_p(x_t, t)[chosen].view(members, rows, -1)
-        tokens = torch.arange(log_p.shape[-1] - 1)
-        tried = x_t[:, :, None].repeat(1, 1, len(tokens), 1)
-        tried.scatter_(
-            -1, position[..., None, None].expand(-1, -1, len(tokens), 1), tokens[:, None].expand(members, rows, -1, 1)
-        )
-        after = (t - 1 / length).clamp_min(0.0).repeat_interleave(len(tokens), dim=1)
-        log_r = self.network(tried.flatten(1, 2), after).view(members, rows, len(tokens))
+        tokens = torch.arange(log_p.shape[-1] - 1).expand(rows, -1)
+        after = (t - 1 / length).clamp_min(0.0)
+
+        def tried(network: RatioNetwork, x: Tensor, t: Tensor, t_next: Tensor, position: Tensor) -> Tensor:
+            """Float[b,v-1] of one member, all its candidates in one pass."""
+            return SequenceRatio(network).log_ratio(x, t, t_next, every, position, tokens, chunk=tokens.numel())
+
+        every = torch.arange(rows)
+        log_r = self.network.each(tried, x_t, t, after, chosen.long().argmax(-1))
         log_r = torch.nn.functional.pad(log_r, (0, 1))
         true = x_0[chosen].view(members, rows)
-        found = [_at(guided_log_probs(log_p, log_r, gamma), true) for gamma in gammas]
+        found = [guided_log_prob_true(log_p, log_r, true, gamma) for gamma in gammas]
         return torch.stack([torch.zeros(x_t.shape).masked_scatter(chosen, part) for part in found])
 
 
@@ -249,21 +255,20 @@ class StackedSequenceRatio(StackedSequence):
     def terms(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss and the cycle loss."""
         x_t, _, t, _ = self.noised(batch["x_0"], generator, least=0)
-        timed = self._frozen(self.timed, x_t, t)
+        timed = self._log_ratio(self.timed, x_t, t)
         if self.kind == "bce":
             cycle = self.eta_1 * cycle_loss(self.network(x_t, t), timed).mean(-1)
             return cycle + _domain_loss(self, batch, generator, clean=False)
         source = batch["source"]
-        log_r_star = self._frozen(self.clean, source, torch.zeros(source.shape[:2]))
+        log_r_star = self._log_ratio(self.clean, source, torch.zeros(source.shape[:2]))
         source_t, _, source_times, _ = self.noised(source, generator, least=0)
         f, f_source = _together(self.network, (x_t, source_t), (t, source_times))
         loss: Callable[[Tensor, Tensor], Tensor] = gkl_loss if self.kind == "gkl" else log_mse_loss
         return self.eta_1 * cycle_loss(f, timed).mean(-1) + loss(f_source, log_r_star).mean(-1)
 
-    def _frozen(self, stack: Frozen, x: Tensor, t: Tensor) -> Tensor:
-        with torch.no_grad():
-            log_r: Tensor = stack.network(x, t)
-        return log_r.clamp(-self.clip, self.clip)
+    def _log_ratio(self, classifier: Frozen, x: Tensor, t: Tensor) -> Tensor:
+        """Float[m,b] of frozen classifiers, trained on both domains equally often and without label smoothing."""
+        return frozen_log_ratio(classifier.network, x, t, 0.0, 0.5, self.clip)
 
 
 def _domain_loss(module: StackedModule, batch: Batch, generator: torch.Generator, *, clean: bool) -> Tensor:

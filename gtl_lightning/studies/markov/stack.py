@@ -6,7 +6,7 @@ cost little more than one. The members never mix: gradients, clipping and optimi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -58,16 +58,25 @@ class Stack(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[k,b,l], Float[k,b] -> Float[k,b,...]: the first k members, member i on the rows of i."""
+        return self.each(lambda network, x, times: network(x, times), x_t, t)
+
+    def each(self, function: Callable[..., Tensor], *batched: Tensor) -> Tensor:
+        """What a function of one network gives for each of the first k members: Float[k,...].
+
+        Args:
+            function: (network: (x_t, t) -> Tensor, its part of each of `batched`) -> Tensor, as it is written for one.
+            batched: tensors with the members, k of them, on the first axis.
+        """
         network = self._shape[0].train(self.training)
         shared = {name: w.detach() for name, w in network.named_parameters() if not w.requires_grad}
         shared |= dict(network.named_buffers())
 
-        def call(weights: dict[str, Tensor], x: Tensor, times: Tensor) -> Tensor:
-            return functional_call(network, weights | shared, (x, times))
+        def call(weights: dict[str, Tensor], *parts: Tensor) -> Tensor:
+            return function(lambda x, times: functional_call(network, weights | shared, (x, times)), *parts)
 
-        weights = {name: self.weights[_key(name)][: len(x_t)] for name in self._trained}
+        weights = {name: self.weights[_key(name)][: len(batched[0])] for name in self._trained}
         with sdpa_kernel(SDPBackend.MATH):  # the one attention kernel that can be stacked
-            return vmap(call, randomness="different")(weights, x_t, t)
+            return vmap(call, randomness="different")(weights, *batched)
 
 
 def _key(name: str) -> str:
