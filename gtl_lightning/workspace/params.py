@@ -8,7 +8,7 @@ and the flows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,11 +134,13 @@ def validate(values: dict[str, Any], origin: Path | str) -> Params:
     Raises:
         UserError: naming `origin` and every key at fault.
     """
-    return validated(Params, values, origin)
+    return validated(Params, values, origin, MOVED)
 
 
-def validated(kind: type[AnySection], values: dict[str, Any], origin: Path | str) -> AnySection:
-    """Values -> a typed object, of params.yaml or of a study's own file.
+def validated(
+    kind: type[AnySection], values: dict[str, Any], origin: Path | str, moved: Mapping[str, str] | None = None
+) -> AnySection:
+    """Values -> a typed object, of params.yaml or of a study's own file; `moved` says of a key that it went elsewhere.
 
     Raises:
         UserError: naming `origin` and every key at fault.
@@ -146,7 +148,7 @@ def validated(kind: type[AnySection], values: dict[str, Any], origin: Path | str
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
+        problems = "; ".join(_explain(problem, moved or {}) for problem in error.errors())
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -320,15 +322,15 @@ PATTERNS = {
 """What a string has to look like, in words."""
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, moved: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     said = str(problem["msg"]).removeprefix("Value error, ")
     if not key:
         return said
     if problem["type"] == "missing":
         return f"{key} is missing; add it, or write the file anew with `gtl configure`"
-    if problem["type"] == "extra_forbidden" and key in MOVED:
-        return f"{key}: {MOVED[key]}"
+    if problem["type"] == "extra_forbidden" and key in moved:
+        return f"{key}: {moved[key]}"
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {key}; remove it or correct its name"
     if isinstance(problem["input"], dict | BaseModel):

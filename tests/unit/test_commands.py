@@ -11,6 +11,8 @@ import typer.main
 
 from flows.cli import app, main
 from gtl_lightning.methods import names
+from gtl_lightning.studies.markov.params import write_settings
+from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.params import configure, write_params
 from tests.unit.trees import snapshot
 
@@ -173,6 +175,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     write_params(configure(), tmp_path / "params.yaml")
+    write_settings(Markov())
     (tmp_path / "snapshot").write_text('{"id": "1"}\n')
     return tmp_path
 
