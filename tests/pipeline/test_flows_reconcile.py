@@ -16,9 +16,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Crashed, Pending, Running
 
-from flows.dispatch import OWNER_TAG
-from flows.liveness import BORN_LABEL, HOST_LABEL, PID_LABEL, RUN_VARIABLE
-from flows.reconcile import Action, reconcile
+from flows.reconcile import BORN_LABEL, HOST_LABEL, PID_LABEL, Action, reconcile
+from flows.remote import OWNER_TAG
+from flows.stage import RUN_VARIABLE
 
 HERE = socket.gethostname()
 

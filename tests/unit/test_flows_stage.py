@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.outcome import Outcome, count_outcomes
+from flows.runner import Outcome, count_outcomes
 from flows.stage import ADVICE, Transcript, dvc_command, redact, secret_values
 
 
