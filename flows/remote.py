@@ -120,7 +120,8 @@ def _final_state(client: SyncPrefectClient, run_id: UUID, owner: str) -> State:
         if state is not None and state.is_final():
             return state
         if is_stopped(owner) and not cancelled:
-            client.set_flow_run_state(run_id, Cancelling(), force=True)
+            # Not by force: Prefect's rules keep what has just ended, and cancel at once what no worker has taken.
+            client.set_flow_run_state(run_id, Cancelling())
             cancelled = True
         time.sleep(POLL_SECONDS)
 
