@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ class _Group:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-_lock = threading.Lock()
+_lock = threading.Condition()  # notified when a group has ended
 _open: dict[_Group, str] = {}
 _stopped: set[str] = set()
 
@@ -134,12 +133,8 @@ def stop_all(seconds: float) -> None:
         _stopped.update(_open.values())
     for group in groups:
         group.stop("stopped")
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with _lock:
-            if not _open:
-                return
-        time.sleep(0.1)
+    with _lock:
+        _lock.wait_for(lambda: not _open, seconds)
 
 
 def is_stopped(owner: str) -> bool:
@@ -161,6 +156,7 @@ def _registered(process: subprocess.Popen[str], owner: str) -> Iterator[_Group]:
     finally:
         with _lock:
             del _open[group]
+            _lock.notify_all()
         group.stop("stopped")
 
 
