@@ -52,8 +52,8 @@ def status() -> None:
     from rich.console import Console
 
     from flows.grid import read_grid
-    from flows.server import connect, server_url
-    from flows.status import process_table, running_stages, server_tables, stage_table, unlike_cells
+    from flows.remote import connect, server_url
+    from flows.tables import process_table, running_stages, server_tables, stage_table, unlike_cells
     from gtl_lightning.workspace.params import load_params
 
     root = Path.cwd()
@@ -84,7 +84,7 @@ def reconcile(
     """After a killed worker or server: end the runs without a live process, release their slots, retry them."""
     from flows.lockfile import DAMAGED, mend_lockfile
     from flows.reconcile import reconcile as bring_back
-    from flows.server import connect
+    from flows.remote import connect
     from gtl_lightning.errors import UserError
 
     if not all(host.strip() for host in lost_host):

@@ -22,13 +22,9 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.board import Board
-from flows.dispatch import check_pool
 from flows.grid import Grid, read_grid
 from flows.group import GRACE_SECONDS, is_stopped, stop_all
-from flows.liveness import note_process
 from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
-from flows.outcome import GOOD, StageError, count_outcomes
 from flows.parameters import (
     POOL_DEPLOYMENTS,
     Fraction,
@@ -41,11 +37,12 @@ from flows.parameters import (
     Where,
     settle,
 )
-from flows.runner import Limits, run_stages
-from flows.server import check_server, server_url
-from flows.share import check_remote
-from flows.share import version as checkout_version
-from flows.stage import push, run_stage
+from flows.reconcile import note_process
+from flows.remote import check_pool, check_remote, check_server, server_url
+from flows.remote import version as checkout_version
+from flows.runner import GOOD, Limits, count_outcomes, run_stage, run_stages
+from flows.stage import StageError, push
+from flows.tables import Board
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri

@@ -27,6 +27,7 @@ BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:")
 """What DVC says of a path that another process reads or writes."""
 POLL_SECONDS = 1.0
 SAY_SECONDS = 60.0
+BORN_TOLERANCE_SECONDS = 2.0  # a recycled process id belongs to a process of another birth
 
 
 def mend_lockfile(root: Path) -> bool:
@@ -81,7 +82,7 @@ def holders(root: Path, path: str) -> list[int]:
     for held, pid in _entries(_read_rwlock(root / RWLOCK) or {}):
         if wanted == PurePath(held) or wanted.is_relative_to(held) or PurePath(held).is_relative_to(wanted):
             found.append(pid)
-    return sorted({pid for pid in found if _lives(pid)})
+    return sorted({pid for pid in found if lives(pid)})
 
 
 def wait_until_free(root: Path, path: str, say: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
@@ -129,7 +130,7 @@ def _mended(path: Path) -> dict[str, Any] | None:
     content = _read_rwlock(path)
     if content is None:
         return {}
-    dead = {pid for _, pid in _entries(content) if not _lives(pid)}
+    dead = {pid for _, pid in _entries(content) if not lives(pid)}
     if not dead:
         return None
     read = {held: [info for info in infos if info["pid"] not in dead] for held, infos in content["read"].items()}
@@ -162,9 +163,13 @@ def _entries(content: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield held, info["pid"]
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int, born: float | None = None) -> bool:
+    """Whether a process is there and not merely unburied; of the birth that is given, as an id is used again."""
     try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        return born is None or abs(process.create_time() - born) < BORN_TOLERANCE_SECONDS
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:  # of another user

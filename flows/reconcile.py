@@ -2,17 +2,24 @@
 
 A run whose process is gone stays RUNNING for ever: it holds a slot of its pool, and a CANCELLING one waits for a worker
 that has died. Both are ended here, which releases their slots, and runs of a deployment are put in the queue again.
+A flow notes its host and process in the labels of its run: the only trace that a SIGKILL leaves, for the server cannot
+tell a killed run from a busy one.
 Stages need no such care: DVC knows which of them are done, and training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import socket
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
+from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -27,17 +34,99 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed, Scheduled
 
-from flows.dispatch import OWNER_TAG
-from flows.liveness import Whereabouts, locate, runs_here
+from flows.lockfile import lives
+from flows.remote import OWNER_TAG
+from flows.stage import RUN_VARIABLE
 
+HOST_LABEL = "gtl.host"
+PID_LABEL = "gtl.pid"
+BORN_LABEL = "gtl.born"
+STARTING_SECONDS = 60.0  # a run may be without labels for so long: its process is being started
 OPEN = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
 PAGE = 200
 RECENT = timedelta(days=1)  # how far back `crashed` looks
 MESSAGE = "its process is gone (gtl reconcile)"
 
+Life = Literal["alive", "dead", "starting", "elsewhere"]
 Action = Literal["left alone", "cancelled", "crashed", "retried"]
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """What is known of a run's process.
+
+    Attributes:
+        life: `elsewhere` is on another host, which this one cannot look into.
+        host: where it runs or ran; empty before it said so.
+        pid: its process there.
+    """
+
+    life: Life
+    host: str = ""
+    pid: int | None = None
+
+
+def note_process() -> None:
+    """Write this process into the labels of the current flow run; also when the run is retried elsewhere."""
+    labels = {
+        HOST_LABEL: socket.gethostname(),
+        PID_LABEL: os.getpid(),
+        BORN_LABEL: psutil.Process().create_time(),
+    }
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run_labels(UUID(str(flow_run.get_id())), labels)
+    except httpx.HTTPError as error:
+        # The run itself does not depend on it; `gtl reconcile` then goes by the environment of the processes.
+        get_run_logger().warning("the process of this run could not be noted: %s", error)
+
+
+def locate(run: FlowRun, started_here: Collection[str], lost_hosts: Collection[str] = ()) -> Whereabouts:
+    """Find a run's process.
+
+    Args:
+        run: of the server.
+        started_here: ids of the runs that have a process on this host (`runs_here`).
+        lost_hosts: hosts that are known to be gone, with all that ran there.
+    """
+    if str(run.id) in started_here:
+        return Whereabouts("alive", socket.gethostname(), _pid(run))
+    host = str(run.labels.get(HOST_LABEL, ""))
+    pid = _pid(run)
+    # The labels of a retried run are still those of its last attempt until its new process has begun.
+    if not host or pid is None or (run.state and run.state.is_pending()):
+        return Whereabouts("starting" if seconds_in_state(run) < STARTING_SECONDS else "dead", host, pid)
+    if host in lost_hosts:
+        return Whereabouts("dead", host, pid)
+    if host != socket.gethostname():
+        return Whereabouts("elsewhere", host, pid)
+    return Whereabouts("alive" if lives(pid, _number(run.labels, BORN_LABEL)) else "dead", host, pid)
+
+
+def runs_here() -> frozenset[str]:
+    """Ids of the flow runs that a process on this host was started for."""
+    processes = [process.info for process in psutil.process_iter(["status", "environ"])]
+    environments = [info["environ"] or {} for info in processes if info["status"] != psutil.STATUS_ZOMBIE]
+    return frozenset(run for environment in environments if (run := environment.get(RUN_VARIABLE)))
+
+
+def seconds_in_state(run: FlowRun) -> float:
+    """Since the run came into its state; infinite for a run that has none."""
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else float("inf")
+
+
+def _pid(run: FlowRun) -> int | None:
+    noted = _number(run.labels, PID_LABEL)
+    return None if noted is None else int(noted)
+
+
+def _number(labels: Mapping[str, Any], key: str) -> float | None:
+    value = labels.get(key)
+    return value if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from prefect.futures import PrefectFuture
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 
 from flows.grid import Grid, Stage
 from flows.group import GRACE_SECONDS, stop_groups
-from flows.outcome import BAD, GOOD, Outcome, Result, StageError
-from flows.stage import run_stage
+from flows.remote import run_on_pool, version
+from flows.stage import Result, StageError, reproduce
 
 REFRESH_SECONDS = 2.0
+RETRIES = 2
+RETRY_DELAY_SECONDS = 5.0
+
+Progress = Literal["waiting", "running", "ran", "cached", "failed", "skipped"]
+GOOD: tuple[Progress, ...] = ("ran", "cached")
+BAD: tuple[Progress, ...] = ("failed", "skipped")
+
+
+@dataclass
+class Outcome:
+    """State of one stage within a flow run.
+
+    Attributes:
+        state: where it stands.
+        seconds: since it started, or that it took.
+        reason: why it failed or was skipped.
+    """
+
+    state: Progress = "waiting"
+    seconds: float | None = None
+    reason: str = ""
+
+
+def count_outcomes(outcomes: Iterable[Outcome]) -> str:
+    """For example `2 ran, 50 cached, 1 failed`."""
+    states = [outcome.state for outcome in outcomes]
+    order: tuple[Progress, ...] = ("waiting", "running", *GOOD, *BAD)
+    return ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
+
 
 Watch = Callable[[dict[str, Outcome]], None]
 
@@ -36,6 +69,53 @@ class Limits:
     minutes: float | None
     deployment: str | None
     share: bool = False
+
+
+def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    failure = state.data
+    return isinstance(failure, StageError) and failure.retriable
+
+
+@task(
+    name="stage",
+    task_run_name="{label}",
+    cache_policy=NO_CACHE,  # DVC is the cache; it also sees edits in helper modules
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=_worth_retrying,
+)
+def run_stage(
+    stage: str,
+    label: str,
+    root: str,
+    minutes: float | None = None,
+    deployment: str | None = None,
+    share: bool = False,
+    upstream: bool = False,
+) -> Result:
+    """Run one DVC stage, here or as a run of `deployment` on a worker pool.
+
+    Args:
+        stage: address, `baseline@finetune-0.05-0`, or `data.dvc` for stored data.
+        label: name of the task run: method, fraction, seed.
+        root: the repository.
+        minutes: time limit; None sets none. (Prefect's own limit cannot interrupt a task in a thread.)
+        deployment: name of a deployment of the flow `stage`; None runs the stage in this process's machine.
+        share: take from the DVC remote what other machines have made, and push what is made here.
+        upstream: first bring about what the stage needs, in a checkout that has taken no part in the sweep so far.
+
+    Raises:
+        StageError: retried by Prefect unless another attempt is pointless.
+    """
+    owner = str(flow_run.get_id())
+    if deployment is None:
+        return reproduce(stage, Path(root), owner=owner, minutes=minutes, share=share, upstream=upstream)
+    told = {"share": True, "version": version(Path(root))} if share else {}
+    result = run_on_pool(deployment, stage=stage, label=label, minutes=minutes, owner=owner, told=told)
+    if share:
+        # It was made in another checkout: fetch it into this one, whose dvc.lock is the sweep's.
+        reproduce(stage, Path(root), owner=owner, minutes=minutes, share=True)
+    return result
 
 
 @dataclass
@@ -159,6 +239,4 @@ def run_stages(grid: Grid, stages: list[Stage], root: Path, limits: Limits, watc
 def _stop(run: _Run) -> None:
     """Ctrl-C, cancellation or an error of the flow itself: no stage outlives it."""
     stop_groups(str(flow_run.get_id()))
-    deadline = time.monotonic() + GRACE_SECONDS + 2
-    while time.monotonic() < deadline and not run.finished.issuperset(run.running()):
-        time.sleep(0.1)
+    wait([run.futures[address] for address in run.running()], timeout=GRACE_SECONDS + 2)

@@ -1,4 +1,4 @@
-"""The one task: it makes one DVC stage true and says whether that took a run, the cache, or failed."""
+"""One DVC stage made true by `dvc repro`: whether that took a run or the cache, or why it failed."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
-from flows.dispatch import run_on_pool
 from flows.grid import DATA_SUFFIX
 from flows.group import is_stopped, run_group
-from flows.liveness import RUN_VARIABLE
 from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
-from flows.outcome import Result, StageError
-from flows.share import push_command, version
 
-RETRIES = 2
-RETRY_DELAY_SECONDS = 5.0
+Result = Literal["ran", "cached"]
+
 USER_ERROR = 2  # exit code of `gtl` for something only its user can mend
 HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or find the command
 # DVC's names of stages and of points of a matrix; in front, the dvc.yaml of a study.
 ADDRESS = re.compile(r"(gtl_lightning/studies/\w+/dvc\.yaml:)?[A-Za-z0-9_][\w.-]*(@[\w.-]+)?")
+# Without the flag, which belongs in front of the subcommand, parallel stages lose the repository's lock.
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 NO_SPACE = os.strerror(errno.ENOSPC)
+RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # in the environment of a process that a worker started for a run
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 # What DVC tells a person at a terminal after every stage; a sweep has dozens.
 ADVICE = re.compile(
@@ -41,6 +36,22 @@ ADVICE = re.compile(
     r"|Use `dvc push` .*)?\s*"
 )
 ADDRESS_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+
+
+class StageError(Exception):
+    """A stage that did not end well.
+
+    Attributes:
+        reason: one line for people.
+        retriable: whether the same command may succeed next time.
+        busy: path that another process has locked, where that is the reason.
+    """
+
+    def __init__(self, reason: str, retriable: bool = False, busy: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retriable = retriable
+        self.busy = busy
 
 
 @dataclass
@@ -97,53 +108,6 @@ def _signal_name(exit_code: int) -> str | None:
     return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
-def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    failure = state.data
-    return isinstance(failure, StageError) and failure.retriable
-
-
-@task(
-    name="stage",
-    task_run_name="{label}",
-    cache_policy=NO_CACHE,  # DVC is the cache; it also sees edits in helper modules
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
-    retry_condition_fn=_worth_retrying,
-)
-def run_stage(
-    stage: str,
-    label: str,
-    root: str,
-    minutes: float | None = None,
-    deployment: str | None = None,
-    share: bool = False,
-    upstream: bool = False,
-) -> Result:
-    """Run one DVC stage, here or as a run of `deployment` on a worker pool.
-
-    Args:
-        stage: address, `baseline@finetune-0.05-0`, or `data.dvc` for stored data.
-        label: name of the task run: method, fraction, seed.
-        root: the repository.
-        minutes: time limit; None sets none. (Prefect's own limit cannot interrupt a task in a thread.)
-        deployment: name of a deployment of the flow `stage`; None runs the stage in this process's machine.
-        share: take from the DVC remote what other machines have made, and push what is made here.
-        upstream: first bring about what the stage needs, in a checkout that has taken no part in the sweep so far.
-
-    Raises:
-        StageError: retried by Prefect unless another attempt is pointless.
-    """
-    owner = str(flow_run.get_id())
-    if deployment is None:
-        return reproduce(stage, Path(root), owner=owner, minutes=minutes, share=share, upstream=upstream)
-    told = {"share": True, "version": version(Path(root))} if share else {}
-    result = run_on_pool(deployment, stage=stage, label=label, minutes=minutes, owner=owner, told=told)
-    if share:
-        # It was made in another checkout: fetch it into this one, whose dvc.lock is the sweep's.
-        reproduce(stage, Path(root), owner=owner, minutes=minutes, share=True)
-    return result
-
-
 def reproduce(
     stage: str, root: Path, *, owner: str, minutes: float | None = None, share: bool = False, upstream: bool = False
 ) -> Result:
@@ -180,7 +144,7 @@ def push(stages: list[str], root: Path, *, owner: str) -> None:
     Raises:
         StageError: the remote cannot be reached, refuses, or the push was stopped.
     """
-    _run_logged(push_command(stages), stages[0], root, owner)
+    _run_logged([*DVC, "push", "--run-cache", *stages], stages[0], root, owner)
 
 
 def check_address(stage: str) -> None:
@@ -240,12 +204,10 @@ def _run_logged(command: list[str], stage: str, root: Path, owner: str, limit: f
 
 def dvc_command(stage: str, *, pull: bool = False, upstream: bool = False) -> list[str]:
     """The command that makes a stage, or stored data, exist."""
-    # Without the flag, which belongs in front of the subcommand, parallel stages lose the repository's lock.
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock"]
     if stage.endswith(DATA_SUFFIX):
-        return [*dvc, "pull", stage]
+        return [*DVC, "pull", stage]
     options = [*(["--pull"] if pull else []), *([] if upstream else ["--single-item"])]
-    return [*dvc, "repro", *options, stage]
+    return [*DVC, "repro", *options, stage]
 
 
 def stage_environment() -> dict[str, str]:

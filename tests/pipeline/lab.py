@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.group import LEADER
-from flows.liveness import PID_LABEL, runs_here
+from flows.reconcile import PID_LABEL, runs_here
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 12

@@ -19,8 +19,7 @@ from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 
 from flows.flows import ablation, pipeline, scarcity_sweep, stage
 from flows.group import stop_groups
-from flows.outcome import StageError
-from flows.stage import reproduce
+from flows.stage import StageError, reproduce
 from tests.pipeline.flow_kit import PARAMS, runs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -197,9 +196,9 @@ def test_an_unreachable_server_is_one_clear_line(project: Path, arguments: tuple
 
 @pytest.mark.usefixtures("server")
 def test_a_crash_is_retried_and_an_error_of_the_user_is_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import flows.stage
+    import flows.runner
 
-    monkeypatch.setattr(flows.stage.run_stage, "retry_delay_seconds", 0)
+    monkeypatch.setattr(flows.runner.run_stage, "retry_delay_seconds", 0)
     (project / "fail-source").touch()
     failed = stage("source", return_state=True)
     assert failed.is_failed()

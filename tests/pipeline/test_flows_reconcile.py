@@ -9,16 +9,28 @@ import sys
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
+import httpx
 import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import flow_run
 from prefect.states import Cancelling, Crashed, Pending, Running
 
-from flows.dispatch import OWNER_TAG
-from flows.liveness import BORN_LABEL, HOST_LABEL, PID_LABEL, RUN_VARIABLE
-from flows.reconcile import Action, reconcile
+from flows.reconcile import (
+    BORN_LABEL,
+    HOST_LABEL,
+    PID_LABEL,
+    Action,
+    Whereabouts,
+    locate,
+    note_process,
+    reconcile,
+    runs_here,
+)
+from flows.remote import OWNER_TAG
+from flows.stage import RUN_VARIABLE
 
 HERE = socket.gethostname()
 
@@ -148,3 +160,31 @@ def test_a_crashed_run_is_queued_unless_its_deployment_was_run_again(client: Syn
     found = [verdict.run.id for verdict in reconcile(client, dry_run=True)]
     assert again.id in found
     assert first.id not in found
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_flow_goes_on_when_the_server_does_not_take_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def away(**_: object) -> None:
+        asked.append("client")
+        raise httpx.ConnectError("the server is being started again")
+
+    monkeypatch.setattr("flows.reconcile.get_client", away)
+    note_process()
+    assert asked == ["client"]
+
+
+@flow
+def noting() -> UUID:
+    note_process()
+    return UUID(str(flow_run.get_id()))
+
+
+def test_a_flow_notes_where_it_lives_and_is_found_there(client: SyncPrefectClient) -> None:
+    run = client.read_flow_run(noting())
+    client.set_flow_run_state(run.id, Running(), force=True)
+    try:
+        assert locate(client.read_flow_run(run.id), runs_here()) == Whereabouts("alive", HERE, os.getpid())
+    finally:
+        client.set_flow_run_state(run.id, Crashed(), force=True)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from flows.flows import scarcity_sweep, stage
-from flows.share import check_remote, version
+from flows.remote import check_remote, version
 from gtl_lightning.errors import UserError
 from tests.pipeline.flow_kit import make_project, runs
 

@@ -18,8 +18,7 @@ import pytest
 from flows.grid import read_grid
 from flows.group import stop_groups
 from flows.lockfile import RWLOCK, holders, mend_rwlock, wait_until_free
-from flows.outcome import StageError
-from flows.stage import check_address, reproduce
+from flows.stage import StageError, check_address, reproduce
 from gtl_lightning.workspace.params import load_params
 from tests.pipeline.flow_kit import PARAMS, runs
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from flows.grid import read_grid
+from flows.stage import reproduce
+from flows.tables import running_stages
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import load_params
 from tests.unit.trees import snapshot
@@ -118,3 +122,23 @@ def test_status_says_when_cells_were_not_made_alike(made: Path) -> None:
     assert "evaluated alike" in said
     assert "1 with torch 2.13.0, cpu" in said
     assert "1 with torch 2.13.0, NVIDIA H100" in said
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_stage_that_a_flow_runs_is_found_and_shown(project: Path) -> None:
+    (project / "hold-source").touch()
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit(reproduce, "source", project, owner="status")
+        try:
+            deadline = time.monotonic() + 60
+            while not (project / "attempts.log").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            (found,) = running_stages(project)
+            assert (found.address, running_stages(project.parent)) == ("source", [])
+            assert 0 <= found.seconds < 120
+            assert f" {found.pid} " in status(project).stdout
+        finally:
+            (project / "hold-source").unlink()
+        assert made.result(60) == "ran"
+    assert running_stages(project) == []

@@ -1,6 +1,7 @@
 """The documents hold together: links and anchors lead somewhere, indices are complete, names exist, figures stay."""
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -160,3 +161,45 @@ def test_the_picture_of_the_house_shows_the_floors_of_the_contract() -> None:
     for y, name in re.findall(r'y="(\d+)" class="n">(\w+)<', (ROOT / "docs/figures/house.svg").read_text()):
         drawn.setdefault(y, []).append(name)
     assert [sorted(floor) for floor in drawn.values()] == [sorted(floor) for floor in floors]
+
+
+FLOWS = (ROOT / "docs" / "flows.md").read_text()
+GUARDS = [line.split(" | ") for line in FLOWS.splitlines() if line.endswith("` |") and line.count(" | ") == 4]
+
+
+def defines(path: Path, name: str) -> bool:
+    """Whether a file defines a function, class or constant."""
+    return bool(re.search(rf"^ *(async def|def|class) {name}\b|^{name}\b *[:=]", path.read_text(), re.MULTILINE))
+
+
+def test_every_guard_stands_in_its_file() -> None:
+    """The fourth column: `file.py`: `function`, `Class.method`; prefect.yaml has none."""
+    assert len(GUARDS) > 25
+    for *_, guard, _test in GUARDS:
+        named = re.findall(r"`(\w+\.py)`: ((?:`[\w.]+`(?:, )?)+)", guard)
+        assert named or "`prefect.yaml`" in guard, guard
+        for file, functions in named:
+            for name in re.findall(r"[\w.]+", functions):
+                assert all(defines(ROOT / "flows" / file, part) for part in name.split(".")), f"{file}: {name}"
+
+
+def test_every_guard_has_a_test_that_exists() -> None:
+    defined = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for guard in GUARDS:
+        tests = re.findall(r"`(\w+)`", guard[4])
+        assert tests and all(f"def {name}(" in defined for name in tests), guard[4]
+
+
+def test_what_prefect_and_dvc_are_said_to_do_is_said_of_functions_that_they_have() -> None:
+    """A release that moves one of them asks for another look at the guard."""
+    named = set(re.findall(r"`((?:prefect|dvc)\.[\w.]+\.\w+)`", FLOWS))
+    assert len(named) > 20
+    for module, _, name in (name.rpartition(".") for name in named):
+        found = [Path(folder).joinpath(*module.split(".")) for folder in sys.path]
+        files = [path for at in found for path in (at.with_suffix(".py"), at / "__init__.py") if path.is_file()]
+        assert files and defines(files[0], name), f"{module}.{name}"
+
+
+def test_the_page_on_flows_has_every_file() -> None:
+    files = {path.name for path in (ROOT / "flows").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"^\| `(\w+\.py)`", FLOWS, re.MULTILINE)) == files

@@ -62,7 +62,7 @@ BUGS = (
 
 
 def run(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error
 
     monkeypatch.setattr("gtl_lightning.cli._params", fail)

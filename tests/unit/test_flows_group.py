@@ -10,9 +10,11 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.group import Ended, run_group, stop_groups
+from flows.lockfile import lives
 
 
 def run(command: list[str], owner: str, lines: list[str] | None = None, **options: float) -> Ended:
@@ -96,6 +98,19 @@ def test_a_killed_flow_takes_its_stages_with_it(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert gone(pid)
+
+
+def test_a_process_of_another_birth_is_another() -> None:
+    """An id is used again; an unburied process is none."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = psutil.Process(process.pid).create_time()
+    assert lives(process.pid) and lives(process.pid, born) and lives(process.pid, born + 0.5)
+    assert not lives(process.pid, born + 60) and not lives(process.pid, born - 60)
+    process.kill()
+    assert gone(process.pid)
+    assert not lives(process.pid) and not lives(process.pid, born)
+    process.communicate()
+    assert not lives(process.pid)
 
 
 def test_an_error_while_reading_stops_the_group(tmp_path: Path) -> None:

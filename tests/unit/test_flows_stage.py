@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.outcome import Outcome, count_outcomes
-from flows.stage import ADVICE, Transcript, dvc_command, redact, secret_values
+from flows.runner import Outcome, count_outcomes
+from flows.stage import ADVICE, RUN_VARIABLE, Transcript, dvc_command, redact, secret_values, stage_environment
 
 
 def read(text: str, stage: str = "a") -> Transcript:
@@ -94,3 +94,21 @@ def test_what_a_stage_says_is_kept(line: str) -> None:
 def test_counts_name_every_state_that_occurs() -> None:
     states = [Outcome("ran"), Outcome("cached"), Outcome("cached"), Outcome("failed")]
     assert count_outcomes(states) == "1 ran, 2 cached, 1 failed"
+
+
+def test_a_stage_is_no_process_of_its_flow_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is still being stopped must not make a killed flow look alive."""
+    monkeypatch.setenv(RUN_VARIABLE, "a-run")
+    monkeypatch.setenv("KEPT", "kept")
+    environment = stage_environment()
+    assert RUN_VARIABLE not in environment
+    assert environment["KEPT"] == "kept"
+
+
+def test_the_variable_of_a_run_is_the_one_that_workers_set() -> None:
+    """Prefect's name for it is nowhere a constant."""
+    import inspect
+
+    from prefect.runner import _starter_engine
+
+    assert f'"{RUN_VARIABLE}": str(flow_run.id)' in inspect.getsource(_starter_engine)

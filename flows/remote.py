@@ -1,11 +1,22 @@
-"""A stage as a flow run of its own, on whichever worker of a pool takes it: one GPU worker runs one stage at a time."""
+"""What lies beyond this process: the Prefect server, the workers of its pools, the DVC remote of several checkouts.
+
+A stage for a pool is a flow run of its own, taken by whichever worker is free: one GPU worker runs one stage at a time.
+Several machines, each with a checkout of its own, share results through a DVC remote that all of them reach: every
+finished stage is pushed with DVC's run-cache, the record of what a command made of which inputs. Whoever needs the
+stage next, on whatever machine, takes it from there and writes its own dvc.lock: nothing is computed twice.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -18,11 +29,16 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from flows.group import is_stopped
-from flows.outcome import Result, StageError
+from flows.lockfile import STUDIES
+from flows.stage import Result, StageError
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import digest
+from gtl_lightning.workspace.addresses import unreachable, without_credentials
+from gtl_lightning.workspace.params import PARAMS
 
 POLL_SECONDS = 1.0
 OWNER_TAG = "sweep:"  # of a stage's run: begins the tag that names the flow run which asked for it
@@ -105,7 +121,8 @@ def _final_state(client: SyncPrefectClient, run_id: UUID, owner: str) -> State:
         if state is not None and state.is_final():
             return state
         if is_stopped(owner) and not cancelled:
-            client.set_flow_run_state(run_id, Cancelling(), force=True)
+            # Not by force: Prefect's rules keep what has just ended, and cancel at once what no worker has taken.
+            client.set_flow_run_state(run_id, Cancelling())
             cancelled = True
         time.sleep(POLL_SECONDS)
 
@@ -115,3 +132,83 @@ def _result(state: State, label: str) -> Result:
         return "cached" if state.message == "cached" else "ran"
     # A crash is the machine's doing; a failure has been retried where that made sense.
     raise StageError(state.message or f"the run {label!r} ended {state.name}", retriable=state.is_crashed())
+
+
+def server_url() -> str | None:
+    """Address of the configured server; None when flows bring their own short-lived one."""
+    url = PREFECT_API_URL.value()
+    return str(url) if url else None
+
+
+def check_server() -> None:
+    """Fail within seconds when a server is configured and nobody listens there.
+
+    Raises:
+        UserError: naming the address.
+    """
+    url = server_url()
+    if url and (reason := unreachable(url)):
+        raise UserError(
+            f"Prefect server {without_credentials(url)} does not answer ({reason}); start it (`make serve`), or unset "
+            "PREFECT_API_URL to run without one"
+        )
+
+
+@contextmanager
+def connect() -> Iterator[SyncPrefectClient]:
+    """A client of the configured server.
+
+    Raises:
+        UserError: none is configured, it does not answer, or it refuses.
+    """
+    url = server_url()
+    if url is None:
+        raise UserError(
+            "no Prefect server is configured; start one (`make serve`) and set PREFECT_API_URL, "
+            "for example http://127.0.0.1:4200/api"
+        )
+    check_server()
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"Prefect server {without_credentials(url)} failed: {reason}") from error
+
+
+def check_remote(root: Path) -> str:
+    """Name of the default DVC remote, if others can reach it.
+
+    Raises:
+        UserError: there is none, or it lies in this checkout.
+    """
+    from dvc.repo import Repo
+
+    add = "`dvc remote add --local --default store s3://BUCKET` (or a shared folder) makes one"
+    with Repo(str(root)) as repo:
+        name = repo.config["core"].get("remote")
+        if not name:
+            raise UserError(f"share needs a default DVC remote; {add}")
+        url = str(repo.config["remote"][name]["url"])
+    if "://" not in url and Path(url).resolve().is_relative_to(root.resolve()):
+        raise UserError(f"share needs a DVC remote that other machines reach, and {name} lies in this checkout; {add}")
+    return str(name)
+
+
+def version(root: Path) -> str:
+    """What has to be equal in every checkout of a sweep: commit, stages, parameters."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError("share compares the commits of checkouts, and there is no git here; install it") from error
+    return digest([head.stdout.strip(), *(path.read_text() for path in _stated(root))])
+
+
+def _stated(root: Path) -> list[Path]:
+    """The files that say what exists: the project's, and those of its studies."""
+    return [
+        root / "dvc.yaml",
+        root / PARAMS,
+        *sorted(root.glob(f"{STUDIES}/dvc.yaml")),
+        *sorted(root.glob(f"{STUDIES}/{PARAMS}")),
+    ]
