@@ -2,21 +2,20 @@
 
 The defaults of the sections (settings.py) are the profile `default`; `profiles/NAME.yaml` holds what another profile
 changes. `gtl configure` writes params.yaml (reconfigure.py), and everything reads params.yaml: DVC, the command line
-and the flows.
+and the flows. `Params` holds every value; the file states a default and what differs from it (stated.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.fields import NAME, TEXT, Name, Network, Section, Training
+from gtl_lightning.fields import NAME, TEXT, Name, Section, Training
 from gtl_lightning.files import write_text
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.settings import (
@@ -37,6 +36,9 @@ from gtl_lightning.workspace.settings import (
     Tracking,
     Train,
 )
+from gtl_lightning.workspace.stated import DEFAULTS, HEIRS, complete, effective, missing, stated
+from gtl_lightning.workspace.written import params_text
+from gtl_lightning.workspace.yamlfile import parse, read_values
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -110,7 +112,8 @@ def _trainings(section: BaseModel, prefix: str) -> Iterator[tuple[str, Training]
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}.{field.alias or name}"
         if isinstance(value, Training):
-            yield key, value
+            if key not in DEFAULTS.values():  # which is trained nowhere
+                yield key, value
         elif isinstance(value, BaseModel):
             yield from _trainings(value, key)
 
@@ -125,15 +128,18 @@ def load_params(path: Path | str = PARAMS) -> Params:
 
 
 def validate(values: dict[str, Any], origin: Path | str) -> Params:
-    """Values -> Params.
+    """What a file states -> Params.
 
     Raises:
         UserError: naming `origin` and every key at fault.
     """
+    whole = effective(values)
+    if lacking := missing(whole):
+        raise UserError(f"{origin}: {lacking[0]} is missing; add it, or write the file anew with `gtl configure`")
     try:
-        return Params.model_validate(values)
+        return Params.model_validate(whole)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
+        problems = "; ".join(_explain(problem) for problem in _once(error.errors()))
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -144,16 +150,17 @@ def configure(profile: str = "default", overrides: tuple[str, ...] = (), profile
         UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
     """
     values: dict[str, Any] = {} if profile == "default" else read_values(_profile_path(profile, profiles))
-    return overlaid({**values, "profile": profile}, overrides, f"profile {profile}")
+    laid = _merge(stated(Params().model_dump(mode="json")), {**values, "profile": profile})
+    return overlaid(laid, overrides, f"profile {profile}")
 
 
 def override(params: Params, overrides: tuple[str, ...]) -> Params:
-    """The same parameters with `key=value` overrides: every other value stays as it is, hand edits included.
+    """The same parameters with `key=value` overrides: what they do not name, or take from what they name, stays.
 
     Raises:
         UserError: an override without `=`, an unknown key, a value out of range.
     """
-    return overlaid(params.model_dump(mode="json"), overrides, "overrides")
+    return overlaid(stated(params.model_dump(mode="json")), overrides, "overrides")
 
 
 def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | str) -> Params:
@@ -169,13 +176,13 @@ def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | 
             raise UserError(f"--set {change}: write it as key=value, for example --set train.source.steps=100")
         if key.strip() == "profile":
             raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
-        _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
-    return validate(_merge(full(values), laid), f"{origin} with --set" if overrides else origin)
+        _assign(laid, key.strip().split("."), parse(value, f"--set {change}: the value"), key)
+    return validate(_merge(complete(values), laid), f"{origin} with --set" if overrides else origin)
 
 
 def full(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of params.yaml or of a profile, completed by the defaults."""
-    return _merge(Params().model_dump(mode="json"), values)
+    """Every value that holds where params.yaml states `values`, unchecked."""
+    return _merge(Params().model_dump(mode="json"), effective(values))
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -191,74 +198,13 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 
 
 def dump_params(params: Params) -> str:
-    """Params as the text of params.yaml: every value, each with its description."""
-    lines = [
-        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; --profile NAME writes it anew",
-        *_section_lines(params, 0),
-    ]
-    return "\n".join(lines) + "\n"
+    """Params as the text of params.yaml: a default, and what differs, each with its description."""
+    return params_text(params)
 
 
 def write_params(params: Params, path: Path | str = PARAMS) -> None:
     """Write params.yaml atomically."""
     write_text(path, dump_params(params))
-
-
-def _section_lines(section: BaseModel, depth: int) -> list[str]:
-    lines: list[str] = []
-    fields = type(section).model_fields.items()
-    # Single values first: what follows a part would seem to belong to it.
-    for attribute, field in sorted(fields, key=lambda item: isinstance(getattr(section, item[0]), BaseModel)):
-        value, name = getattr(section, attribute), field.alias or attribute
-        indent = "  " * depth
-        if isinstance(value, BaseModel):
-            title = (type(value).__doc__ or "").strip().splitlines()[0]
-            repeated = type(value) in (Network, Training)
-            lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
-            lines.extend(_section_lines(value, depth + 1))
-        else:
-            plain = section.model_dump(mode="json")[name]
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
-            if _parse(text, name) != plain:  # PyYAML knows YAML 1.1, to which 1e5 is a word
-                text = json.dumps(plain)
-            lines.append(f"{indent}{name}: {text}  # {field.description}")
-    return lines
-
-
-def read_values(path: Path | str) -> dict[str, Any]:
-    """The mapping that a YAML file holds, unchecked.
-
-    Raises:
-        UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `gtl configure`") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
-        ) from error
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `gtl configure`")
-    return values
-
-
-def _parse(text: str, origin: str) -> Any:
-    """YAML 1.2, as DVC reads params.yaml: 1e-3 is a number, 010 is ten, a key given twice is an error."""
-    from ruamel.yaml import YAML, YAMLError
-    from ruamel.yaml.constructor import DuplicateKeyError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except DuplicateKeyError as error:
-        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
-    except YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def _profile_path(profile: str, profiles: Path) -> Path:
@@ -293,6 +239,20 @@ PATTERNS = {
     ADDRESS: "write an address, as sqlite:///mlflow.db or http://host:5000",
 }
 """What a string has to look like, in words."""
+
+
+def _once(problems: Sequence[Any]) -> list[Any]:
+    """What is wrong with a default is wrong wherever it is taken; it is said of the default."""
+    keys = [".".join(str(part) for part in problem["loc"]) for problem in problems]
+    wrong = {default for default in DEFAULTS.values() if any(_within(key, default) for key in keys)}
+    echoes = [key for key, heir in HEIRS.items() if heir.default in wrong]
+    return [
+        problem for problem, key in zip(problems, keys, strict=True) if not any(_within(key, echo) for echo in echoes)
+    ]
+
+
+def _within(key: str, part: str) -> bool:
+    return key == part or key.startswith(f"{part}.")
 
 
 def _explain(problem: Any) -> str:

@@ -15,8 +15,8 @@ from gtl_lightning.workspace.params import (
     full,
     load_params,
     overlaid,
-    read_values,
 )
+from gtl_lightning.workspace.yamlfile import read_values
 
 
 def requested_params(

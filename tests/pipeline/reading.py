@@ -20,6 +20,7 @@ from gtl_lightning.fields import Section
 from gtl_lightning.workspace import params as config
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.stated import HEIRS
 
 SAYS_WHERE = ("machine.", "tracking.", "profile")
 """Parameters that say where a stage runs and under which name it is tracked; they are no part of its result."""
@@ -131,13 +132,14 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         value = object.__getattribute__(section, name)
         described = type(section).model_fields.get(name)
         if described is not None and not isinstance(value, Section) and id(section) in places and not silent:
-            keys.add(f"{places[id(section)][0]}{described.alias or name}")
+            keys.update(with_default(f"{places[id(section)][0]}{described.alias or name}"))
         return value
 
     def dump(section: Section, **options: Any) -> dict[str, Any]:
         values = plain_dump(section, **options)
         if id(section) in places:
-            (said if silent else keys).update(f"{places[id(section)][0]}{name}" for name in flat(values))
+            for name in flat(values):
+                (said if silent else keys).update(with_default(f"{places[id(section)][0]}{name}"))
         return values
 
     def copy(section: Section, **options: Any) -> Section:
@@ -201,6 +203,12 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
             yield
         finally:
             _hear.remove(hear)
+
+
+def with_default(key: str) -> set[str]:
+    """The key of a value that holds, and that of the default it may have been taken from."""
+    part, _, name = key.rpartition(".")
+    return {key, f"{HEIRS[part].default}.{name}"} if part in HEIRS else {key}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
