@@ -55,7 +55,7 @@ def configure(
             typer.echo(str(shown))
         return
     if prefix is not None:
-        raise UserError(f"{prefix} is read with --show alone; to change a value: gtl configure --set {prefix}=VALUE")
+        raise UserError(f"{prefix} stands alone, as a key does after --show; a --set that has blanks needs quotes")
     anew = profile if profile is not None or overrides else "default"
     params = reconfigure.requested_params(anew, tuple(overrides))
     told = reconfigure.describe_changes(anew, params)

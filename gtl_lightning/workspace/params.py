@@ -36,7 +36,7 @@ from gtl_lightning.workspace.settings import (
     Tracking,
     Train,
 )
-from gtl_lightning.workspace.stated import DEFAULTS, HEIRS, complete, effective, missing, stated
+from gtl_lightning.workspace.stated import DEFAULTS, HEIRS, complete, effective, inherited, missing, stated
 from gtl_lightning.workspace.written import params_text
 from gtl_lightning.workspace.yamlfile import parse, read_values
 
@@ -139,7 +139,7 @@ def validate(values: dict[str, Any], origin: Path | str) -> Params:
     try:
         return Params.model_validate(whole)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in _once(error.errors()))
+        problems = "; ".join(_explain(problem) + _taken(problem, values) for problem in _once(error.errors()))
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -243,7 +243,7 @@ PATTERNS = {
 
 def _once(problems: Sequence[Any]) -> list[Any]:
     """What is wrong with a default is wrong wherever it is taken; it is said of the default."""
-    keys = [".".join(str(part) for part in problem["loc"]) for problem in problems]
+    keys = [_key(problem) for problem in problems]
     wrong = {default for default in DEFAULTS.values() if any(_within(key, default) for key in keys)}
     echoes = [key for key, heir in HEIRS.items() if heir.default in wrong]
     return [
@@ -251,12 +251,23 @@ def _once(problems: Sequence[Any]) -> list[Any]:
     ]
 
 
+def _taken(problem: Any, values: dict[str, Any]) -> str:
+    """What a value that is at fault was taken from, in brackets; nothing where it stands at the key that is named."""
+    taken = inherited(complete(values), _key(problem))
+    found = [f"{name} is that of {default}" for name, default in taken.items() if f"{name} " in problem["msg"]]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _key(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"])
+
+
 def _within(key: str, part: str) -> bool:
     return key == part or key.startswith(f"{part}.")
 
 
 def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = _key(problem)
     said = str(problem["msg"]).removeprefix("Value error, ")
     if not key:
         return said

@@ -98,7 +98,6 @@ class Train(Section):
     """Trainings: a default, and what differs from it; a method's own stands with the method."""
 
     val_examples: Positive = Field(128, description="held-out examples that every training scores itself on, at most")
-    val_draws: Positive = Field(2, description="noise draws of each in that score")
     default: Training = Field(Training(), description="what every training has that says nothing else")
     source: Training = Field(
         Training(steps=1400, warmup=100, ema=0.995, check_every=200), description="source denoiser"
@@ -212,7 +211,6 @@ class Evaluation(Section):
         16, description="k-means buckets of MAUVE"
     )
     mauve_seeds: Few = Field(5, description="k-means seeds averaged")
-    seed: Seed = Field(0, description="noise of the held-out NELBO, equal for every method")
 
     @model_validator(mode="after")
     def _buckets_hold_texts(self) -> Evaluation:
@@ -290,7 +288,6 @@ class Machine(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
     devices: Few = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
-    strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field("auto", description="Lightning's; auto: one that fits")
     accumulate: Size = Field(1, description="parts of its share that each process computes one after another")
 
 

@@ -1,7 +1,7 @@
 """params.yaml states a default and what differs from it; this is what then holds, and back.
 
-`train.default` and `networks.default` stand whole in the file. A training or a network says what differs: of what stages
-share the file says it, of a method its own file (a dependency of every training) and, on top of that, params.yaml.
+`train.default` and `networks.default` stand whole in the file. A training or a network says what differs: params.yaml
+says it of what stages share; of a method its own file says it (a dependency of every training), then params.yaml.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ SELDOM: dict[str, tuple[BaseModel, frozenset[str]]] = {
     "tracking": (Tracking(), frozenset({"uri", "experiment"})),
 }
 """Section -> its defaults, and what is written even so. No stage is made stale by the rest, so it may stand in code."""
+
+GONE: Tree = {"train.val_draws": 2, "evaluation.seed": 0, "machine.strategy": "auto"}
+"""Parameters of older files that nobody set, and the value that they have come to stand for."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,16 @@ HEIRS: dict[str, Heir] = dict(_heirs())
 
 
 def complete(values: Tree) -> Tree:
-    """Defaults and heirs that a file leaves out, as in the profile `default`; a part that it has is left as it is."""
+    """Defaults and heirs that a file leaves out, as in the profile `default`; a part that it has is left as it is.
+
+    What an older file says of parameters that are gone is left out, where it is what holds.
+    """
     whole = deepcopy(values)
+    for key, value in GONE.items():
+        parent, _, name = key.rpartition(".")
+        inner = _at(whole, parent)
+        if inner is not None and name in inner and inner[name] == value:
+            del inner[name]
     parts: Tree = {default: kind().model_dump(mode="json") for kind, default in DEFAULTS.items()}
     parts |= {f"methods.{name}": {} for name in METHODS} | {key: dict(heir.shipped) for key, heir in HEIRS.items()}
     for key, part in parts.items():
@@ -107,6 +118,13 @@ def stated(values: Tree) -> Tree:
         if not said[section]:
             del said[section]
     return said
+
+
+def inherited(values: Tree, key: str) -> dict[str, str]:
+    """Names of the values that the heir at `key` takes from its default -> the default's key."""
+    heir, said = HEIRS.get(key), _at(values, key) or {}
+    base = _at(values, heir.default) if heir else None
+    return {} if heir is None else {name: heir.default for name in base or {} if name not in {*heir.own, *said}}
 
 
 def missing(values: Tree) -> list[str]:
