@@ -120,6 +120,17 @@ def stated(values: Tree) -> Tree:
     return said
 
 
+def unstated(values: Tree) -> list[str]:
+    """Defaults that an older file lacks, which wrote every training and every network out; DVC wants them there."""
+    return sorted(
+        {
+            heir.default
+            for key, heir in HEIRS.items()
+            if _at(values, key) is not None and _at(values, heir.default) is None
+        }
+    )
+
+
 def inherited(values: Tree, key: str) -> dict[str, str]:
     """Names of the values that the heir at `key` takes from its default -> the default's key."""
     heir, said = HEIRS.get(key), _at(values, key) or {}
