@@ -137,10 +137,19 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
 
     def dump(section: Section, **options: Any) -> dict[str, Any]:
         values = plain_dump(section, **options)
+        dumped(section, values)
+        return values
+
+    def dumped(section: Section, values: dict[str, Any]) -> None:
+        """A section that is a part of the parameters has been read, on its own or within another object."""
         if id(section) in places:
             for name in flat(values):
                 (said if silent else keys).update(with_default(f"{places[id(section)][0]}{name}"))
-        return values
+            return
+        for name, described in type(section).model_fields.items():
+            inner, key = object.__getattribute__(section, name), described.alias or name
+            if isinstance(inner, Section) and key in values:
+                dumped(inner, values[key])
 
     def copy(section: Section, **options: Any) -> Section:
         made = plain_copy(section, **options)
@@ -152,7 +161,8 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         return made
 
     def load(*arguments: Any) -> Params:
-        params = plain_load(*arguments)
+        # What the file leaves out is one object for all parameters that there are; here each has its own.
+        params: Params = plain_copy(plain_load(*arguments), deep=True)
         place(params, "")
         return params
 
