@@ -48,14 +48,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
-class Network(Section):
-    """Size of one transformer."""
+def set_fields(section: BaseModel) -> dict[str, Any]:
+    """What a part says itself; of the rest it takes what its default says."""
+    return section.model_dump(mode="json", exclude_unset=True)
 
-    width: Annotated[int, Field(strict=True, ge=2, le=65536)] = Field(description="hidden width")
-    depth: Few = Field(description="blocks")
-    heads: Few = Field(description="attention heads")
+
+class Network(Section):
+    """Size of one transformer. What is not set is as in `networks.default`, which in the profile `default` is this."""
+
+    width: Annotated[int, Field(strict=True, ge=2, le=65536)] = Field(48, description="hidden width")
+    depth: Few = Field(2, description="blocks")
+    heads: Few = Field(4, description="attention heads")
     cond_dim: Margin = Field(0, description="width of the time embedding; 0: the network does not see t")
-    dropout: Share = Field(0.0, description="dropout")
+    dropout: Share = Field(0.1, description="dropout")
     tied: Flag = Field(True, description="share input and output embedding")
 
     @model_validator(mode="after")
@@ -66,20 +71,20 @@ class Network(Section):
 
 
 class Training(Section):
-    """One training run: optimiser, length, stopping."""
+    """One training run. What is not set is as in `train.default`, which in the profile `default` is this."""
 
-    steps: Positive = Field(description="most optimiser steps")
-    batch: Positive = Field(description="sequences per step")
-    lr: Rate = Field(description="peak learning rate of AdamW")
+    steps: Positive = Field(300, description="most optimiser steps")
+    batch: Positive = Field(64, description="sequences per step")
+    lr: Rate = Field(2e-3, description="peak learning rate of AdamW")
     also_lr: tuple[Rate, ...] = Field((), description="further peaks to try; held-out data keep the best")
     warmup: Natural = Field(50, description="steps of linear warm-up; cosine decay follows")
     weight_decay: Annotated[float, Field(strict=True, ge=0, le=1000)] = Field(
         0.01, description="decoupled weight decay"
     )
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
-    ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
-    check_every: Positive = Field(description="steps between validations; also between resumable checkpoints")
-    patience: Positive = Field(description="validations without improvement before stopping")
+    ema: Share = Field(0.98, description="decay of the weights' moving average; 0: none")
+    check_every: Positive = Field(25, description="steps between validations; also between resumable checkpoints")
+    patience: Positive = Field(4, description="validations without improvement before stopping")
 
     @model_validator(mode="after")
     def _fits_its_steps(self) -> Training:

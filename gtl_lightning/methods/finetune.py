@@ -32,7 +32,7 @@ METHOD = Method(
     label="fine-tuning",
     help="The source denoiser, every weight fine-tuned.",
     kind="denoiser",
-    settings=Finetune(train=Training(steps=300, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)),
+    settings=Finetune(train=Training(batch=32, lr=5e-4)),
     recipe=recipe,
     place=10,
     colours=("#c8500a", "#ff8f52"),

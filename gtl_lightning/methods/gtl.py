@@ -10,8 +10,8 @@ from gtl_lightning.methods.token_ratio import TokenRatio, token_recipe
 class SmallRatio(TokenRatio):
     """The token-level ratio as a small network of its own."""
 
-    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+    network: Network = Network()
+    train: Training = Training(weight_decay=0.1)
 
 
 def recipe(context: Context, settings: SmallRatio) -> Recipe:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class SequenceRatio(Settings):
     """A sequence-level ratio (docs/method.md 2.1)."""
 
-    network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
+    network: Network = Network()
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that enters the loss")
     eta_1: Weight = Field(0.1, description="weight of the cycle loss, eq. 8")
-    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+    train: Training = Training(weight_decay=0.1)
 
 
 def recipe(context: Context, settings: SequenceRatio, loss: str) -> Recipe:

@@ -17,7 +17,7 @@ class WarmRatio(TokenRatio):
     dropout: Share = Field(0.1, description="dropout of the copy of the denoiser while it is trained")
     bce_weight: Weight = Field(0.0, description="weight of eq. 9")
     members: Few = Field(2, description="networks in the ensemble; train is the budget of each")
-    train: Training = Training(steps=150, batch=32, lr=5e-4, ema=0.98, check_every=25, patience=4)
+    train: Training = Training(steps=150, batch=32, lr=5e-4)
 
 
 def recipe(context: Context, settings: WarmRatio) -> Recipe:

@@ -40,7 +40,7 @@ METHOD = Method(
     label="LoRA",
     help="The source denoiser, fine-tuned at low rank.",
     kind="denoiser",
-    settings=LowRank(train=Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)),
+    settings=LowRank(train=Training(batch=32)),
     recipe=recipe,
     place=20,
     colours=("#9a6b00", "#edc04e"),

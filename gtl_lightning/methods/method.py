@@ -25,9 +25,13 @@ Role = Literal["source", "clean", "noised"]
 
 
 class Settings(Section):
-    """A method's own part of params.yaml, `methods.<name>`: its knobs and its training."""
+    """A method's own part of params.yaml, `methods.<name>`: its knobs, its training, its network if it has one.
 
-    train: Training
+    Of a training or a network a method sets what differs from `train.default` and `networks.default`, and params.yaml
+    states what differs from the method.
+    """
+
+    train: Training = Training()
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ METHOD = Method(
     label="fine-tuning, mixture at high noise",
     help="The source denoiser, fine-tuned on target texts and, at high noise alone, on source texts.",
     kind="denoiser",
-    settings=RefineMix(train=Training(steps=300, batch=64, lr=5e-4, ema=0.98, check_every=25, patience=4)),
+    settings=RefineMix(train=Training(lr=5e-4)),
     recipe=recipe,
     place=12,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from gtl_lightning.fields import Few, Natural, PositiveFloat, Training, Weight
+from gtl_lightning.fields import Few, Natural, PositiveFloat, Weight
 from gtl_lightning.methods.borrowing import with_borrowed
 from gtl_lightning.methods.method import Context, Recipe, Settings
 
@@ -28,7 +28,6 @@ class TokenRatio(Settings):
     )
     clip: PositiveFloat = Field(5.0, description="largest |log r*| that source texts are borrowed by")
     members: Few = Field(1, description="networks in the ensemble; train is the budget of each")
-    train: Training = Training(steps=300, batch=64, lr=2e-3, ema=0.98, check_every=25, patience=4)
 
     @model_validator(mode="after")
     def _learns_something(self) -> TokenRatio:

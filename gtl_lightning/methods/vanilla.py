@@ -33,7 +33,7 @@ METHOD = Method(
     label="vanilla",
     help="A denoiser from scratch on the target.",
     kind="denoiser",
-    settings=Vanilla(train=Training(steps=300, batch=32, lr=2e-3, ema=0.98, check_every=25, patience=4)),
+    settings=Vanilla(train=Training(batch=32)),
     recipe=recipe,
     place=30,
     colours=("#00805a", "#3fcb9f"),

@@ -63,7 +63,6 @@ def fit(
     logger: Any = None,
     accelerator: str = "auto",
     devices: int = 1,
-    strategy: str = "auto",
     accumulate: int = 1,
     progress: bool = True,
 ) -> FitResult:
@@ -87,7 +86,6 @@ def fit(
         logger: a Lightning logger, or None.
         accelerator: Lightning's.
         devices: processes that share each batch (DDP), one a GPU; the data module must come in parts for them.
-        strategy: Lightning's way to start them: "ddp_spawn", "ddp_fork", or "auto".
         accumulate: batches of the data module that make one step.
         progress: show a bar or lines.
 
@@ -131,7 +129,7 @@ def fit(
                 trainer = pl.Trainer(
                     accelerator=accelerator,
                     devices=devices,
-                    strategy=("ddp_spawn" if devices > 1 else "auto") if strategy == "auto" else strategy,
+                    strategy="ddp_spawn" if devices > 1 else "auto",
                     accumulate_grad_batches=accumulate,
                     use_distributed_sampler=False,  # the data module cuts batches itself
                     precision=resolved,  # type: ignore[arg-type]  # Lightning's type is a Literal

@@ -25,6 +25,9 @@ WITHOUT_RESULT = frozenset(
         "fields.py",  # parameters: their values come from params.yaml, by which DVC and the state are keyed one by one
         "workspace/params.py",
         "workspace/settings.py",
+        "workspace/stated.py",  # lays what the file states over the default and the method's own, which stand in deps
+        "workspace/written.py",
+        "workspace/yamlfile.py",
         "studies/markov/settings.py",
         "studies/markov/params.py",
         "workspace/closure.py",  # names states

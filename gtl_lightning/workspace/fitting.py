@@ -17,6 +17,8 @@ from gtl_lightning.workspace.provenance import made_with
 
 TRAINING = "gtl_lightning.stages.train"
 """Where every training of the pipeline starts."""
+VAL_DRAWS = 2
+"""Noise draws of each held-out example in a training's score, at least."""
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -128,7 +130,7 @@ def _fit_tracked(
     own = {**training.model_dump(exclude={"also_lr"}), "lr": lr}
     settings = {**settings, "training": own, "fraction": cell.fraction, "seed": cell.seed}
     # Whatever changes the examples that are trained or selected on must not meet another run's finished state.
-    settings |= {"val_examples": params.train.val_examples, "val_draws": params.train.val_draws}
+    settings |= {"val_examples": params.train.val_examples}
     settings |= {"min_examples": params.data.min_examples} if cell.fraction is not None else {}
     plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in settings.items()}
     # DVC does not know where a network was trained; state of another place would be taken for this one's.
@@ -154,7 +156,6 @@ def _fit_tracked(
             logger=run.lightning_logger(),
             accelerator=machine.accelerator,
             devices=machine.devices,
-            strategy=machine.strategy,
             accumulate=machine.accumulate,
         )
         run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
@@ -226,7 +227,7 @@ def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:
     """
     from gtl_lightning.core.schedule import schedule
 
-    draws = max(params.train.val_draws, math.ceil(params.train.val_examples / len(val)))
+    draws = max(VAL_DRAWS, math.ceil(params.train.val_examples / len(val)))
     return {"schedule": schedule(params.schedule), "draws": draws}
 
 

@@ -2,21 +2,20 @@
 
 The defaults of the sections (settings.py) are the profile `default`; `profiles/NAME.yaml` holds what another profile
 changes. `gtl configure` writes params.yaml (reconfigure.py), and everything reads params.yaml: DVC, the command line
-and the flows.
+and the flows. `Params` holds every value; the file states a default and what differs from it (stated.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.fields import NAME, TEXT, Name, Network, Section, Training
+from gtl_lightning.fields import NAME, TEXT, Name, Section, Training
 from gtl_lightning.files import write_text
 from gtl_lightning.workspace.settings import (
     ADDRESS,
@@ -36,6 +35,9 @@ from gtl_lightning.workspace.settings import (
     Tracking,
     Train,
 )
+from gtl_lightning.workspace.stated import DEFAULTS, HEIRS, complete, effective, inherited, missing, stated
+from gtl_lightning.workspace.written import params_text
+from gtl_lightning.workspace.yamlfile import parse, read_values
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -114,7 +116,8 @@ def _trainings(section: BaseModel, prefix: str) -> Iterator[tuple[str, Training]
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}.{field.alias or name}"
         if isinstance(value, Training):
-            yield key, value
+            if key not in DEFAULTS.values():  # which is trained nowhere
+                yield key, value
         elif isinstance(value, BaseModel):
             yield from _trainings(value, key)
 
@@ -129,18 +132,23 @@ def load_params(path: Path | str = PARAMS) -> Params:
 
 
 def validate(values: dict[str, Any], origin: Path | str) -> Params:
-    """Values -> Params.
+    """What a file states -> Params.
 
     Raises:
         UserError: naming `origin` and every key at fault.
     """
-    return validated(Params, values, origin, MOVED)
+    whole = effective(values)
+    if lacking := missing(whole):
+        raise UserError(f"{origin}: {lacking[0]} is missing; add it, or write the file anew with `gtl configure`")
+    try:
+        return Params.model_validate(whole)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem, MOVED) + _taken(problem, values) for problem in _once(error.errors()))
+        raise UserError(f"{origin}: {problems}") from error
 
 
-def validated(
-    kind: type[AnySection], values: dict[str, Any], origin: Path | str, moved: Mapping[str, str] | None = None
-) -> AnySection:
-    """Values -> a typed object, of params.yaml or of a study's own file; `moved` says of a key that it went elsewhere.
+def validated(kind: type[AnySection], values: dict[str, Any], origin: Path | str) -> AnySection:
+    """Values -> the typed object of a study's own file.
 
     Raises:
         UserError: naming `origin` and every key at fault.
@@ -148,7 +156,7 @@ def validated(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem, moved or {}) for problem in error.errors())
+        problems = "; ".join(_explain(problem, {}) for problem in error.errors())
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -159,16 +167,17 @@ def configure(profile: str = "default", overrides: tuple[str, ...] = (), profile
         UserError: an unknown profile, an override without `=`, an unknown key, a value out of range.
     """
     values: dict[str, Any] = {} if profile == "default" else read_values(_profile_path(profile, profiles))
-    return overlaid({**values, "profile": profile}, overrides, f"profile {profile}")
+    laid = merged(stated(Params().model_dump(mode="json")), {**values, "profile": profile})
+    return overlaid(laid, overrides, f"profile {profile}")
 
 
 def override(params: Params, overrides: tuple[str, ...]) -> Params:
-    """The same parameters with `key=value` overrides: every other value stays as it is, hand edits included.
+    """The same parameters with `key=value` overrides: what they do not name, or take from what they name, stays.
 
     Raises:
         UserError: an override without `=`, an unknown key, a value out of range.
     """
-    return overlaid(params.model_dump(mode="json"), overrides, "overrides")
+    return overlaid(stated(params.model_dump(mode="json")), overrides, "overrides")
 
 
 def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | str) -> Params:
@@ -181,7 +190,7 @@ def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | 
     for change in overrides:
         if change.partition("=")[0].strip() == "profile":
             raise UserError(f"--set {change}: a profile is its values, not its name; choose it with --profile")
-    return validate(merged(full(values), laid), f"{origin} with --set" if overrides else origin)
+    return validate(merged(complete(values), laid), f"{origin} with --set" if overrides else origin)
 
 
 def read_overrides(overrides: tuple[str, ...], example: str = "train.source.steps=100") -> dict[str, Any]:
@@ -195,13 +204,13 @@ def read_overrides(overrides: tuple[str, ...], example: str = "train.source.step
         key, equals, value = change.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {change}: write it as key=value, for example --set {example}")
-        _assign(laid, key.strip().split("."), _parse(value, f"--set {change}: the value"), key)
+        _assign(laid, key.strip().split("."), parse(value, f"--set {change}: the value"), key)
     return laid
 
 
 def full(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of params.yaml or of a profile, completed by the defaults."""
-    return merged(Params().model_dump(mode="json"), values)
+    """Every value that holds where params.yaml states `values`, unchecked."""
+    return merged(Params().model_dump(mode="json"), effective(values))
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -217,74 +226,13 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
 
 
 def dump_params(params: Params) -> str:
-    """Params as the text of params.yaml: every value, each with its description."""
-    lines = [
-        "# Every number of the pipeline. Edit it, or gtl configure --set KEY=VALUE; --profile NAME writes it anew",
-        *_section_lines(params, 0),
-    ]
-    return "\n".join(lines) + "\n"
+    """Params as the text of params.yaml: a default, and what differs, each with its description."""
+    return params_text(params)
 
 
 def write_params(params: Params, path: Path | str = PARAMS) -> None:
     """Write params.yaml atomically."""
     write_text(path, dump_params(params))
-
-
-def _section_lines(section: BaseModel, depth: int) -> list[str]:
-    lines: list[str] = []
-    fields = type(section).model_fields.items()
-    # Single values first: what follows a part would seem to belong to it.
-    for attribute, field in sorted(fields, key=lambda item: isinstance(getattr(section, item[0]), BaseModel)):
-        value, name = getattr(section, attribute), field.alias or attribute
-        indent = "  " * depth
-        if isinstance(value, BaseModel):
-            title = (type(value).__doc__ or "").strip().splitlines()[0]
-            repeated = type(value) in (Network, Training)
-            lines.append(f"{indent}{name}:" if repeated else f"{indent}{name}:  # {title}")
-            lines.extend(_section_lines(value, depth + 1))
-        else:
-            plain = section.model_dump(mode="json")[name]
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
-            if _parse(text, name) != plain:  # PyYAML knows YAML 1.1, to which 1e5 is a word
-                text = json.dumps(plain)
-            lines.append(f"{indent}{name}: {text}  # {field.description}")
-    return lines
-
-
-def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
-    """The mapping that a YAML file holds, unchecked; `command` writes it.
-
-    Raises:
-        UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `{command}`") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
-        ) from error
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `{command}`")
-    return values
-
-
-def _parse(text: str, origin: str) -> Any:
-    """YAML 1.2, as DVC reads params.yaml: 1e-3 is a number, 010 is ten, a key given twice is an error."""
-    from ruamel.yaml import YAML, YAMLError
-    from ruamel.yaml.constructor import DuplicateKeyError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except DuplicateKeyError as error:
-        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
-    except YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def _profile_path(profile: str, profiles: Path) -> Path:
@@ -322,8 +270,33 @@ PATTERNS = {
 """What a string has to look like, in words."""
 
 
+def _once(problems: Sequence[Any]) -> list[Any]:
+    """What is wrong with a default is wrong wherever it is taken; it is said of the default."""
+    keys = [_key(problem) for problem in problems]
+    wrong = {default for default in DEFAULTS.values() if any(_within(key, default) for key in keys)}
+    echoes = [key for key, heir in HEIRS.items() if heir.default in wrong]
+    return [
+        problem for problem, key in zip(problems, keys, strict=True) if not any(_within(key, echo) for echo in echoes)
+    ]
+
+
+def _taken(problem: Any, values: dict[str, Any]) -> str:
+    """What a value that is at fault was taken from, in brackets; nothing where it stands at the key that is named."""
+    taken = inherited(complete(values), _key(problem))
+    found = [f"{name} is that of {default}" for name, default in taken.items() if f"{name} " in problem["msg"]]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _key(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"])
+
+
+def _within(key: str, part: str) -> bool:
+    return key == part or key.startswith(f"{part}.")
+
+
 def _explain(problem: Any, moved: Mapping[str, str]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = _key(problem)
     said = str(problem["msg"]).removeprefix("Value error, ")
     if not key:
         return said

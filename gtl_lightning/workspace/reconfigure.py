@@ -15,8 +15,9 @@ from gtl_lightning.workspace.params import (
     full,
     load_params,
     overlaid,
-    read_values,
 )
+from gtl_lightning.workspace.stated import unstated
+from gtl_lightning.workspace.yamlfile import read_values
 
 
 def requested_params(
@@ -41,7 +42,9 @@ def describe_changes(
     """
     new = asked.model_dump(mode="json")
     if profile is None:
-        return list(changes(full(read_values(path)), new).values())
+        held_here = read_values(path)
+        told = [f"{key}: stands in the file now, and of all else what differs from it" for key in unstated(held_here)]
+        return [*told, *changes(full(held_here), new).values()]
     set_here = changes(_values_of(profile, profiles), new)
     told = list(set_here.values())
     if not Path(path).exists():

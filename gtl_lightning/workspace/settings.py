@@ -85,23 +85,30 @@ class Tokenizer(Section):
 
 
 class Networks(Section):
-    """Sizes of the networks that the methods share; a method's own network stands with the method."""
+    """Sizes of networks: a default, and what differs from it; a method's own network stands with the method."""
 
-    denoiser: Network = Network(width=96, depth=3, heads=4)
-    classifier: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    planner: Network = Network(width=48, depth=2, heads=4)
-    reference: Network = Network(width=64, depth=2, heads=4, dropout=0.1)
+    default: Network = Field(Network(), description="what every network has that says nothing else")
+    denoiser: Network = Field(Network(width=96, depth=3, dropout=0.0), description="source denoiser, and its copies")
+    classifier: Network = Field(Network(), description="domain classifiers")
+    planner: Network = Field(Network(dropout=0.0), description="learned reveal order")
+    reference: Network = Field(Network(width=64), description="reference model")
 
 
 class Train(Section):
-    """Training of what the methods share, and what every training scores itself on."""
+    """Trainings: a default, and what differs from it; a method's own stands with the method."""
 
-    val_examples: Positive = Field(128, description="held-out examples scored at each check, at most")
-    val_draws: Positive = Field(2, description="noise draws of each in that score")
-    source: Training = Training(steps=1400, batch=64, lr=2e-3, warmup=100, ema=0.995, check_every=200, patience=4)
-    planner: Training = Training(steps=200, batch=64, lr=1e-3, check_every=50, patience=3)
-    reference: Training = Training(steps=300, batch=64, lr=2e-3, check_every=50, patience=2)
-    classifier: Training = Training(steps=125, batch=64, lr=1e-3, weight_decay=0.1, check_every=25, patience=4)
+    val_examples: Positive = Field(128, description="held-out examples that every training scores itself on, at most")
+    default: Training = Field(Training(), description="what every training has that says nothing else")
+    source: Training = Field(
+        Training(steps=1400, warmup=100, ema=0.995, check_every=200), description="source denoiser"
+    )
+    planner: Training = Field(
+        Training(steps=200, lr=1e-3, ema=0.0, check_every=50, patience=3), description="learned reveal order"
+    )
+    reference: Training = Field(Training(ema=0.0, check_every=50, patience=2), description="reference model")
+    classifier: Training = Field(
+        Training(steps=125, lr=1e-3, weight_decay=0.1, ema=0.0), description="domain classifiers"
+    )
 
 
 class Classifier(Section):
@@ -114,7 +121,7 @@ class Classifier(Section):
 
 
 class OwnSettings(Section):
-    """What is trained for every cell, each method with all that is its own."""
+    """What is trained for every cell, each method with what differs from its own file."""
 
     def of(self, method: str) -> Any:
         """The settings of a method, of the type that its own file gives them."""
@@ -204,7 +211,6 @@ class Evaluation(Section):
         16, description="k-means buckets of MAUVE"
     )
     mauve_seeds: Few = Field(5, description="k-means seeds averaged")
-    seed: Seed = Field(0, description="noise of the held-out NELBO, equal for every method")
 
     @model_validator(mode="after")
     def _buckets_hold_texts(self) -> Evaluation:
@@ -282,7 +288,6 @@ class Machine(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
     devices: Few = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
-    strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field("auto", description="Lightning's; auto: one that fits")
     accumulate: Size = Field(1, description="parts of its share that each process computes one after another")
 
 

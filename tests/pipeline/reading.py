@@ -20,6 +20,7 @@ from gtl_lightning.fields import Section
 from gtl_lightning.workspace import params as config
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.stated import HEIRS
 
 SAYS_WHERE = ("machine.", "tracking.", "profile")
 """Parameters that say where a stage runs and under which name it is tracked; they are no part of its result."""
@@ -129,14 +130,24 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         value = object.__getattribute__(section, name)
         described = type(section).model_fields.get(name)
         if described is not None and not isinstance(value, Section) and id(section) in places and not silent:
-            keys.add(f"{places[id(section)][0]}{described.alias or name}")
+            keys.update(with_default(f"{places[id(section)][0]}{described.alias or name}"))
         return value
 
     def dump(section: Section, **options: Any) -> dict[str, Any]:
         values = plain_dump(section, **options)
-        if id(section) in places:
-            (said if silent else keys).update(f"{places[id(section)][0]}{name}" for name in flat(values))
+        dumped(section, values)
         return values
+
+    def dumped(section: Section, values: dict[str, Any]) -> None:
+        """A section that is a part of the parameters has been read, on its own or within another object."""
+        if id(section) in places:
+            for name in flat(values):
+                (said if silent else keys).update(with_default(f"{places[id(section)][0]}{name}"))
+            return
+        for name, described in type(section).model_fields.items():
+            inner, key = object.__getattribute__(section, name), described.alias or name
+            if isinstance(inner, Section) and key in values:
+                dumped(inner, values[key])
 
     def copy(section: Section, **options: Any) -> Section:
         made = plain_copy(section, **options)
@@ -148,7 +159,8 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         return made
 
     def load(*arguments: Any) -> Params:
-        params = plain_load(*arguments)
+        # What the file leaves out is one object for all parameters that there are; here each has its own.
+        params: Params = plain_copy(plain_load(*arguments), deep=True)
         place(params, "")
         return params
 
@@ -177,7 +189,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
     import safetensors
 
     from gtl_lightning.stages import data, evaluate
-    from gtl_lightning.workspace import asked, corpus
+    from gtl_lightning.workspace import corpus, options
 
     plain_dump, plain_copy, plain_load = Section.model_dump, Section.model_copy, config.load_params
     plain_settings = evaluate.settings_of
@@ -189,7 +201,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         # What is compared, and what is told to MLflow, is not used: it changes no result.
         for opener in (corpus, data):
             patch.setattr(opener, "check_corpus", lambda *_: None)
-        patch.setattr(asked, "check_point", lambda *_: None)
+        patch.setattr(options, "check_point", lambda *_: None)
         patch.setattr(evaluate, "settings_of", told)
         # These open files without Python's knowledge.
         patch.setattr(safetensors, "safe_open", heard(safetensors.safe_open))
@@ -199,6 +211,12 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
             yield
         finally:
             _hear.remove(hear)
+
+
+def with_default(key: str) -> set[str]:
+    """The key of a value that holds, and that of the default it may have been taken from."""
+    part, _, name = key.rpartition(".")
+    return {key, f"{HEIRS[part].default}.{name}"} if part in HEIRS else {key}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[str]:

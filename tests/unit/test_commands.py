@@ -48,6 +48,12 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("--set", "profile=paper"), "choose it with --profile"),
             (("--set", "data.seed={a: 1, a: 2}"), 'found duplicate key "a"'),
         ],
+        "show": [(("--show=perhaps",), "--show")],
+        "prefix": [
+            (("--show", "train.sauce"), "--show train.sauce: there is no such parameter"),
+            (("--show", ""), "--show : there is no such parameter"),
+            (("data.seed",), "data.seed stands alone"),
+        ],
     },
     "data sample": {"seed": [(("--seed", "-1"), "--seed -1"), (("--seed", str(2**32)), f"--seed {2**32} is out")]},
     "data import": {

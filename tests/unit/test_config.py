@@ -87,7 +87,6 @@ def test_dump_is_yaml_of_the_same_values() -> None:
         # one of each kind that is met late; every parameter: test_every_parameter.py
         ("sweep.seeds=[-1]", "sweep.seeds.0 = -1"),
         ("data.seed=20251126123", "data.seed = 20251126123"),
-        ("evaluation.seed=-1", "evaluation.seed = -1"),
         ("sampling.gammas=[.inf]", "sampling.gammas.0 = inf"),
         ("train.source.lr=.inf", "train.source.lr = inf"),
         ("train.source.lr=.nan", "train.source.lr = nan"),

@@ -10,11 +10,13 @@ import typer
 import yaml
 
 from flows.cli import app
+from gtl_lightning.methods import METHODS
 from gtl_lightning.studies.markov.params import PARAMS
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
-from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.params import configure, dump_params
 from gtl_lightning.workspace.settings import Methods
+from gtl_lightning.workspace.stated import HEIRS, SELDOM
 from tests.pipeline.reading import flat
 
 MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -126,13 +128,28 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
     assert len(flat(settings)) > 100
     for key in flat(settings):
         for stage in STAGES:
-            for method in settings["methods"]:
-                denoiser = method in ("vanilla", "finetune", "lora")
-                trained = stage == ("baseline" if denoiser else "ratio") and method == key.split(".")[1]
-                if trained or stage not in ("baseline", "ratio"):
-                    assert reads(stage, key, method) == trained, (stage, key, method)
-                elif method != key.split(".")[1]:
-                    assert not reads(stage, key, method), (stage, key, method)
+            for method in METHODS.values():
+                home = stage == ("baseline" if method.kind == "denoiser" else "ratio")
+                if home or stage not in ("baseline", "ratio"):
+                    own = home and method.name == key.split(".")[1]
+                    assert reads(stage, key, method.name) == own, (stage, key, method.name)
+
+
+def test_a_default_makes_stale_what_takes_it_and_no_evaluation() -> None:
+    for stage in STAGES:
+        for default in ("train.default", "networks.default"):
+            assert all(reads(stage, f"{default}.{name}") == (stage in TRAINING) for name in ("lr", "width"))
+    for key, heir in HEIRS.items():
+        readers = [stage for stage in STAGES if reads(stage, key, key.split(".")[1])]
+        assert readers and all(reads(stage, heir.default) for stage in readers), key
+
+
+def test_what_is_left_out_of_the_file_makes_no_stage_stale() -> None:
+    """Of sections that are written only where they differ, whatever a stage reads is written always."""
+    for stage in STAGES:
+        for name in parameters(stage):
+            section, _, key = name.partition(".")
+            assert section not in SELDOM or key in SELDOM[section][1], name
 
 
 @pytest.mark.parametrize("stage", [name for name in MAIN if name not in ("report", "register")])
@@ -141,16 +158,19 @@ def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
         assert not reads(stage, key)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_parameter_that_a_stage_reads_exists(stage: str) -> None:
-    for file, kind in ((None, Params), (PARAMS, Markov)):
-        for name in parameters(stage, file):
-            if "${" in name:
-                continue
-            found = kind().model_dump()
-            for part in name.split("."):
-                assert part in found, name
-                found = found[part]
+@pytest.mark.parametrize("profile", ["default", "arxiv", "paper"])
+def test_every_parameter_that_a_stage_reads_stands_in_the_file(profile: str) -> None:
+    """DVC refuses to run where params.yaml lacks one, were it only an empty `methods.gtl`."""
+    main = yaml.safe_load(dump_params(configure(profile, profiles=ROOT / "profiles")))
+    study = yaml.safe_load((ROOT / PARAMS).read_text())
+    for stage in STAGES:
+        for file, values in ((None, main), (PARAMS, study)):
+            for name in parameters(stage, file):
+                for method in METHODS:
+                    found = values
+                    for part in name.replace("${item.method}", method).split("."):
+                        assert part in found, name
+                        found = found[part]
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])

@@ -27,6 +27,7 @@ from gtl_lightning.studies.markov import params as study
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.params import Params, load_params, overlaid
 from gtl_lightning.workspace.settings import ADDRESS, ARCHIVE
+from gtl_lightning.workspace.stated import HEIRS
 
 ILL_FORMED = {
     NAME: ("it's", "a/b", "a:b", "models:/x", "", " x", "x" * 101, '"quoted"'),
@@ -163,8 +164,17 @@ def test_a_number_has_two_bounds_and_is_refused_outside_of_them(key: str, tmp_pa
 
 
 def companions(key: str, value: Any) -> dict[str, Any]:
-    """What has to go along with a value at the end of its range, where parameters have to fit together."""
+    """What has to go along with a value at the end of its range, where parameters have to fit together.
+
+    With a default's value goes what has to go along with it in all that take it.
+    """
     section, _, name = key.rpartition(".")
+    heirs = [heir for heir, its in HEIRS.items() if its.default == section]
+    found = _companions(key, section, name, value)
+    return {**found, **{f"{heir}.{other.rpartition('.')[2]}": what for heir in heirs for other, what in found.items()}}
+
+
+def _companions(key: str, section: str, name: str, value: Any) -> dict[str, Any]:
     beside: dict[str, dict[str, Any]] = {
         "steps": {"warmup": 0, "check_every": 1} if f"{section}.warmup" in LEAVES else {},
         "warmup": {"steps": max(value, 10**6)} if name == "warmup" else {},

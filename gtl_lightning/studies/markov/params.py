@@ -5,7 +5,6 @@ Where it runs and is tracked (`machine`, `tracking`, `profile`) the project's pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from pydantic import BaseModel
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov, completed
-from gtl_lightning.workspace.params import changes, merged, read_overrides, read_values, validated
+from gtl_lightning.workspace.params import changes, merged, read_overrides, validated
+from gtl_lightning.workspace.yamlfile import flow, read_values
 
 PARAMS = Path("gtl_lightning/studies/markov/params.yaml")
 COMMAND = "gtl markov configure"
@@ -99,14 +99,7 @@ def _lines(section: BaseModel, values: Mapping[str, Any], depth: int = 0) -> Ite
             yield f"{start}  # {said}"
             yield from _lines(part, value, depth + 1)
         else:
-            yield f"{start} {_yaml(value)}  # {said}"
-
-
-def _yaml(value: Any) -> str:
-    """On one line; what is no mapping is written as JSON, which is YAML 1.2."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value)
+            yield f"{start} {flow(value)}  # {said}"
 
 
 def _whole(values: dict[str, Any]) -> dict[str, Any]:

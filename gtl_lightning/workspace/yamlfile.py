@@ -1,0 +1,56 @@
+"""YAML 1.2, as DVC reads params.yaml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gtl_lightning.errors import UserError
+
+
+def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
+    """The mapping that a YAML file holds, unchecked; `command` writes it.
+
+    Raises:
+        UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; write it with `{command}`") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
+        ) from error
+    values = parse(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of parameters; write it anew with `{command}`")
+    return values
+
+
+def parse(text: str, origin: str) -> Any:
+    """YAML 1.2, as DVC reads params.yaml: 1e-3 is a number, 010 is ten, a key given twice is an error."""
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.constructor import DuplicateKeyError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
+    except YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def flow(value: Any) -> str:
+    """A value on one line, which `parse` reads as it was."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    text = text.removesuffix("\n").removesuffix("\n...")
+    if parse(text, "YAML") != value:  # PyYAML knows YAML 1.1, to which 1e5 is a word
+        text = json.dumps(value)
+    return text
