@@ -123,7 +123,9 @@ class Markov(Section):
     )
     samples: Positive = Field(4096, description="sequences generated per cell")
     kl_draws: Positive = Field(500, description="partly masked sequences in the KL of a model's conditionals")
-    denoiser: Network = Field(Network(width=32, depth=1, heads=2, dropout=0.1, tied=False), description="the source denoiser, and its copies")
+    denoiser: Network = Field(
+        Network(width=32, depth=1, heads=2, dropout=0.1, tied=False), description="the source denoiser, and its copies"
+    )
     local: LocalNetwork = LocalNetwork()
     lora: Lora = Lora(rank=4, alpha=8.0)
     probe: Natural = Field(60, description="steps in which fine-tuning and LoRA train the output layer alone")
