@@ -8,20 +8,29 @@ import typer
 import yaml
 
 from flows.cli import app
+from gtl_lightning.methods import FINETUNED, guides
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.settings import Methods
 from tests.pipeline.reading import flat
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-TRAINING = ("source", "judge", "planner", "classifier", "baseline", "ratio")
-EVALUATION = ("evaluate-source", "evaluate-baseline", "evaluate-ratio")
+TRAINED = {"baselines": "baseline", "ratios": "ratio", "tuned_ratios": "ratio-on-finetuned"}
+"""List of the sweep -> the stage that trains what stands in it."""
+TRAINING = ("source", "judge", "planner", "classifier", *TRAINED.values())
+EVALUATION = ("evaluate-source", *(f"evaluate-{stage}" for stage in TRAINED.values()))
 
 
 def reads(stage: str, key: str, method: str = "") -> bool:
     """Whether a change of params.yaml's `key` makes the stage, or its cells of `method`, stale."""
     names = [str(name).replace("${item.method}", method) for name in STAGES[stage].get("params", [])]
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def trained_by(method: str) -> str:
+    """The stage whose matrix has the method."""
+    guided = guides(method)
+    return TRAINED["baselines" if guided is None else "ratios" if guided == "source" else "tuned_ratios"]
 
 
 def entry(stage: str) -> str:
@@ -88,7 +97,9 @@ def test_gamma_and_n_ratio_train_nothing(stage: str) -> None:
 
 
 def test_gamma_resamples_guided_cells_alone() -> None:
-    assert reads("evaluate-ratio", "sampling.gammas")
+    for stage in ("evaluate-ratio", "evaluate-ratio-on-finetuned"):
+        assert reads(stage, "sampling.gammas")
+        assert reads(stage, "sampling.sample_gammas")
     assert not reads("evaluate-source", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.sample_gammas")
@@ -112,9 +123,8 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
     for key in flat(settings):
         for stage in STAGES:
             for method in settings["methods"]:
-                denoiser = method in ("vanilla", "finetune", "lora")
-                trained = stage == ("baseline" if denoiser else "ratio") and method == key.split(".")[1]
-                if trained or stage not in ("baseline", "ratio"):
+                trained = stage == trained_by(method) and method == key.split(".")[1]
+                if trained or stage not in TRAINED.values():
                     assert reads(stage, key, method) == trained, (stage, key, method)
                 elif method != key.split(".")[1]:
                     assert not reads(stage, key, method), (stage, key, method)
@@ -122,7 +132,7 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("report", "register")])
 def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
-    for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios"):
+    for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios", "sweep.tuned_ratios"):
         assert not reads(stage, key)
 
 
@@ -136,6 +146,16 @@ def test_every_parameter_that_a_stage_reads_exists(stage: str) -> None:
         for part in name.split("."):
             assert part in found, name
             found = found[part]
+
+
+def test_only_what_guides_the_fine_tuned_denoiser_waits_for_it() -> None:
+    """And that alone: neither the source's denoiser nor a classifier makes those cells stale."""
+    finetuned = f"models/{FINETUNED}-${{item.fraction}}-${{item.seed}}"
+    waiting = {stage for stage in STAGES if finetuned in STAGES[stage]["deps"]}
+    assert waiting == {"ratio-on-finetuned", "evaluate-ratio-on-finetuned"}
+    for stage in waiting:
+        assert STAGES[stage]["matrix"]["method"] == "${sweep.tuned_ratios}"
+        assert not [dep for dep in STAGES[stage]["deps"] if dep.startswith(("models/source", "models/classifier"))]
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])
