@@ -18,7 +18,7 @@ class FinetunedRatio(Settings):
     """The token-level ratio to the fine-tuned denoiser's own predictions, a small network."""
 
     network: Network = Network(width=48, depth=2, heads=4, dropout=0.1)
-    train: Training = Training(steps=300, batch=64, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
+    train: Training = Training(steps=300, batch=32, lr=2e-3, weight_decay=0.1, ema=0.98, check_every=25, patience=4)
 
 
 def recipe(context: Context, settings: FinetunedRatio) -> Recipe:

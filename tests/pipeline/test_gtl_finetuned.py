@@ -13,6 +13,7 @@ from gtl_lightning.files import read_json, sha256_file
 from gtl_lightning.methods import METHODS
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
+from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.networks import load_network
 from gtl_lightning.papers.tcsm import conditional_bce_loss
 from gtl_lightning.stages.evaluate import evaluate_cell
@@ -48,7 +49,7 @@ def workspace(evaluated: Path, tmp_path: Path) -> Path:
 
 
 def test_it_reads_target_texts_and_the_fine_tuned_denoiser_alone(evaluated: Path) -> None:
-    """The loss is TCSM's on that denoiser's predictions; at the start, g = 0, it is 2 log 2 whatever the text."""
+    """TCSM's loss on that denoiser's predictions: 2 log 2 at the start, g = 0, where the score is the denoiser's."""
     read: set[Path] = set()
     with inside(evaluated):
         corpus = Corpus.open(PARAMS)
@@ -65,11 +66,16 @@ def test_it_reads_target_texts_and_the_fine_tuned_denoiser_alone(evaluated: Path
     start = module.loss(batch, noise)
     torch.testing.assert_close(start, torch.tensor(2.0).log() * 2)
     start.backward()
+    unguided = DenoiserModule(denoiser, schedule=module.schedule, draws=module.draws)
+    for seed in range(3):
+        mine, theirs = (
+            one.held_out_loss(batch, torch.Generator().manual_seed(seed)) for one in (module.eval(), unguided.eval())
+        )
+        torch.testing.assert_close(mine, theirs)
+    module.train()
     assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in module.network.parameters())
 
     # Moved off its start it is the paper's loss of the two networks' whole tables.
-    from gtl_lightning.modules.denoiser import noised
-
     with torch.no_grad():
         module.network.bias.normal_(generator=noise)  # type: ignore[union-attr, operator]
         found = module.eval().loss(batch, torch.Generator().manual_seed(1))
