@@ -213,7 +213,7 @@ def _points(params: Params) -> dict[str, Cell]:
     """DVC's key of a matrix point -> the cell. A key joins the values, and so does Cell.name."""
     sweep = params.sweep
     grid = list(product(sweep.fractions, sweep.seeds))
-    cells = [Cell(method, *point) for method in (*sweep.baselines, *sweep.ratios) for point in grid]
+    cells = [Cell(method, *point) for method in sweep.methods for point in grid]
     return (
         {cell.name: cell for cell in cells}
         | {f"{fraction}-{seed}": Cell("classifier", fraction, seed) for fraction, seed in grid}

@@ -60,7 +60,7 @@ class Wanted:
         grid: list[tuple[tuple[Any, ...] | None, tuple[Any, ...]]] = [
             (self.fractions, sweep.fractions),
             (self.seeds, sweep.seeds),
-            (self.methods, (*sweep.baselines, *sweep.ratios)),
+            (self.methods, sweep.methods),
         ]
         return any(wanted is not None and not set(wanted).issuperset(all_of) for wanted, all_of in grid)
 
@@ -105,7 +105,8 @@ def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
         "fractions": (sweep.fractions, wanted.fractions or ()),
         "seeds": (sweep.seeds, wanted.seeds or ()),
         "baselines": (sweep.baselines, _only(wanted.methods, names("denoiser"))),
-        "ratios": (sweep.ratios, _only(wanted.methods, names("ratio"))),
+        "ratios": (sweep.ratios, _only(wanted.methods, names("ratio", "source"))),
+        "tuned_ratios": (sweep.tuned_ratios, _only(wanted.methods, names("ratio", "finetuned"))),
     }
     for key, (grid, values) in asked.items():
         if not set(grid).issuperset(values):

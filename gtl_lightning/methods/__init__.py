@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 
-from gtl_lightning.methods.method import Kind, Method
+from gtl_lightning.methods.method import FINETUNED, Denoiser, Kind, Method
 
 
 def _found() -> Iterator[Method]:
@@ -23,14 +23,16 @@ METHODS: dict[str, Method] = {
 """Name -> method, in the order of tables and figures."""
 
 
-def names(kind: Kind | None = None) -> tuple[str, ...]:
-    """Names of the methods, of one kind or of all."""
-    return tuple(name for name, method in METHODS.items() if kind in (None, method.kind))
+def names(kind: Kind | None = None, guided: Denoiser | None = None) -> tuple[str, ...]:
+    """Names of the methods, of one kind or of all; with `guided` those alone that guide this denoiser."""
+    return tuple(
+        name for name, method in METHODS.items() if kind in (None, method.kind) and guided in (None, method.guides)
+    )
 
 
-def guides(name: str) -> bool:
-    """Whether a method guides the frozen source denoiser; the untouched source itself does not."""
-    return name in METHODS and METHODS[name].guides
+def guides(name: str) -> Denoiser | None:
+    """The frozen denoiser that a method guides; None for a denoiser, the untouched source too."""
+    return METHODS[name].guides if name in METHODS else None
 
 
-__all__ = ["METHODS", "Kind", "Method", "guides", "names"]
+__all__ = ["FINETUNED", "METHODS", "Denoiser", "Kind", "Method", "guides", "names"]

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     Build = Callable[[OptimiserConfig, int], TrainedModule]
 
 Kind = Literal["denoiser", "ratio"]
-"""What a trained network is: a denoiser of its own, or a density ratio that guides the frozen source denoiser."""
-Role = Literal["source", "clean", "noised"]
-"""Frozen networks that a recipe may read: the source denoiser, the cell's classifiers of clean and of noised text."""
+"""What a trained network is: a denoiser of its own, or a density ratio that guides a frozen denoiser."""
+Denoiser = Literal["source", "finetuned"]
+"""Frozen denoisers that a ratio may guide: the source's, or the one that `FINETUNED` trained for the same cell."""
+Role = Literal[Denoiser, "clean", "noised"]
+"""Frozen networks that a recipe may read: a denoiser, the cell's classifiers of clean and of noised text."""
+FINETUNED = "finetune"
+"""The method whose network is the cell's fine-tuned denoiser."""
 
 
 class Settings(Section):
@@ -95,6 +99,7 @@ class Method:
         kind: what is trained.
         settings: the defaults; their type is the section `methods.<name>`.
         recipe: (context, the method's settings) -> how its network is trained.
+        beside: of a ratio, the frozen denoiser that it is trained beside and that it guides.
         place: order in tables and figures; among equals the name decides.
         colours: (light page, dark page); None takes a spare hue.
         marker: matplotlib's; None takes a spare one.
@@ -106,11 +111,12 @@ class Method:
     kind: Kind
     settings: Settings
     recipe: Callable[[Context, Any], Recipe]
+    beside: Denoiser = "source"
     place: int = 100
     colours: tuple[str, str] | None = None
     marker: str | None = None
 
     @property
-    def guides(self) -> bool:
-        """Whether it guides the frozen source denoiser; the others are denoisers themselves."""
-        return self.kind == "ratio"
+    def guides(self) -> Denoiser | None:
+        """The frozen denoiser that it guides; None for a method that is a denoiser itself."""
+        return self.beside if self.kind == "ratio" else None

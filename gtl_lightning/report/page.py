@@ -204,7 +204,8 @@ def _origin(provenance: Mapping[str, Any]) -> list[Block]:
 def _grid(settings: Mapping[str, Any]) -> dict[str, Any]:
     sweep = settings.get("sweep") or {}
     return {
-        "methods": settings.get("methods") or [*sweep.get("baselines", ()), *sweep.get("ratios", ())],
+        "methods": settings.get("methods")
+        or [name for key in ("baselines", "ratios", "tuned_ratios") for name in sweep.get(key, ())],
         "fractions": settings.get("fractions") or sweep.get("fractions"),
         "seeds": settings.get("seeds") or sweep.get("seeds"),
     }

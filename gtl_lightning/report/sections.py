@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gtl_lightning.methods import guides
 from gtl_lightning.report.document import Block, Group, Table, TableCell, Text
 from gtl_lightning.report.style import (
     DASH,
@@ -41,7 +42,7 @@ OWN = "*"  # marks an interval that is not over seeds
 
 def guided_methods(transfer: Sequence[Row]) -> list[str]:
     """The methods that the fine-tuned baseline is compared with: `gtl` first, then its variants."""
-    return [method for method in order_methods({str(row["method"]) for row in transfer}) if method.startswith("gtl")]
+    return [method for method in order_methods({str(row["method"]) for row in transfer}) if guides(method)]
 
 
 def answer(transfer: Sequence[Row]) -> list[str]:

@@ -144,7 +144,7 @@ def _samples(
 
 
 def _verdict(cell: Cell) -> str | None:
-    if not guides(cell.method):
+    if guides(cell.method) != "source":  # the overlap is that of target and source
         return None
     path = MODELS / Cell("classifier", cell.fraction, cell.seed).name / "advisor.json"
     return str(read_record(path, {"verdict": str})["verdict"])

@@ -24,7 +24,7 @@ def register_best(params: Params) -> None:
     Raises:
         UserError: no cell is evaluated, or the tracker cannot be reached.
     """
-    kinds = {"ratio": params.sweep.ratios, "denoiser": params.sweep.baselines}
+    kinds = {"ratio": (*params.sweep.ratios, *params.sweep.tuned_ratios), "denoiser": params.sweep.baselines}
     rows = []
     for kind, methods in kinds.items():
         name = f"{params.tracking.experiment}-{kind}"

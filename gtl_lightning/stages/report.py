@@ -53,7 +53,7 @@ def make_report(params: Params) -> None:
         provenance=read_record(DATA / "provenance.json"),
         settings={
             "profile": params.profile,
-            "methods": ["source", *params.sweep.baselines, *params.sweep.ratios],
+            "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
             "sample_fraction": params.ablation.fraction,
@@ -95,8 +95,7 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _grid(params: Params) -> list[Cell]:
     sweep = params.sweep
-    methods = (*sweep.baselines, *sweep.ratios)
-    cells = [Cell(*point) for point in itertools.product(methods, sweep.fractions, sweep.seeds)]
+    cells = [Cell(*point) for point in itertools.product(sweep.methods, sweep.fractions, sweep.seeds)]
     return [Cell("source", None, seed) for seed in sweep.seeds] + cells
 
 
@@ -112,6 +111,6 @@ def _advice(cell: Cell) -> list[dict[str, Any]]:
 def _samples(params: Params) -> dict[str, list[str]]:
     seed, fraction = params.sweep.seeds[0], params.ablation.fraction
     cells = [Cell("source", None, seed)]
-    cells += [Cell(method, fraction, seed) for method in (*params.sweep.baselines, *params.sweep.ratios)]
+    cells += [Cell(method, fraction, seed) for method in params.sweep.methods]
     found = {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
     return {"real": read_list(REAL_TEXTS, str), **found}

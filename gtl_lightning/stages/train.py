@@ -42,6 +42,7 @@ from gtl_lightning.workspace.fitting import (
     scoring,
     texts_of,
 )
+from gtl_lightning.workspace.frozen import frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, SOURCE, Cell, fraction_of, log
@@ -203,9 +204,9 @@ def context_of(
 
     def frozen(role: Role) -> Source | nn.Module:
 
-        path = SOURCE if role == "source" else classifier_of(cell, role)
+        path = frozen_path(role, cell)
         read.add(path)
-        return load_denoiser("source") if role == "source" else load_network(path)
+        return load_network(path) if role in ("clean", "noised") else load_denoiser(path.parent.name)
 
     def smoothing() -> float:
         return params.classifier.label_smoothing if params.classifier.unsmooth else 0.0
@@ -222,8 +223,3 @@ def context_of(
         device=device_of(params),
         progress=progress_bar,
     )
-
-
-def classifier_of(cell: Cell, kind: str) -> Path:
-    """The classifier of `clean` or `noised` text that was trained on this cell's target texts."""
-    return MODELS / Cell("classifier", cell.fraction, cell.seed).name / f"{kind}.safetensors"

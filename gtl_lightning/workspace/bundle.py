@@ -12,9 +12,10 @@ from typing import Any
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import copy_file, sha256_file, write_json
-from gtl_lightning.methods import guides, names
+from gtl_lightning.methods import names
 from gtl_lightning.records import read_list, read_record
 from gtl_lightning.workspace.corpus import Corpus
+from gtl_lightning.workspace.frozen import guided_files
 from gtl_lightning.workspace.params import PARAMS, Params, load_params, write_params
 from gtl_lightning.workspace.paths import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
 from gtl_lightning.workspace.settings import Evaluation
@@ -35,7 +36,7 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     corpus = Corpus.open(params)
     own = MODELS / cell.name
     files = [own / NETWORK, own / RESULT, TOKENS / "meta.json", CELLS / cell.name / ROW]
-    files += [MODELS / "source" / NETWORK] if guides(cell.method) else []
+    files += guided_files(cell)
     files += [MODELS / "planner" / NETWORK] if params.sampling.planner == "learned" else []
     files += sorted(path for path in (TOKENS / "tokenizer").rglob("*") if path.is_file())
     for path in files:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
-from gtl_lightning.records import read_record
+from gtl_lightning.records import NUMBER, Shape, read_record
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
+from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, Cell
 
@@ -24,18 +25,21 @@ if TYPE_CHECKING:
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.core.trace import Tell
 
+COST: Shape = {"trainable_parameters": int, "steps": int, "seconds": NUMBER}
+"""What a training says of its cost."""
+
 
 @dataclass(frozen=True)
 class Sampler:
     """What a cell samples with.
 
     Attributes:
-        denoiser: the source's, or the cell's own.
+        denoiser: the one that the cell guides, or its own.
         guidance: at gamma = 1; None for a cell without a ratio.
         corpus: the meaning of the ids.
         device: where the networks are.
         versions: file -> short hash of the weights that are used.
-        training: what the cell's training came to; empty for the source.
+        training: what the cell's training came to, with that of a denoiser trained for it; empty for the source.
         root: folder that holds models/ and tokens/.
     """
 
@@ -59,25 +63,26 @@ class Sampler:
 
         corpus, device = Corpus.open(params, root), device_of(params)
         own = MODELS / (cell.name if cell.fraction is not None else "source")
-        is_ratio = guides(cell.method)
-        weights = [MODELS / "source" / NETWORK, own / NETWORK] if is_ratio else [own / NETWORK]
-        denoiser = load_denoiser("source" if is_ratio else own.name, root, device)
+        frozen = denoiser_path(cell)
+        denoiser = load_denoiser(frozen.parent.name, root, device)
         guidance = None
-        if is_ratio:
+        if guides(cell.method):
             network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
             by_sequence = isinstance(network, SequenceRatioNetwork)
             guidance = Guidance(
                 SequenceRatio(network) if by_sequence else TokenRatio(network),
                 n_ratio=params.sampling.n_ratio_sequence if by_sequence else params.sampling.n_ratio,
             )
-        versions = {str(path): sha256_file(root / path)[:12] for path in weights}
+        versions = {str(path): sha256_file(root / path)[:12] for path in (frozen, own / NETWORK)}
         training = read_record(root / own / RESULT) if cell.fraction is not None else {}
-        beside = training.get("read", {}).get(str(SOURCE))
-        if is_ratio and beside not in (None, versions[str(SOURCE)]):
+        beside = training.get("read", {}).get(str(frozen))
+        if guidance is not None and beside not in (None, versions[str(frozen)]):
             raise UserError(
-                f"{own / NETWORK} was trained beside another {SOURCE} than the one that is there; train it again "
+                f"{own / NETWORK} was trained beside another {frozen} than the one that is there; train it again "
                 f"(`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
             )
+        if guidance is not None and frozen != SOURCE:
+            training = _with_denoiser(training, read_record(root / frozen.parent / RESULT, COST))
         return cls(
             denoiser=denoiser,
             guidance=guidance,
@@ -190,6 +195,12 @@ def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:
     import numpy as np
 
     return [int(length) for length in np.random.default_rng(seed).choice(np.asarray(lengths), size=count)]
+
+
+def _with_denoiser(training: dict[str, Any], denoiser: dict[str, Any]) -> dict[str, Any]:
+    """What a ratio's training came to, and that of the denoiser which was trained for it: one cost, all files read."""
+    cost = {key: training[key] + denoiser[key] for key in COST}
+    return {**training, **cost, "read": {**denoiser.get("read", {}), **training["read"]}}
 
 
 def _planner(params: Params, device: torch.device, root: Path) -> str | Callable[[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from gtl_lightning.fields import (
     Training,
     no_repeats,
 )
-from gtl_lightning.methods import METHODS, names
+from gtl_lightning.methods import FINETUNED, METHODS, names
 
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, gt=0, le=1)]
 ARCHIVE, ADDRESS = r"^[^\s.]+$", r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$"
@@ -136,6 +136,7 @@ if TYPE_CHECKING:
     Methods: TypeAlias = OwnSettings
     DenoiserMethod: TypeAlias = str
     RatioMethod: TypeAlias = str
+    FinetunedRatioMethod: TypeAlias = str
 else:
     Methods = create_model(
         "Methods",
@@ -147,7 +148,8 @@ else:
         },
     )
     DenoiserMethod = Literal[names("denoiser")]
-    RatioMethod = Literal[names("ratio")]
+    RatioMethod = Literal[names("ratio", "source")]
+    FinetunedRatioMethod = Literal[names("ratio", "finetuned")]
 
 
 class Sampling(Section):
@@ -248,10 +250,24 @@ class Sweep(Section):
         ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
     )
     ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-warm"), description="ratio networks trained per cell")
+    tuned_ratios: tuple[FinetunedRatioMethod, ...] = Field(
+        (), description="ratio networks that guide the cell's fine-tuned denoiser; they need finetune in baselines"
+    )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the grid."""
+        return (*self.baselines, *self.ratios, *self.tuned_ratios)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:
-        no_repeats(self, ("fractions", "seeds", "baselines", "ratios"))
+        no_repeats(self, ("fractions", "seeds", "baselines", "ratios", "tuned_ratios"))
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_guided_is_trained(self) -> Sweep:
+        if self.tuned_ratios and FINETUNED not in self.baselines:
+            raise ValueError(f"tuned_ratios guide what {FINETUNED} trains, which is none of baselines; add it there")
         return self
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gtl_lightning.data.sample import write_sample
+from gtl_lightning.methods import names
 from gtl_lightning.stages.data import split, tokenize
 from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
@@ -31,7 +32,7 @@ TINY = (
     *(f"methods.{name}.train={QUICK}" for name in Methods().model_dump()),
     *(
         f"methods.{name}.network={{width: 16, depth: 1, heads: 2}}"
-        for name in ("gtl", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse")
+        for name in ("gtl", "gtl-finetuned", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse")
     ),
     "train.source={steps: 20, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}",
     "train.val_examples=32",
@@ -70,6 +71,17 @@ def inside(folder: Path) -> Iterator[None]:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+def every_method() -> tuple[str, ...]:
+    """Overrides that put every method of the registry into the grid."""
+    grid = {
+        "baselines": names("denoiser"),
+        "ratios": names("ratio", "source"),
+        "tuned_ratios": names("ratio", "finetuned"),
+    }
+    assert sorted(name for listed in grid.values() for name in listed) == sorted(names())
+    return tuple(f"sweep.{key}=[{', '.join(listed)}]" for key, listed in grid.items())
+
+
 def tiny(*overrides: str) -> Params:
     """The tiny parameters, some of them changed."""
     return config.configure(overrides=(*TINY, *overrides))
@@ -105,7 +117,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         measure_real(params)
         for fraction in params.sweep.fractions:
             train_classifier(params, fraction, 0)
-            for method in (*params.sweep.baselines, *params.sweep.ratios):
+            for method in params.sweep.methods:
                 train_cell(params, method, fraction, 0)
                 evaluate_cell(params, method, fraction, 0)
         evaluate_cell(params, "source", None, 0)

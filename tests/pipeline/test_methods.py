@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gtl_lightning.files import read_json
-from gtl_lightning.methods import METHODS, guides, names
+from gtl_lightning.methods import METHODS, guides
 from gtl_lightning.methods.method import Method
 from gtl_lightning.report.style import method_label, order_methods
 from gtl_lightning.stages.sample import sample_cell
@@ -19,15 +19,14 @@ from gtl_lightning.workspace.corpus import Corpus, load_denoiser
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
-from tests.pipeline.conftest import inside, tiny
+from tests.pipeline.conftest import every_method, inside, tiny
 
 MODULES = sorted(path for path in (ROOT / "gtl_lightning/methods").glob("*.py") if "METHOD" in path.read_text())
 
 
 def everything(*overrides: str) -> Params:
     """The tiny parameters with every method in the grid."""
-    grid = (f"sweep.baselines=[{', '.join(names('denoiser'))}]", f"sweep.ratios=[{', '.join(names('ratio'))}]")
-    return tiny(*grid, "methods.finetune-borrowed.borrowed=24", *overrides)
+    return tiny(*every_method(), "methods.finetune-borrowed.borrowed=24", *overrides)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

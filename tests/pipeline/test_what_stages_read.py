@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from gtl_lightning.data.sample import write_sample
-from gtl_lightning.methods import names
 from gtl_lightning.workspace import params as config
-from tests.pipeline.conftest import inside, tiny
+from tests.pipeline.conftest import every_method, inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
 
 ONE = (
     "sweep.fractions=[0.3]",
     "ablation.fraction=0.3",
-    f"sweep.baselines=[{', '.join(names('denoiser'))}]",
-    f"sweep.ratios=[{', '.join(names('ratio'))}]",
+    *every_method(),
 )
 """Every method there is."""
 OTHER = (
@@ -27,7 +25,14 @@ OTHER = (
     "ablation.method=gtl-sequence-gkl",
 )
 """What some keys are read for only when others have a value."""
-AGAIN = ("evaluate-source", "evaluate-baseline", "evaluate-ratio", "ablation", "register")
+AGAIN = (
+    "evaluate-source",
+    "evaluate-baseline",
+    "evaluate-ratio",
+    "evaluate-ratio-on-finetuned",
+    "ablation",
+    "register",
+)
 NAMES_THE_STUDY = "data/provenance.json"
 """Its hash names the MLflow run that a stage is tracked in; other data would have other tokens."""
 

@@ -84,6 +84,9 @@ def test_dump_is_yaml_of_the_same_values() -> None:
         ("profile.name=x", "profile"),
         ("ablation.fraction=0.2", "ablation.fraction = 0.2"),
         ("sweep.ratios=[gtl-sequence-bce]", "ablation.method = gtl"),
+        ("sweep.ratios=[gtl, gtl-finetuned]", "sweep.ratios.1 = 'gtl-finetuned'"),
+        ("sweep.tuned_ratios=[gtl]", "sweep.tuned_ratios.0 = 'gtl'"),
+        ("sweep={tuned_ratios: [gtl-finetuned], baselines: [lora]}", "guide what finetune trains, which is none of"),
         # one of each kind that is met late; every parameter: test_every_parameter.py
         ("sweep.seeds=[-1]", "sweep.seeds.0 = -1"),
         ("data.seed=20251126123", "data.seed = 20251126123"),

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from flows.cli import app
-from gtl_lightning.methods import METHODS
+from gtl_lightning.methods import FINETUNED, METHODS, guides
 from gtl_lightning.studies.markov.params import PARAMS
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
@@ -22,8 +22,10 @@ from tests.pipeline.reading import flat
 MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STUDY = yaml.safe_load((ROOT / PARAMS.with_name("dvc.yaml")).read_text())["stages"]
 STAGES: dict[str, Any] = {**MAIN, **STUDY}
-TRAINING = ("source", "judge", "planner", "classifier", "baseline", "ratio")
-EVALUATION = ("evaluate-source", "evaluate-baseline", "evaluate-ratio")
+TRAINED = {"baselines": "baseline", "ratios": "ratio", "tuned_ratios": "ratio-on-finetuned"}
+"""List of the sweep -> the stage that trains what stands in it."""
+TRAINING = ("source", "judge", "planner", "classifier", *TRAINED.values())
+EVALUATION = ("evaluate-source", *(f"evaluate-{stage}" for stage in TRAINED.values()))
 
 
 def parameters(stage: str, file: Path | None = None) -> list[str]:
@@ -38,6 +40,12 @@ def reads(stage: str, key: str, method: str = "", file: Path | None = None) -> b
     """Whether a change of params.yaml's `key` makes the stage, or its cells of `method`, stale."""
     names = [name.replace("${item.method}", method) for name in parameters(stage, file)]
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def trained_by(method: str) -> str:
+    """The stage whose matrix has the method."""
+    guided = guides(method)
+    return TRAINED["baselines" if guided is None else "ratios" if guided == "source" else "tuned_ratios"]
 
 
 def entry(stage: str) -> str:
@@ -105,7 +113,9 @@ def test_gamma_and_n_ratio_train_nothing(stage: str) -> None:
 
 
 def test_gamma_resamples_guided_cells_alone() -> None:
-    assert reads("evaluate-ratio", "sampling.gammas")
+    for stage in ("evaluate-ratio", "evaluate-ratio-on-finetuned"):
+        assert reads(stage, "sampling.gammas")
+        assert reads(stage, "sampling.sample_gammas")
     assert not reads("evaluate-source", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.gammas")
     assert not reads("evaluate-baseline", "sampling.sample_gammas")
@@ -128,11 +138,11 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
     assert len(flat(settings)) > 100
     for key in flat(settings):
         for stage in STAGES:
-            for method in METHODS.values():
-                home = stage == ("baseline" if method.kind == "denoiser" else "ratio")
-                if home or stage not in ("baseline", "ratio"):
-                    own = home and method.name == key.split(".")[1]
-                    assert reads(stage, key, method.name) == own, (stage, key, method.name)
+            for method in METHODS:
+                home = stage == trained_by(method)
+                if home or stage not in TRAINED.values():
+                    own = home and method == key.split(".")[1]
+                    assert reads(stage, key, method) == own, (stage, key, method)
 
 
 def test_a_default_makes_stale_what_takes_it_and_no_evaluation() -> None:
@@ -154,7 +164,7 @@ def test_what_is_left_out_of_the_file_makes_no_stage_stale() -> None:
 
 @pytest.mark.parametrize("stage", [name for name in MAIN if name not in ("report", "register")])
 def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
-    for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios"):
+    for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios", "sweep.tuned_ratios"):
         assert not reads(stage, key)
 
 
@@ -171,6 +181,16 @@ def test_every_parameter_that_a_stage_reads_stands_in_the_file(profile: str) -> 
                     for part in name.replace("${item.method}", method).split("."):
                         assert part in found, name
                         found = found[part]
+
+
+def test_only_what_guides_the_fine_tuned_denoiser_waits_for_it() -> None:
+    """And that alone: neither the source's denoiser nor a classifier makes those cells stale."""
+    finetuned = f"models/{FINETUNED}-${{item.fraction}}-${{item.seed}}"
+    waiting = {stage for stage in STAGES if finetuned in STAGES[stage]["deps"]}
+    assert waiting == {"ratio-on-finetuned", "evaluate-ratio-on-finetuned"}
+    for stage in waiting:
+        assert STAGES[stage]["matrix"]["method"] == "${sweep.tuned_ratios}"
+        assert not [dep for dep in STAGES[stage]["deps"] if dep.startswith(("models/source", "models/classifier"))]
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from flows.grid import Grid, Stage, read_grid
 from flows.lockfile import DAMAGED, mend_lockfile
 from flows.stage import check_address
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.params import load_params
+from gtl_lightning.workspace.params import configure, load_params, write_params
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.flow_kit import make_project
 
@@ -44,10 +45,7 @@ def test_every_point_of_the_grid_is_evaluated_once(grid: Grid) -> None:
     sweep = load_params(ROOT / "params.yaml").sweep
     cells = [stage.cell for address in grid.evaluations() for stage in [grid.stages[address]]]
     expected = {Cell("source", None, seed) for seed in sweep.seeds} | {
-        Cell(method, fraction, seed)
-        for method in (*sweep.baselines, *sweep.ratios)
-        for fraction in sweep.fractions
-        for seed in sweep.seeds
+        Cell(method, fraction, seed) for method in sweep.methods for fraction in sweep.fractions for seed in sweep.seeds
     }
     assert len(cells) == len(expected)
     assert set(cells) == expected
@@ -80,6 +78,28 @@ def test_a_cell_brings_its_upstream_and_nothing_else(grid: Grid) -> None:
     addresses = {stage.address for stage in grid.with_upstream(["evaluate-ratio@gtl-0.05-0"])}
     assert {"split", "tokenize", "source", "classifier@0.05-0", "ratio@gtl-0.05-0"} < addresses
     assert not any("vanilla" in address or "1.0" in address or address == "report" for address in addresses)
+
+
+def test_what_guides_the_fine_tuned_denoiser_follows_it_and_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sweep.tuned_ratios` lists it; nothing else waits for that denoiser."""
+    for name in ("dvc.yaml", "data.dvc", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)  # DVC spells addresses as they are seen from here
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    params = configure(overrides=("sweep.tuned_ratios=[gtl-finetuned]",))
+    write_params(params, tmp_path / "params.yaml")
+    grid = read_grid(params, tmp_path)
+    cell = Cell("gtl-finetuned", 0.05, 0)
+    evaluated = "evaluate-ratio-on-finetuned@gtl-finetuned-0.05-0"
+    assert grid.stages[evaluated].cell == cell
+    assert evaluated in grid.evaluations(methods=["gtl-finetuned"], fractions=[0.05])
+    upstream = {stage.address for stage in grid.with_upstream([evaluated])}
+    assert {"baseline@finetune-0.05-0", "ratio-on-finetuned@gtl-finetuned-0.05-0"} < upstream
+    assert not any(address.startswith("baseline@") for address in grid.stages["ratio@gtl-0.05-0"].needs)
+    assert set(grid.stages["report"].gathers) > set(grid.evaluations())
+    assert grid.stages["ratio-on-finetuned@gtl-finetuned-0.05-0"].label == "ratio-on-finetuned gtl-finetuned 5 % seed 0"
 
 
 def test_labels_say_method_fraction_and_seed() -> None:

@@ -67,6 +67,17 @@ def test_write_params_writes_what_was_asked(root: Path) -> None:
     assert wanted.narrows(params)
 
 
+def test_a_method_is_added_to_the_list_that_its_kind_has(root: Path) -> None:
+    before = configure().sweep
+    wanted = Wanted(methods=("gtl-finetuned", "gtl-head", "finetune"), write_params=True)
+    sweep = settle(wanted, root).sweep
+    assert (sweep.baselines, sweep.ratios) == (before.baselines, (*before.ratios, "gtl-head"))
+    assert sweep.tuned_ratios == ("gtl-finetuned",)
+    assert sweep.methods == (*sweep.baselines, *sweep.ratios, *sweep.tuned_ratios)
+    assert Wanted(methods=("finetune",)).narrows(load_params(root / "params.yaml"))
+    assert not Wanted(methods=sweep.methods).narrows(load_params(root / "params.yaml"))
+
+
 def test_a_part_of_the_grid_changes_nothing_and_narrows(root: Path) -> None:
     before = (root / "params.yaml").read_text()
     wanted = Wanted(fractions=(0.05,), seeds=(0,), methods=("gtl",))
