@@ -42,7 +42,7 @@ from flows.parameters import (
     settle,
 )
 from flows.runner import Limits, run_stages
-from flows.server import check_server, server_url
+from flows.server import check_server, logged_in, server_url
 from flows.share import check_remote
 from flows.share import version as checkout_version
 from flows.stage import push, run_stage
@@ -258,10 +258,11 @@ def run_sweep() -> int:
     Raises:
         UserError: the configured server does not answer.
     """
-    check_server()
-    if server_url() is None:
-        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
-    return 0 if scarcity_sweep(return_state=True).is_completed() else 1
+    with logged_in():
+        check_server()
+        if server_url() is None:
+            signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
+        return 0 if scarcity_sweep(return_state=True).is_completed() else 1
 
 
 def _end_at_once() -> None:

@@ -34,7 +34,7 @@ HOPELESS = (USER_ERROR, 126, 127)  # the last two: the shell cannot start or fin
 # DVC's names of stages and of points of a matrix; in front, the dvc.yaml of a study.
 ADDRESS = re.compile(r"(gtl_lightning/studies/\w+/dvc\.yaml:)?[A-Za-z0-9_][\w.-]*(@[\w.-]+)?")
 NO_SPACE = os.strerror(errno.ENOSPC)
-SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 # What DVC tells a person at a terminal after every stage; a sweep has dozens.
 ADVICE = re.compile(
     r"\s*(To track the changes with git, run:|git add .*|To enable auto staging, run:|dvc config core\.\S+ true"
