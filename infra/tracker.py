@@ -67,7 +67,7 @@ async def _refuse(scope: dict[str, Any], send: Any, status: int, headers: list[t
 
 
 def tracker() -> Guarded:
-    """MLflow's application, set up as `mlflow server` sets it up for its processes; it reads that when it is imported."""
+    """MLflow's application, set up as `mlflow server` sets it up for its processes; it reads that on import."""
     store = os.environ["MLFLOW_BACKEND_STORE_URI"]
     os.environ.update(
         {
