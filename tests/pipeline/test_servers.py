@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import base64
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,10 +19,12 @@ from typing import Any
 
 import psutil
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from flows.login import LOGIN
-from tests.pipeline.lab import Lab, wait_until
+from flows.login import LOGIN, read_login
+from tests.pipeline.lab import REPOSITORY, Lab, free_ports, wait_until
 
 FOREIGN = "http://evil.example"
 DATABASE_PASSWORD = "hunter2hunter2"
@@ -182,25 +187,21 @@ def test_a_run_chooses_neither_command_nor_environment_nor_folder(lab: Lab, vari
     assert "Additional properties are not allowed" in said
 
 
-def test_a_command_that_reaches_the_worker_does_not_run(lab: Lab) -> None:
-    """Past the server's check: by a run of a pool without a deployment's, and in what the worker makes of it."""
-    import asyncio
+def test_a_command_that_reaches_the_worker_is_not_taken(lab: Lab) -> None:
+    """Past the server's check: what the worker makes of the pool's template."""
 
-    from prefect.workers.process import ProcessJobConfiguration
+    async def made(template: dict[str, Any]) -> ProcessJobConfiguration:
+        async with get_client() as client:
+            return await ProcessJobConfiguration.from_template_and_values(template, CHOICES, client)
 
     with lab.client() as client:
-        template = client.read_work_pool("cpu").base_job_template
-    made = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, CHOICES))
-    assert made.command is None
-    assert made.env == {}
-    assert made.working_dir is None
-    assert made.name is None
+        configuration = asyncio.run(made(client.read_work_pool("cpu").base_job_template))
+    assert configuration.command is None
+    assert configuration.env == {}
+    assert configuration.working_dir is None
 
 
 def test_a_pool_of_an_earlier_version_gets_the_template(lab: Lab) -> None:
-    from prefect.client.schemas.actions import WorkPoolUpdate
-    from prefect.workers.process import ProcessWorker
-
     with lab.client() as client:
         loose = ProcessWorker.get_default_base_job_template()
         client.update_work_pool("gpu", WorkPoolUpdate(base_job_template=loose))
@@ -247,6 +248,115 @@ def test_its_owner_alone_reads_the_password(lab: Lab) -> None:
         assert not done.stdout
 
 
+class Recorder:
+    """Stands in for the lab: what would be run, and with which variables."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.told: dict[str, dict[str, str]] = {}
+        self.lines: list[str] = []
+
+    def run(self, *command: str, **extra: str) -> None:
+        self.start(command[-1], *command, **extra)
+
+    def start(self, name: str, *command: str, **extra: str) -> None:
+        self.lines.append(" ".join(command))
+        self.told[name] = {**self.environment, **extra}
+
+    def wait_for(self, name: str, url: str) -> None:
+        self.lines.append(f"{name} {url}")
+
+    def stop(self) -> None:
+        pass
+
+
+def test_the_password_of_a_database_is_told_to_its_server_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "infra"))
+    import serve
+
+    kept: list[Recorder] = []
+
+    def recorder(environment: dict[str, str]) -> Recorder:
+        kept.append(Recorder(environment))
+        return kept[0]
+
+    def ready() -> None:
+        raise KeyboardInterrupt
+
+    variables = {
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql://me:{DATABASE_PASSWORD}@127.0.0.1:1/mlflow",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me:{DATABASE_PASSWORD}@127.0.0.1:1/prefect",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(serve, "Lab", recorder)
+    monkeypatch.setattr(serve, "gpus", lambda: ["0"])
+    monkeypatch.setattr(serve, "write_login", lambda *_: None)
+    for check in ("check_database", "check_port"):
+        monkeypatch.setattr(serve, check, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        serve.serve(argparse.Namespace(prefect_port=4200, mlflow_port=5000, runs=1), ready)
+    (lab,) = kept
+    assert len(lab.lines) >= 7
+    assert DATABASE_PASSWORD not in " ".join(lab.lines)
+    password = lab.environment["MLFLOW_TRACKING_PASSWORD"]
+    assert password not in " ".join(lab.lines)
+    told = {name for name, own in lab.told.items() if DATABASE_PASSWORD in " ".join(own.values())}
+    assert told == {"infra/tracker.py", "mlflow", "prefect"}
+    demands = {name for name, own in lab.told.items() if "PREFECT_SERVER_API_AUTH_STRING" in own}
+    assert demands == {"prefect"}
+
+
+OWN_SERVER = """
+import json, urllib.error, urllib.request
+from prefect.client.orchestration import get_client
+from flows.server import logged_in
+with logged_in(), get_client(sync_client=True) as client:
+    client.read_flow_runs()
+    request = urllib.request.Request(str(client.api_url) + "flow_runs/count", b"{}", {"Origin": "http://evil.example"})
+    try:
+        answer = urllib.request.urlopen(request, timeout=20)
+    except urllib.error.HTTPError as error:
+        answer = error
+    print(json.dumps([answer.status, answer.headers.get("access-control-allow-origin")]))
+"""
+
+
+def test_the_server_that_a_flow_brings_asks_for_a_password_too(tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_SERVER],
+        cwd=tmp_path, env={**own, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == [401, None]
+
+
+def test_mlflow_alone_asks_for_its_password(tmp_path: Path) -> None:
+    """`make ui`."""
+    shutil.copytree(REPOSITORY / "infra", tmp_path / "infra", ignore=shutil.ignore_patterns("sample-store"))
+    (port,) = free_ports(1)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    with subprocess.Popen(
+        [sys.executable, "infra/ui.py", f"--mlflow-port={port}"],
+        cwd=tmp_path, env={**own, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+    ) as ui:  # fmt: skip
+        try:
+            assert ui.stderr is not None
+            said = ui.stderr.readline()
+            assert ".prefect/ui.env" in said, said
+            login = read_login(tmp_path / ".prefect" / "ui.env")
+            assert login.keys() == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+            assert login["MLFLOW_TRACKING_PASSWORD"] not in said
+            url = f"http://127.0.0.1:{port}/"
+            assert ask(url)[0] == 401
+            assert ask(url, user=":".join(login.values()))[0] == 200
+        finally:
+            ui.terminate()
+            ui.wait(60)
+
+
 # --- what still works
 
 
@@ -257,17 +367,18 @@ def test_the_commands_find_the_password_of_their_checkout(lab: Lab, command: lis
     lab.command("-m", "flows.cli", *command)
 
 
-@pytest.mark.parametrize("command", [["status"], ["reconcile"], ["sweep"]])
-@pytest.mark.parametrize("given", [{}, {"PREFECT_API_AUTH_STRING": "gtl:hunter2hunter2"}], ids=["none", "another"])
+@pytest.mark.parametrize(
+    ("command", "given"), [("sweep", {}), ("reconcile", {"PREFECT_API_AUTH_STRING": "gtl:hunter2hunter2"})]
+)
 def test_a_command_without_the_password_is_one_clear_line(
-    lab: Lab, tmp_path: Path, given: dict[str, str], command: list[str]
+    lab: Lab, tmp_path: Path, command: str, given: dict[str, str]
 ) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_bytes((lab.folder / name).read_bytes())
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_bytes((lab.folder / ".dvc" / "config").read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *command],
+        [sys.executable, "-m", "flows.cli", command],
         cwd=tmp_path, env={**lab.environment, **given}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
