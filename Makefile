@@ -37,7 +37,7 @@ lint: $(READY)  ## style, types, layers
 	@mypy
 	@lint-imports
 
-ui: $(READY)  ## MLflow on http://127.0.0.1:5000
+ui: $(READY)  ## MLflow on http://127.0.0.1:5000, behind a password
 	@python infra/ui.py
 
 serve: $(READY)  ## Prefect server, tracker and a worker on loopback
