@@ -38,7 +38,7 @@ def write_login(path: Path, variables: Mapping[str, str]) -> None:
 
 
 def read_login(path: Path) -> dict[str, str]:
-    """Variables that `write_login` wrote; none when there is no such file, or it belongs to another user."""
+    """Variables that `write_login` wrote; none when the file is not there or cannot be read."""
     try:
         return dict(LINE.findall(path.read_text()))
     except (OSError, UnicodeDecodeError):
