@@ -98,6 +98,7 @@ def environments(prefect_port: int, mlflow_port: int, login: dict[str, str]) -> 
         STORE: f"sqlite:///{ROOT / 'mlflow.db'}",
         **os.environ,
     }
+    given.pop("PREFECT_SERVER_API_AUTH_STRING", None)  # of another server
     tracker = {STORE: given.pop(STORE)}
     prefect = {PREFECT_DATABASE: given.pop(PREFECT_DATABASE)} if PREFECT_DATABASE in given else {}
     api = f"http://{HOST}:{prefect_port}/api"

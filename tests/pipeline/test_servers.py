@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.login import LOGIN, read_login
-from tests.pipeline.lab import REPOSITORY, Lab, free_ports, wait_until
+from tests.pipeline.lab import REPOSITORY, Lab, free_ports
 
 FOREIGN = "http://evil.example"
 DATABASE_PASSWORD = "hunter2hunter2"
@@ -192,7 +192,7 @@ def test_a_command_that_reaches_the_worker_is_not_taken(lab: Lab) -> None:
 
     async def made(template: dict[str, Any]) -> ProcessJobConfiguration:
         async with get_client() as client:
-            return await ProcessJobConfiguration.from_template_and_values(template, CHOICES, client)
+            return await ProcessJobConfiguration.from_template_and_values(template, CHOICES, client=client)
 
     with lab.client() as client:
         configuration = asyncio.run(made(client.read_work_pool("cpu").base_job_template))
@@ -270,7 +270,9 @@ class Recorder:
         pass
 
 
-def test_the_password_of_a_database_is_told_to_its_server_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Recorder]:
+    """What `make serve` would run on this machine with a GPU, without running it."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "infra"))
     import serve
 
@@ -278,33 +280,55 @@ def test_the_password_of_a_database_is_told_to_its_server_alone(monkeypatch: pyt
 
     def recorder(environment: dict[str, str]) -> Recorder:
         kept.append(Recorder(environment))
-        return kept[0]
+        return kept[-1]
 
     def ready() -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(serve, "Lab", recorder)
+    monkeypatch.setattr(serve, "gpus", lambda: ["0"])
+    for name in ("check_database", "check_port", "write_login"):
+        monkeypatch.setattr(serve, name, lambda *_: None)
+
+    def run() -> Recorder:
+        with pytest.raises(KeyboardInterrupt):
+            serve.serve(argparse.Namespace(prefect_port=4200, mlflow_port=5000, runs=1), ready)
+        return kept[-1]
+
+    return run
+
+
+def test_the_password_of_a_database_is_told_to_its_server_alone(
+    recorded: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     variables = {
         "MLFLOW_BACKEND_STORE_URI": f"postgresql://me:{DATABASE_PASSWORD}@127.0.0.1:1/mlflow",
         "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me:{DATABASE_PASSWORD}@127.0.0.1:1/prefect",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(serve, "Lab", recorder)
-    monkeypatch.setattr(serve, "gpus", lambda: ["0"])
-    monkeypatch.setattr(serve, "write_login", lambda *_: None)
-    for check in ("check_database", "check_port"):
-        monkeypatch.setattr(serve, check, lambda *_: None)
-    with pytest.raises(KeyboardInterrupt):
-        serve.serve(argparse.Namespace(prefect_port=4200, mlflow_port=5000, runs=1), ready)
-    (lab,) = kept
+    lab = recorded()
     assert len(lab.lines) >= 7
     assert DATABASE_PASSWORD not in " ".join(lab.lines)
-    password = lab.environment["MLFLOW_TRACKING_PASSWORD"]
-    assert password not in " ".join(lab.lines)
+    assert lab.environment["MLFLOW_TRACKING_PASSWORD"] not in " ".join(lab.lines)
     told = {name for name, own in lab.told.items() if DATABASE_PASSWORD in " ".join(own.values())}
     assert told == {"infra/tracker.py", "mlflow", "prefect"}
     demands = {name for name, own in lab.told.items() if "PREFECT_SERVER_API_AUTH_STRING" in own}
     assert demands == {"prefect"}
+
+
+def test_every_start_has_a_password_of_its_own(
+    recorded: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the caller's environment says."""
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "gtl:hunter2hunter2")
+    starts = [recorded() for _ in range(3)]
+    passwords = {lab.environment["MLFLOW_TRACKING_PASSWORD"] for lab in starts}
+    assert len(passwords) == 3
+    for lab in starts:
+        assert lab.told["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == lab.environment["PREFECT_API_AUTH_STRING"]
+        assert "hunter2" not in json.dumps(list(lab.told.values()))
 
 
 OWN_SERVER = """
@@ -324,9 +348,10 @@ with logged_in(), get_client(sync_client=True) as client:
 
 def test_the_server_that_a_flow_brings_asks_for_a_password_too(tmp_path: Path) -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    patient = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "200"}
     done = subprocess.run(
         [sys.executable, "-c", OWN_SERVER],
-        cwd=tmp_path, env={**own, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path, env={**own, **patient, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -399,12 +424,3 @@ def test_a_sweep_runs_as_a_deployment(lab: Lab) -> None:
     assert (lab.folder / "reports" / "report.md").exists()
     assert not (lab.folder / "owned").exists()
     assert "train-source" in lab.tracked("servers")
-
-
-def test_every_start_has_a_password_of_its_own(lab: Lab) -> None:
-    before = auth(lab)
-    lab.stop()
-    lab.start()
-    assert auth(lab) != before
-    assert ask(f"{lab.url}/admin/version", user=before)[0] == 401
-    wait_until(lab.is_up)
