@@ -37,9 +37,8 @@ lint: $(READY)  ## style, types, layers
 	@mypy
 	@lint-imports
 
-ui: $(READY)  ## MLflow on http://127.0.0.1:5000
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --host 127.0.0.1 --port 5000 \
-		--backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
+ui: $(READY)  ## MLflow on http://127.0.0.1:5000, behind a password
+	@python infra/ui.py
 
 serve: $(READY)  ## Prefect server, tracker and a worker on loopback
 	@python infra/serve.py

@@ -38,7 +38,7 @@ from flows.parameters import (
     settle,
 )
 from flows.reconcile import note_process
-from flows.remote import check_pool, check_remote, check_server, server_url
+from flows.remote import check_pool, check_remote, check_server, logged_in, server_url
 from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, count_outcomes, run_stage, run_stages
 from flows.stage import StageError, push
@@ -255,10 +255,11 @@ def run_sweep() -> int:
     Raises:
         UserError: the configured server does not answer.
     """
-    check_server()
-    if server_url() is None:
-        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
-    return 0 if scarcity_sweep(return_state=True).is_completed() else 1
+    with logged_in():
+        check_server()
+        if server_url() is None:
+            signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
+        return 0 if scarcity_sweep(return_state=True).is_completed() else 1
 
 
 def _end_at_once() -> None:

@@ -29,7 +29,7 @@ ADDRESS = re.compile(r"(gtl_lightning/studies/\w+/dvc\.yaml:)?[A-Za-z0-9_][\w.-]
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
 NO_SPACE = os.strerror(errno.ENOSPC)
 RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # in the environment of a process that a worker started for a run
-SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 # What DVC tells a person at a terminal after every stage; a sweep has dozens.
 ADVICE = re.compile(
     r"\s*(To track the changes with git, run:|git add .*|To enable auto staging, run:|dvc config core\.\S+ true"

@@ -11,193 +11,41 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
+from services import ROOT, Lab, ServeError
 
-ROOT = Path(__file__).resolve().parents[1]
+from flows.login import LOGIN, new_login, write_login
+
 HOST = "127.0.0.1"
-START_SECONDS = 90.0
-FLOW_GRACE_SECONDS = 7.0  # a flow interrupts its stages, which save a checkpoint
-SERVICE_GRACE_SECONDS = 1.0
-RESTARTS = 5  # of one service in quick succession, before serve gives up
-STABLE_SECONDS = 60.0  # a service that was up for so long starts with a clean slate
-WORKER = "worker-"  # how the names of workers begin
-LOGS = Path(".prefect/logs")
+STORE = "MLFLOW_BACKEND_STORE_URI"
 PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 
 log = logging.getLogger("serve")
 
 
-class ServeError(Exception):
-    """Something the user can mend: one line."""
-
-
-@dataclass
-class Service:
-    """A running child.
+@dataclass(frozen=True)
+class Environments:
+    """Variables of the services: each is told the secrets that it needs.
 
     Attributes:
-        name: for people, and of its log file.
-        command: what it runs.
-        environment: the whole of it.
-        process: head of its own process group.
-        restarts: how often it was started again in quick succession.
-        since: when it was started last, time.monotonic().
+        shared: of all: where the servers are, and how to log in there.
+        tracker: besides, of MLflow: its database.
+        prefect: besides, of the Prefect server: its database, and the login that it demands.
     """
 
-    name: str
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes]
-    restarts: int = 0
-    since: float = field(default_factory=time.monotonic)
-
-
-class Lab:
-    """The services, in the order in which they were started; they are stopped in the opposite order.
-
-    Args:
-        environment: of every service.
-    """
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self._services: list[Service] = []
-        self._flows: set[psutil.Process] = set()  # they outlive a worker that is killed
-
-    def run(self, *command: str) -> None:
-        """Run a command to its end.
-
-        Raises:
-            ServeError: it failed.
-        """
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise ServeError(without_passwords(f"{' '.join(command)} failed: {last}"))
-
-    def start(self, name: str, *command: str, **extra: str) -> None:
-        """Start a service; its output goes to .prefect/logs/NAME.log."""
-        own = {**self.environment, **extra}
-        self._services.append(Service(name, command, own, _spawn(name, command, own)))
-
-    def wait_for(self, name: str, url: str) -> None:
-        """Wait until a service answers.
-
-        Raises:
-            ServeError: it died, or did not answer in time.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(url):
-            self.check()
-            if time.monotonic() > deadline:
-                raise ServeError(f"{name} did not answer within {START_SECONDS:.0f} s; see {LOGS / name}.log")
-            time.sleep(0.2)
-
-    def check(self) -> None:
-        """Raise ServeError when a service has died."""
-        for service in self._services:
-            if (code := service.process.poll()) is not None:
-                raise ServeError(f"{service.name} ended with exit code {code}; see {LOGS / service.name}.log")
-
-    def keep_up(self) -> None:
-        """Start a service that has died again, a few times; remember the flow runs of the workers.
-
-        Raises:
-            ServeError: it dies again and again.
-        """
-        for service in self._services:
-            if service.name.startswith(WORKER) and service.process.poll() is None:
-                with suppress(psutil.NoSuchProcess):
-                    self._flows.update(psutil.Process(service.process.pid).children())
-        self._flows = {flow for flow in self._flows if flow.is_running()}
-        for service in self._services:
-            if (code := service.process.poll()) is not None:
-                if time.monotonic() - service.since > STABLE_SECONDS:
-                    service.restarts = 0
-                if service.restarts >= RESTARTS:
-                    self.check()
-                hint = "; `gtl reconcile` retries its flow run" if service.name.startswith(WORKER) else ""
-                log.info("%s ended with exit code %s and is started again%s", service.name, code, hint)
-                service.process = _spawn(service.name, service.command, service.environment)
-                service.restarts += 1
-                service.since = time.monotonic()
-
-    def stop(self) -> None:
-        """Stop everything, workers before the server that they report to."""
-        workers = [service for service in self._services if service.name.startswith(WORKER)]
-        _stop_flows(self._flows)
-        _stop(workers)
-        _stop([service for service in reversed(self._services) if service not in workers])
-        self._services.clear()
-
-
-def _spawn(name: str, command: tuple[str, ...], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    folder = ROOT / LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.log", "ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _stop_flows(flows: set[psutil.Process]) -> None:
-    """Ask the flow runs themselves, which then stop their stages and report to the server; a worker would kill them."""
-    for flow in flows:
-        with suppress(psutil.NoSuchProcess):
-            flow.terminate()
-    psutil.wait_procs(list(flows), timeout=FLOW_GRACE_SECONDS)
-
-
-def _stop(services: list[Service]) -> None:
-    _signal(services, signal.SIGTERM)
-    deadline = time.monotonic() + SERVICE_GRACE_SECONDS
-    for service in services:
-        with suppress(subprocess.TimeoutExpired):
-            service.process.wait(max(0, deadline - time.monotonic()))
-    _signal(services, signal.SIGKILL)  # also what a service left behind
-    for service in services:
-        service.process.wait()
-
-
-def _signal(services: list[Service], number: signal.Signals) -> None:
-    for service in services:
-        with suppress(ProcessLookupError):
-            os.killpg(service.process.pid, number)
-
-
-def answers(url: str) -> bool:
-    """Whether an HTTP request to `url` succeeds."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def without_passwords(text: str) -> str:
-    """The text with the credentials in its addresses masked."""
-    return re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", text)
+    shared: dict[str, str]
+    tracker: dict[str, str]
+    prefect: dict[str, str]
 
 
 def check_database(url: str, variable: str) -> None:
@@ -232,10 +80,14 @@ def gpus() -> list[str]:
     return done.stdout.split() if done.returncode == 0 else []
 
 
-def environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
-    """What the services share. Values that are set already are kept, the addresses excepted."""
-    commands = str(Path(sys.executable).parent)
-    return {
+def origins(port: int) -> list[str]:
+    """Of the pages that a server on a port of this machine has."""
+    return [f"http://{host}:{port}" for host in (HOST, "localhost")]
+
+
+def environments(prefect_port: int, mlflow_port: int, login: dict[str, str]) -> Environments:
+    """Values that are set already are kept, addresses and what keeps others out excepted."""
+    given = {
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -243,32 +95,63 @@ def environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
+        STORE: f"sqlite:///{ROOT / 'mlflow.db'}",
         **os.environ,
-        "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
-        "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
-        "PREFECT_UI_API_URL": f"http://{HOST}:{prefect_port}/api",
     }
+    given.pop("PREFECT_SERVER_API_AUTH_STRING", None)  # of another server
+    tracker = {STORE: given.pop(STORE)}
+    prefect = {PREFECT_DATABASE: given.pop(PREFECT_DATABASE)} if PREFECT_DATABASE in given else {}
+    api = f"http://{HOST}:{prefect_port}/api"
+    commands = str(Path(sys.executable).parent)
+    return Environments(
+        {
+            **given,
+            **login,
+            "PATH": os.pathsep.join([commands, os.environ.get("PATH", os.defpath)]),
+            "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+            "PREFECT_API_URL": api,
+        },
+        {
+            **tracker,
+            "MLFLOW_ARTIFACTS_DESTINATION": str(ROOT / "mlartifacts"),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(urlsplit(origin).netloc for origin in origins(mlflow_port)),
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(mlflow_port)),
+        },
+        {
+            **prefect,
+            "PREFECT_SERVER_API_AUTH_STRING": login["PREFECT_API_AUTH_STRING"],
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(origins(prefect_port)),
+            "PREFECT_UI_API_URL": api,
+        },
+    )
+
+
+def start_tracker(lab: Lab, port: int, variables: dict[str, str]) -> None:
+    """Bring MLflow's database up to date, and start its server.
+
+    Raises:
+        ServeError: the database cannot be used.
+    """
+    # First, and alone: processes that create one database at the same time break each other.
+    lab.run(sys.executable, "infra/tracker.py", **variables)
+    guarded = (sys.executable, "-m", "uvicorn", "--app-dir", "infra", "--factory", "tracker:tracker")
+    lab.start("mlflow", *guarded, "--host", HOST, "--port", str(port), **variables)
 
 
 def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     """Start everything, call `ready`, and watch until a signal or a failure."""
     check_port(options.prefect_port, "--prefect-port")
     check_port(options.mlflow_port, "--mlflow-port")
-    lab = Lab(environment(options.prefect_port, options.mlflow_port))
-    database = lab.environment["MLFLOW_BACKEND_STORE_URI"]
-    check_database(database, "MLFLOW_BACKEND_STORE_URI")
-    check_database(lab.environment.get(PREFECT_DATABASE, ""), PREFECT_DATABASE)
+    login = new_login()
+    variables = environments(options.prefect_port, options.mlflow_port, login)
+    check_database(variables.tracker[STORE], STORE)
+    check_database(variables.prefect.get(PREFECT_DATABASE, ""), PREFECT_DATABASE)
+    lab = Lab(variables.shared)
     try:
-        # First, and alone: processes that create one database at the same time break each other.
-        lab.run("mlflow", "db", "upgrade", database)
-        lab.start(
-            *("mlflow", "mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(options.mlflow_port)),
-            *("--artifacts-destination", str(ROOT / "mlartifacts")),
-        )
-        lab.start("prefect", "prefect", "server", "start", "--host", HOST, "--port", str(options.prefect_port))
+        start_tracker(lab, options.mlflow_port, variables.tracker)
+        server = ("prefect", "server", "start", "--host", HOST, "--port", str(options.prefect_port))
+        lab.start("prefect", *server, **variables.prefect)
         lab.wait_for("prefect", f"http://{HOST}:{options.prefect_port}/api/health")
         lab.wait_for("mlflow", f"http://{HOST}:{options.mlflow_port}/health")
         lab.run("sh", "infra/deploy.sh")
@@ -278,6 +161,7 @@ def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
         for gpu in gpus():
             name = ("--pool", "gpu", "--name", f"gpu-{gpu}", "--limit", "1")
             lab.start(f"worker-gpu-{gpu}", *worker, *name, CUDA_VISIBLE_DEVICES=gpu)
+        write_login(ROOT / LOGIN, {"PREFECT_API_URL": variables.shared["PREFECT_API_URL"], **login})
         ready()
         while True:
             lab.keep_up()
@@ -298,7 +182,8 @@ def main() -> int:
 
     def ready() -> None:
         log.info("Prefect: http://%s:%d   MLflow: http://%s:%d", HOST, options.prefect_port, HOST, options.mlflow_port)
-        log.info("export PREFECT_API_URL=http://%s:%d/api", HOST, options.prefect_port)
+        log.info("both ask for the password in %s: MLflow for it and the user gtl, Prefect for gtl:PASSWORD", LOGIN)
+        log.info(". %s        (gives this server and its password to another terminal)", LOGIN)
         log.info("prefect deployment run scarcity-sweep/local --watch        (Ctrl-C here ends everything)")
 
     try:

@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
+from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.group import LEADER
+from flows.login import LOGIN, read_login
 from flows.reconcile import PID_LABEL, runs_here
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,6 +110,7 @@ class Lab:
         self.url = f"http://127.0.0.1:{self._ports[0]}/api"
         self.tracking = f"http://127.0.0.1:{self._ports[1]}"
         self._serve: subprocess.Popen[bytes] | None = None
+        self.said = ""  # by `make serve` until it served
         for name in ("infra", "flows", "prefect.yaml"):
             source = REPOSITORY / name
             if source.is_dir():
@@ -153,7 +157,9 @@ class Lab:
             stderr=subprocess.PIPE,
         )
         assert self._serve.stderr is not None
+        self.said = ""
         for line in self._serve.stderr:
+            self.said += line.decode()
             if b"prefect deployment run" in line:
                 return
         raise AssertionError("serve did not start: " + line.decode())
@@ -175,12 +181,17 @@ class Lab:
         kill(*family, *self.groups())
         self._serve.wait()
 
-    def command(self, *arguments: str) -> str:
-        """Run a Python command in the project; return what it says."""
+    def process(self) -> psutil.Process:
+        """`make serve` itself."""
+        assert self._serve is not None
+        return psutil.Process(self._serve.pid)
+
+    def command(self, *arguments: str, **extra: str) -> str:
+        """Run a Python command in the project, with further variables; return what it says."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **extra},
             capture_output=True,
             text=True,
             timeout=120,
@@ -191,9 +202,24 @@ class Lab:
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        """A client of the lab's server."""
-        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
+        """A client of the lab's server, logged in."""
+        settings = {PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: self.login["PREFECT_API_AUTH_STRING"]}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
             yield client
+
+    @property
+    def login(self) -> dict[str, str]:
+        """Variables of whoever reads the file that `make serve` wrote."""
+        return read_login(self.folder / LOGIN)
+
+    @contextmanager
+    def tracker(self) -> Iterator[MlflowClient]:
+        """A client of the lab's MLflow, logged in."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.login.items():
+                if name.startswith("MLFLOW_"):
+                    patch.setenv(name, value)
+            yield MlflowClient(self.tracking)
 
     def run_sweep(self) -> FlowRun:
         """`prefect deployment run scarcity-sweep/local`."""
@@ -241,12 +267,10 @@ class Lab:
 
     def tracked(self, experiment: str) -> dict[str, Any]:
         """Tracked runs of an experiment: key -> status and metrics; a key that occurs twice fails."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self.tracking)
-        found = client.get_experiment_by_name(experiment)
-        assert found is not None
-        runs = client.search_runs([found.experiment_id], max_results=1000)
+        with self.tracker() as client:
+            found = client.get_experiment_by_name(experiment)
+            assert found is not None
+            runs = client.search_runs([found.experiment_id], max_results=1000)
         keys = [run.data.tags.get("key", run.data.tags["kind"]) for run in runs]
         assert len(set(keys)) == len(keys), f"doubled: {sorted(keys)}"
         return {
@@ -256,13 +280,11 @@ class Lab:
 
     def history(self, experiment: str, key: str) -> list[int]:
         """Steps of the learning curve of a tracked run."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self.tracking)
-        found = client.get_experiment_by_name(experiment)
-        assert found is not None
-        (run,) = client.search_runs([found.experiment_id], f"tags.key = '{key}'")
-        return sorted({metric.step for metric in client.get_metric_history(run.info.run_id, "loss")})
+        with self.tracker() as client:
+            found = client.get_experiment_by_name(experiment)
+            assert found is not None
+            (run,) = client.search_runs([found.experiment_id], f"tags.key = '{key}'")
+            return sorted({metric.step for metric in client.get_metric_history(run.info.run_id, "loss")})
 
     def process_of(self, run: FlowRun) -> psutil.Process:
         """The process that the flow noted in its run."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -95,14 +98,39 @@ def test_eight_cells_at_once_lose_no_metric(database: str, tmp_path: Path) -> No
             assert sorted((point.step, point.value) for point in history) == [(n, n + batch) for n in range(STEPS)]
 
 
+@contextmanager
+def command_lines() -> Iterator[set[str]]:
+    """Collect what every user of the machine sees of this process's descendants, all the while."""
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(OSError):
+                    seen.add(Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").replace("\0", " "))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
 @pytest.mark.postgres
 def test_a_sweep_with_both_servers_on_postgres(server: str, tmp_path: Path) -> None:
     prefect = create_database(server, "prefect").replace("postgresql://", "postgresql+asyncpg://")
     tracker = create_database(server, "mlflow")
     lab = Lab(tmp_path, PREFECT_API_DATABASE_CONNECTION_URL=prefect, MLFLOW_BACKEND_STORE_URI=tracker)
     lab.begin("lab")
+    password = server.partition("postgres:")[2].partition("@")[0]
     try:
-        lab.start()
+        with command_lines() as lines:
+            lab.start()
+        assert any("tracker" in line for line in lines)
+        assert not [line for line in lines if password in line]
         ended = lab.wait_for_end(lab.run_sweep(), 240)
         assert ended.state is not None
         assert ended.state.is_completed(), ended.state.message
@@ -116,7 +144,6 @@ def test_a_sweep_with_both_servers_on_postgres(server: str, tmp_path: Path) -> N
     finally:
         lab.stop()
     assert not list(tmp_path.glob("*.db"))
-    password = server.partition("postgres:")[2].partition("@")[0]
     for log in (tmp_path / ".prefect" / "logs").iterdir():
         assert password not in log.read_text(), log.name
 

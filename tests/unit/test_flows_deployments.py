@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.flows import Flow
 from prefect.server.schemas.actions import WorkPoolCreate
@@ -77,7 +77,7 @@ def test_every_parameter_is_described_in_the_form(deployment: dict[str, Any]) ->
 
 
 def test_deploy_makes_the_pools_that_are_deployed_to() -> None:
-    pools = re.search(r"for pool in ([\w ]+);", (INFRA / "deploy.sh").read_text())
+    pools = re.search(r"infra/pools\.py ([\w ]+)$", (INFRA / "deploy.sh").read_text(), re.MULTILINE)
     assert pools is not None
     assert set(pools.group(1).split()) == {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS}
 
@@ -87,6 +87,8 @@ def test_deploy_makes_the_pools_that_are_deployed_to() -> None:
 
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ONE_SHOT = {"buckets", "deploy"}
+SECRETS = ("POSTGRES_PASSWORD", "LAB_PASSWORD", "STORE_PASSWORD", "MLFLOW_STORE_PASSWORD", "DVC_STORE_PASSWORD")
+WORKERS = [name for name in SERVICES if name.startswith(("worker", "deploy"))]
 
 
 def test_compose_has_the_services_of_a_lab() -> None:
@@ -130,13 +132,13 @@ def test_secrets_come_from_the_environment_and_are_demanded() -> None:
     used = set(re.findall(r"\$\{(\w+)", text))
     documented = set(re.findall(r"^(\w+)=", (INFRA / ".env.example").read_text(), re.MULTILINE))
     assert used == documented
-    for name in ("POSTGRES_PASSWORD", "STORE_USER", "STORE_PASSWORD"):
+    for name in SECRETS:
         assert f"${{{name}:?" in text
         assert not re.search(rf"\$\{{{name}(\}}|:-)", text)
-    secret_keys = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|_USER$")
+    secret_keys = re.compile(r"PASSWORD|SECRET(?!.*KEY_ID)|SECRET_ACCESS_KEY|AUTH_STRING")
     for service in SERVICES.values():
         for key, value in service.get("environment", {}).items():
-            assert not secret_keys.search(key) or str(value).startswith("${")
+            assert not secret_keys.search(key) or re.match(r"(gtl:)?\$\{", str(value))
         assert "${" not in str(service.get("command", "")) + str(service.get("entrypoint", ""))
 
 
@@ -148,6 +150,145 @@ def test_gpu_workers_have_one_device_and_one_run_and_start_only_on_demand() -> N
         assert device["capabilities"] == ["gpu"]
         assert "--limit 1 " in service["command"]
         assert service["profiles"] == ["gpu"]
+
+
+# --- who may do what, in compose
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_container_is_root_or_gains_rights(name: str) -> None:
+    service = SERVICES[name]
+    user = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", str(service["user"]))
+    assert user == "postgres" or all(int(number) > 0 for number in user.split(":"))
+    assert service["cap_drop"] == ["ALL"]
+    assert not service.get("cap_add")
+    assert not service.get("privileged")
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert any(str(mount).startswith("/tmp") for mount in service["tmpfs"])
+
+
+def variables(name: str) -> str:
+    return json.dumps(SERVICES[name].get("environment", {}))
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_has_its_own_key_of_the_store_and_no_database(name: str) -> None:
+    told = SERVICES[name]["environment"]
+    assert told["AWS_ACCESS_KEY_ID"] == "dvc"
+    assert "DVC_STORE_PASSWORD" in told["AWS_SECRET_ACCESS_KEY"]
+    assert not re.search(r"\{STORE_PASSWORD|MLFLOW_STORE_PASSWORD|POSTGRES_PASSWORD", variables(name))
+
+
+HOLDERS = {
+    "{STORE_PASSWORD": {"buckets"},
+    "{MLFLOW_STORE_PASSWORD": {"mlflow"},
+    "{POSTGRES_PASSWORD": {"postgres", "mlflow", "prefect"},
+    "{LAB_PASSWORD": {"mlflow", "prefect", *WORKERS},
+}
+
+
+@pytest.mark.parametrize("secret", HOLDERS)
+def test_a_secret_is_told_to_those_who_need_it(secret: str) -> None:
+    assert {name for name in SERVICES if secret in variables(name)} == HOLDERS[secret]
+
+
+def test_a_key_of_the_store_opens_its_own_bucket_alone() -> None:
+    content = re.sub(r"\$\{(\w+):\?[^}]*\}", r"\1", COMPOSE["configs"]["keys"]["content"])
+    keys = {identity["name"]: identity for identity in json.loads(content)["identities"]}
+    assert keys["admin"]["actions"] == ["Admin"]
+    for bucket in ("mlflow", "dvc"):
+        assert keys[bucket]["credentials"] == [{"accessKey": bucket, "secretKey": f"{bucket.upper()}_STORE_PASSWORD"}]
+        assert sorted(keys[bucket]["actions"]) == [f"{what}:{bucket}" for what in ("List", "Read", "Tagging", "Write")]
+    assert keys.keys() == {"admin", "mlflow", "dvc"}
+
+
+def test_the_stores_inner_ports_stay_in_its_container() -> None:
+    command = SERVICES["store"]["command"]
+    assert "-ip.bind=127.0.0.1" in command
+    assert "s3.ip.bind" not in command
+    assert SERVICES["store-port"]["network_mode"] == "service:store"
+
+
+def test_a_forwarded_port_says_what_the_other_says() -> None:
+    import socket
+    import subprocess
+    import sys
+
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as probe:
+        listen, port = probe.getsockname()[1], there.getsockname()[1]
+        probe.close()
+        command = [sys.executable, str(INFRA / "forward.py"), str(listen), "127.0.0.1", str(port)]
+        with subprocess.Popen(command) as process:
+            try:
+                client = connected(listen)
+                server, _ = there.accept()
+                client.sendall(b"ask" * 100_000)
+                client.shutdown(socket.SHUT_WR)
+                asked = b"".join(iter(lambda: server.recv(1 << 16), b""))
+                server.sendall(asked[::-1])
+                server.close()
+                assert b"".join(iter(lambda: client.recv(1 << 16), b"")) == b"ksa" * 100_000
+                client.close()
+            finally:
+                process.kill()
+
+
+def connected(port: int) -> Any:
+    import socket
+    import time
+
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("it does not listen")
+
+
+LOGIN = "gtl:${LAB_PASSWORD:?set LAB_PASSWORD}"
+SERVERS = {
+    "prefect": {
+        "PREFECT_SERVER_API_AUTH_STRING": LOGIN,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200,http://localhost:4200",
+    },
+    "mlflow": {
+        "MLFLOW_TRACKING_USERNAME": "gtl",
+        "MLFLOW_TRACKING_PASSWORD": LOGIN.removeprefix("gtl:"),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": "mlflow:5000,127.0.0.1:5000,localhost:5000",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:5000,http://localhost:5000",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_asks_for_the_password_and_knows_its_own_pages(name: str) -> None:
+    assert SERVERS[name].items() <= SERVICES[name]["environment"].items()
+    assert "tracker:tracker" in SERVICES["mlflow"]["command"]
+    assert all(SERVICES[worker]["environment"]["PREFECT_API_AUTH_STRING"] == LOGIN for worker in WORKERS)
+
+
+VULNERABLE = ("minio/",)  # no image since CVE-2025-62506, and no maintained release
+
+
+def test_no_image_is_known_to_be_open() -> None:
+    used = re.findall(r"^FROM (\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    used += [service["image"] for service in SERVICES.values()]
+    assert not [image for image in used if image.startswith(VULNERABLE)]
+
+
+def test_images_run_as_a_user() -> None:
+    """The last USER of each target that is run; a target that only builds has none."""
+    stages = re.split(r"^FROM ", (INFRA / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    last = {}
+    for stage in stages:
+        name = re.match(r"\S+ AS (\S+)", stage)
+        assert name is not None
+        last[name[1]] = re.findall(r"^USER (\S+)", stage, re.MULTILINE)[-1:]
+    assert {last[target][0] for target in ("cpu", "gpu", "store")} == {"1000:1000"}
+
+
+# --- images
 
 
 def test_images_are_built_from_targets_that_exist() -> None:
@@ -174,6 +315,58 @@ def test_the_driver_of_every_database_is_installed() -> None:
     assert len(addresses) == 2
     for scheme, rest in addresses:
         make_url(f"{scheme}user:password@{rest}").get_dialect().import_dbapi()
+
+
+# --- what a run may choose, and as whom it runs
+
+PROCESS = json.loads((INFRA / "process-pool.json").read_text())
+FIXED = (
+    "command", "env", "working_dir", "image", "image_pull_policy", "namespace", "service_account_name", "secret",
+    "checkout_claim", "args", "entrypoint", "volumes", "user",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [PROCESS, TEMPLATE], ids=["process", "kubernetes"])
+@pytest.mark.parametrize("name", FIXED)
+def test_a_run_does_not_choose_what_is_run_or_as_whom(template: dict[str, Any], name: str) -> None:
+    schema = template["variables"]
+    assert schema["additionalProperties"] is False
+    with pytest.raises(ValidationError):
+        Draft202012Validator(schema).validate({name: "x"})
+    assert name not in {placeholder.name for placeholder in find_placeholders(template["job_configuration"])}
+    # Prefect's workers lay a variable `env` over one that the configuration has.
+    assert "env" not in template["job_configuration"]
+
+
+def test_prefect_accepts_the_process_template() -> None:
+    WorkPoolCreate(name="cpu", type="process", base_job_template=PROCESS)
+
+
+RIGHTS = {
+    ("runAsNonRoot",): True,
+    ("runAsUser",): 1000,
+    ("runAsGroup",): 1000,
+    ("seccompProfile", "type"): "RuntimeDefault",
+}
+CONTAINER_RIGHTS = {
+    ("allowPrivilegeEscalation",): False,
+    ("readOnlyRootFilesystem",): True,
+    ("capabilities", "drop"): ["ALL"],
+}
+
+
+def test_a_pod_has_no_rights_that_it_does_not_need() -> None:
+    from functools import reduce
+
+    pod = TEMPLATE["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    for path, value in RIGHTS.items():
+        assert reduce(dict.__getitem__, path, pod["securityContext"]) == value
+    for container in pod["containers"]:
+        for path, value in CONTAINER_RIGHTS.items():
+            assert reduce(dict.__getitem__, path, container["securityContext"]) == value
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert not any("hostPath" in volume for volume in pod["volumes"])
 
 
 # --- Kubernetes

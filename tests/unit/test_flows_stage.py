@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flows.login import new_login
 from flows.runner import Outcome, count_outcomes
 from flows.stage import ADVICE, RUN_VARIABLE, Transcript, dvc_command, redact, secret_values, stage_environment
 
@@ -77,6 +78,15 @@ def test_secrets_are_masked() -> None:
     secrets = secret_values(environment)
     line = redact("key abcdefghij and abcdefgh at postgresql://me:hunter2@db/x of /home/me, ab", secrets)
     assert line == "key *** and *** at postgresql://***@db/x of /home/me, ab"
+
+
+def test_the_password_of_the_servers_is_masked() -> None:
+    """In each of the forms in which a stage is told it."""
+    login = new_login()
+    secrets = secret_values(login)
+    password = login["MLFLOW_TRACKING_PASSWORD"]
+    assert password not in redact(f"{login['PREFECT_API_AUTH_STRING']} {password}", secrets)
+    assert secret_values({"PREFECT_API_AUTH_STRING": "gtl:abcdef"}) == ["gtl:abcdef"]
 
 
 @pytest.mark.parametrize(

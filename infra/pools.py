@@ -1,0 +1,36 @@
+"""Make work pools, or give those that exist their template again: python infra/pools.py POOL...
+
+A run chooses neither its command nor its environment nor its folder: with the template that Prefect has for processes,
+whoever may start a run runs what he likes. A pool of another type (docs/lab.md: Kubernetes) is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
+
+TYPE = "process"
+TEMPLATE = Path(__file__).with_name("process-pool.json")
+
+
+def main() -> None:
+    """The command."""
+    template = json.loads(TEMPLATE.read_text())
+    with get_client(sync_client=True) as client:
+        for name in sys.argv[1:]:
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                client.create_work_pool(WorkPoolCreate(name=name, type=TYPE, base_job_template=template))
+            else:
+                if pool.type == TYPE:
+                    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+
+
+if __name__ == "__main__":
+    main()

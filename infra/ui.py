@@ -1,0 +1,60 @@
+"""MLflow alone, on loopback and behind a password, until Ctrl-C: python infra/ui.py [--mlflow-port 5000]."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from serve import HOST, STORE, check_database, check_port, environments, start_tracker
+from services import ROOT, Lab, ServeError
+
+from flows.login import new_login, write_login
+
+LOGIN = Path(".prefect/ui.env")
+
+log = logging.getLogger("serve")
+
+
+def show(port: int) -> None:
+    """Start the server, say where it is, and watch it until a signal or a failure."""
+    check_port(port, "--mlflow-port")
+    login = new_login()
+    variables = environments(0, port, login)
+    check_database(variables.tracker[STORE], STORE)
+    lab = Lab(variables.shared)
+    try:
+        start_tracker(lab, port, variables.tracker)
+        lab.wait_for("mlflow", f"http://{HOST}:{port}/health")
+        tracker = {name: value for name, value in login.items() if name.startswith("MLFLOW_")}
+        write_login(ROOT / LOGIN, tracker)
+        log.info("MLflow: http://%s:%d   it asks for the user gtl and the password in %s", HOST, port, LOGIN)
+        while True:
+            lab.keep_up()
+            time.sleep(1)
+    finally:
+        lab.stop()
+
+
+def main() -> int:
+    """The command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parser = argparse.ArgumentParser(description="MLflow on loopback, until Ctrl-C.")
+    parser.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server and its pages")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        show(options.mlflow_port)
+    except KeyboardInterrupt:
+        log.info("stopped")
+    except ServeError as error:
+        log.info("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
