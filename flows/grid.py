@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import product
@@ -185,8 +186,12 @@ def _is_stale(stage: Any) -> bool:
 
 def _stamp(root: Path) -> list[tuple[int, int]]:
     """Changes whenever a dvc.lock is written, which DVC does in place: what was read in between may be half of it."""
-    stats = [path.stat() for path in lockfiles(root)]
-    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
+    found = []
+    for path in lockfiles(root):
+        with suppress(FileNotFoundError):  # moved aside meanwhile
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+    return found
 
 
 def _stage(stage: Any, needs: list[Any], points: Mapping[str, Cell]) -> Stage:

@@ -27,7 +27,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from flows.grid import Grid, Stage
+from flows.grid import STUDY, Grid, Stage
 from flows.group import LEADER
 from flows.reconcile import locate, open_runs, runs_here, seconds_in_state
 from flows.runner import BAD, GOOD, Outcome, Progress, count_outcomes
@@ -221,7 +221,7 @@ def stage_table(grid: Grid, root: Path, running: list[RunningStage]) -> Group:
         open_points = [address.partition("@")[2] for address in addresses if states[address] != "up to date"]
         named = ", ".join(point for point in open_points[:NAMED] if point)
         more = f" and {len(open_points) - NAMED} more" if len(open_points) > NAMED else ""
-        table.add_row(kind, *(str(counts[state] or "") for state in shown), named + more)
+        table.add_row(kind.rpartition(STUDY)[2], *(str(counts[state] or "") for state in shown), named + more)
     return Group(table, Text(MEANING if grid.dirty else "Everything is up to date.", style="dim"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from flows.flows import MARKOV_REPORT
 from flows.grid import Grid, Stage, read_grid
 from flows.lockfile import DAMAGED, mend_lockfile
 from flows.stage import check_address
+from flows.tables import stage_table
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import configure, load_params, write_params
 from gtl_lightning.workspace.paths import Cell
@@ -72,6 +75,14 @@ def test_the_study_is_a_pipeline_of_its_own(grid: Grid) -> None:
     assert all(grid.stages[address].cell is None for address in own)
     for address in own:
         check_address(address)
+
+
+def test_status_shows_a_studys_stages_by_their_names(tmp_path: Path) -> None:
+    """Their addresses would fill the row."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(stage_table(Grid([Stage(MARKOV_REPORT), Stage("report")]), tmp_path, []))
+    shown = console.export_text()
+    assert "markov-report" in shown and "dvc.yaml" not in shown and "up to date" in shown
 
 
 def test_a_cell_brings_its_upstream_and_nothing_else(grid: Grid) -> None:
