@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Literal
 
 import torch
@@ -107,23 +108,49 @@ def check_weights(network: nn.Module) -> None:
             )
 
 
-def _held(network: object, deep: int = 3) -> Iterator[nn.Module]:
-    """The modules behind a callable: itself, or what it is bound to, closes over, applies partially, has as attributes.
+def _held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
+    """The modules behind a callable: itself, or what it reaches.
 
-    What a function reaches by a global name is its own affair.
+    That is what it is bound to, closes over, applies partially, has as attributes, takes as defaults or names globally,
+    and what lies in containers of these. `lambda x, t: model(x)` in a script reaches its model by a global name.
     """
+    seen = set() if seen is None else seen
+    if id(network) in seen:
+        return
+    seen.add(id(network))
     if isinstance(network, nn.Module):
         yield network
         inner: list[object] = [getattr(network, "denoiser", None)]
     else:
-        cells = getattr(network, "__closure__", None) or ()
-        inner = [getattr(network, "__self__", None), getattr(network, "func", None)]
-        inner += [*getattr(network, "args", ()), *(getattr(network, "keywords", None) or {}).values()]
-        inner += [cell.cell_contents for cell in cells if cell != type(cell)()]
-        inner += vars(network).values() if hasattr(network, "__dict__") else ()
+        inner = list(_reached(network))
     for part in inner:
-        if deep and (isinstance(part, nn.Module) or callable(part)) and not isinstance(part, type):
-            yield from _held(part, deep - 1)
+        kept = isinstance(part, nn.Module | list | tuple | set | dict) or (
+            callable(part) and not isinstance(part, type)
+        )
+        if deep and kept:
+            yield from _held(part, deep - 1, seen)
+
+
+def _reached(holder: object) -> Iterator[object]:
+    """What a callable, an object or a container has at hand."""
+    if isinstance(holder, dict):
+        yield from holder.values()
+    elif isinstance(holder, list | tuple | set):
+        yield from holder
+    yield from (getattr(holder, "__self__", None), getattr(holder, "func", None))
+    yield from (*getattr(holder, "args", ()), *(getattr(holder, "keywords", None) or {}).values())
+    yield from (cell.cell_contents for cell in getattr(holder, "__closure__", None) or () if cell != type(cell)())
+    yield from (
+        *(getattr(holder, "__defaults__", None) or ()),
+        *(getattr(holder, "__kwdefaults__", None) or {}).values(),
+    )
+    yield from vars(holder).values() if hasattr(holder, "__dict__") else ()
+    if isinstance(holder, FunctionType):
+        yield from (holder.__globals__.get(name) for name in holder.__code__.co_names)
+    else:
+        yield next((vars(kind)["__call__"] for kind in type(holder).__mro__ if "__call__" in vars(kind)), None)
+        slots = (name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ()))
+        yield from (getattr(holder, name, None) for name in slots)
 
 
 @contextmanager

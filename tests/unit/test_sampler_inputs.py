@@ -569,7 +569,30 @@ class Held:
         return self.network(x, t)
 
 
-@pytest.mark.parametrize("how", ["partial", "closure", "object", "partial of an object"])
+class Slotted:
+    """The same, without a dictionary of its own."""
+
+    __slots__ = ("networks",)
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.networks = [network]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.networks[0](x, t)
+
+
+def of_a_script(x: Tensor, t: Tensor) -> Tensor:
+    """What a notebook writes: the model is a global name."""
+    return GLOBAL["model"](x, t)
+
+
+GLOBAL: dict[str, torch.nn.Module] = {}
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["partial", "closure", "object", "partial of an object", "global", "container", "default", "keyword", "slots"],
+)
 def test_dropout_is_off_behind_what_holds_the_module(how: str) -> None:
     class Noisy(torch.nn.Module):
         def forward(self, x: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
@@ -577,7 +600,13 @@ def test_dropout_is_off_behind_what_holds_the_module(how: str) -> None:
             return torch.zeros(*x.shape, 6)
 
     network = Noisy().train()
+    GLOBAL["model"], kept = network, {"models": [network]}
     holders: dict[str, Any] = {
+        "global": of_a_script,
+        "container": lambda x, t: kept["models"][0](x, t),
+        "default": lambda x, t, model=network: model(x, t),
+        "keyword": lambda x, t, *, model=network: model(x, t),
+        "slots": Slotted(network),
         "partial": partial(network, scale=2.0),
         "closure": lambda x, t: network(x, t),
         "object": Held(network),

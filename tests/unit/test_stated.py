@@ -209,6 +209,7 @@ def test_setting_a_default_tells_every_value_that_it_changes(
     own = {
         "train.classifier",
         "methods.gtl.train",
+        "methods.gtl-finetuned.train",
         *(f"methods.gtl-sequence-{loss}.train" for loss in ("bce", "gkl", "log-mse")),
     }
     heirs = {heir for heir, its in HEIRS.items() if its.default == "train.default"} - own
