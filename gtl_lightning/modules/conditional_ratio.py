@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,15 +15,19 @@ from gtl_lightning.modules.ratio import TokenRatioModule
 from gtl_lightning.networks import TokenLevel, in_parts, log_probs
 from gtl_lightning.papers.tcsm import conditional_bce_loss
 
+TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(g Float[...,v], the denoiser's log p Float[...,v], true tokens Long[...]) -> Float[...], one term a position."""
+
 
 class ConditionalRatioModule(TokenRatioModule):
-    """Minimises the cross-entropy of true tokens against the denoiser's predictions, mean over masked positions.
+    """Minimises a loss of true tokens against the denoiser's predictions, mean over masked positions.
 
     It reads target texts alone. Score: the guided target NELBO at gamma = 1, as of every token-level ratio.
 
     Args:
         network: what is trained.
         denoiser: frozen; gives the negatives, and is guided.
+        terms: the loss, a function of `papers/`: another one is a function there and this argument in a recipe.
         optimiser: AdamW's settings.
         schedule: noise.
         draws: noise draws an example in validation.
@@ -32,11 +38,13 @@ class ConditionalRatioModule(TokenRatioModule):
         network: TokenLevel,
         denoiser: Source,
         *,
+        terms: TokenLoss = conditional_bce_loss,
         optimiser: OptimiserConfig | None = None,
         schedule: NoiseSchedule | None = None,
         draws: int = 4,
     ) -> None:
         super().__init__(network, denoiser, optimiser=optimiser, schedule=schedule, draws=draws)
+        self.terms = terms
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Nats per masked position."""
@@ -45,10 +53,10 @@ class ConditionalRatioModule(TokenRatioModule):
         features = self._features(x_t, t)
         h = self.network.encode(x_t, t, features=features)
 
-        def terms(h: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
+        def at(h: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
             with torch.no_grad():
                 log_p = log_probs(self._denoiser, features)
-            return conditional_bce_loss(self.network.decode(h), log_p, tokens)
+            return self.terms(self.network.decode(h), log_p, tokens)
 
-        found = in_parts(terms, self._denoiser.vocab_size, h[masked], features[masked], x_0[masked])
+        found = in_parts(at, self._denoiser.vocab_size, h[masked], features[masked], x_0[masked])
         return found.sum() / masked.sum().clamp(min=1)

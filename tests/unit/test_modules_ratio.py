@@ -8,6 +8,7 @@ import torch
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.classifier import ClassifierModule
+from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
 from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.modules.ratio import SequenceRatioModule, TokenRatioModule
 from gtl_lightning.networks import (
@@ -257,3 +258,25 @@ def test_batch_without_target_examples_has_a_loss_and_no_score():
 def test_impossible_token_weights_are_refused(weights):
     with pytest.raises(UserError, match="none may be negative and one must be positive"):
         TokenRatioModule(token_network(), source_denoiser(), bce_weight=weights[0], nll_weight=weights[1])
+
+
+def test_a_token_loss_of_ones_own_is_a_function_and_an_argument() -> None:
+    """Least squares (LSIF), whose minimiser is log q/p as well: nothing else had to be told of it."""
+
+    def least_squares(g, log_p, true_ids):
+        r = g.exp()
+        return (log_p.exp() * r**2).sum(-1) / 2 - r.gather(-1, true_ids[..., None]).squeeze(-1)
+
+    denoiser = source_denoiser()
+    module = ConditionalRatioModule(token_network(), denoiser, terms=least_squares)
+    target = {"x_0": one_token()["x_0"][400:]}
+    optimiser = torch.optim.Adam(module.network.parameters(), 0.02)
+    for step in range(150):
+        optimiser.zero_grad()
+        module.loss(target, generator(step)).backward()
+        optimiser.step()
+    masked, now = torch.full((1, 1), 3), torch.ones(1)
+    with torch.no_grad():
+        g = module.network(masked, now)[0, 0, :3]
+        wanted = Q.log() - denoiser(masked, now)[0, 0, :3]
+    torch.testing.assert_close(g, wanted.float(), rtol=0, atol=0.1)
