@@ -22,7 +22,7 @@ from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import context_of, train_cell
 from gtl_lightning.workspace.bundle import open_bundle, write_bundle
 from gtl_lightning.workspace.corpus import Corpus
-from gtl_lightning.workspace.options import Draw
+from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.paths import SOURCE, Cell
 from gtl_lightning.workspace.sampler import Sampler
 from tests.pipeline.conftest import inside, tiny
@@ -108,7 +108,7 @@ def test_the_fine_tuned_denoiser_is_guided_and_counts(evaluated: Path) -> None:
 def test_a_bundle_carries_the_denoiser_and_samples_like_the_cell(evaluated: Path, tmp_path: Path) -> None:
     asked = {"count": 3, "seed": 5, "length": 8}
     with inside(evaluated):
-        texts = sample_cell(PARAMS, CELL, Draw(**asked, out=tmp_path / "a"))
+        texts = sample_cell(PARAMS, CELL, SampleRequest(**asked, out=tmp_path / "a"))
         files = write_bundle(PARAMS, CELL, tmp_path / "bundle")["files"]
     assert str(FINETUNED) in files
     assert str(SOURCE) not in files
@@ -116,7 +116,7 @@ def test_a_bundle_carries_the_denoiser_and_samples_like_the_cell(evaluated: Path
     with inside(tmp_path / "elsewhere"):
         params, cell = open_bundle(tmp_path / "bundle")
         assert cell == CELL
-        assert sample_cell(params, cell, Draw(**asked, out=tmp_path / "b"), root=tmp_path / "bundle") == texts
+        assert sample_cell(params, cell, SampleRequest(**asked, out=tmp_path / "b"), root=tmp_path / "bundle") == texts
 
 
 def test_beside_another_fine_tuned_denoiser_it_is_refused(workspace: Path) -> None:

@@ -19,12 +19,12 @@ from gtl_lightning.report import document
 from gtl_lightning.report.document import (
     Block,
     Bullets,
-    Cell,
     Figure,
     Group,
     Heading,
     Samples,
     Table,
+    TableCell,
     Text,
     to_html,
     to_markdown,
@@ -41,8 +41,8 @@ texts = st.one_of(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_si
 
 def everywhere(text: str, colour: str = "#000000") -> list[Block]:
     """A document with `text` in every place that shows one."""
-    whole = (text, Cell(text, text, True, (colour, colour)), Cell(text))
-    rows = (whole, Group(text), (Cell(text, hole=True), text, text))
+    whole = (text, TableCell(text, text, True, (colour, colour)), TableCell(text))
+    rows = (whole, Group(text), (TableCell(text, hole=True), text, text))
     table = Table(text, (text, text, text), rows, (0,), text)
     return [
         Heading(text),
