@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, temporary_folder, write_json
 from gtl_lightning.records import NUMBER, read_record
-from gtl_lightning.workspace.bundle import write_bundle
+from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, REPORTS, ROW, Cell, log, study
 from gtl_lightning.workspace.registry import BEST
@@ -19,26 +19,28 @@ def register_best(params: Params) -> None:
     """Register EXPERIMENT-ratio and EXPERIMENT-denoiser, one version for each share of the target data.
 
     The cell with the lowest validation NELBO of a share gets the alias `best-SHARE` (in percent, `best-5`), that of the
-    largest share `best` too. Test data have no part in it.
+    largest share `best` too. Test data have no part in it. All networks are read before the first is registered.
 
     Raises:
-        UserError: no cell is evaluated, or the tracker cannot be reached.
+        UserError: no cell is evaluated, a network is missing or damaged, or the tracker cannot be reached.
     """
     kinds = {"ratio": (*params.sweep.ratios, *params.sweep.tuned_ratios), "denoiser": params.sweep.baselines}
-    rows = []
-    for kind, methods in kinds.items():
-        name = f"{params.tracking.experiment}-{kind}"
-        for fraction in sorted(params.sweep.fractions):
-            best = _best(params, methods, fraction)
-            if best is None:
-                continue
-            cell, score = best
-            aliases = [alias_of(fraction), *([BEST] if fraction == max(params.sweep.fractions) else [])]
-            version = _register(params, name, cell, score, aliases)
-            log.info("registered %s version %s: %s (%s)", name, version, cell.name, ", ".join(aliases))
-            rows.append({"name": name, "version": version, "aliases": aliases, "cell": cell.name, "nelbo_val": score})
-    if not rows:
+    found = [
+        (f"{params.tracking.experiment}-{kind}", fraction, _best(params, methods, fraction))
+        for kind, methods in kinds.items()
+        for fraction in sorted(params.sweep.fractions)
+    ]
+    chosen = [(name, fraction, *best) for name, fraction, best in found if best is not None]
+    if not chosen:
         raise UserError("no cell of the sweep is evaluated yet; `dvc repro` evaluates them")
+    for _, _, cell, _ in chosen:
+        bundle_files(params, cell)
+    rows = []
+    for name, fraction, cell, score in chosen:
+        aliases = [alias_of(fraction), *([BEST] if fraction == max(params.sweep.fractions) else [])]
+        version = _register(params, name, cell, score, aliases)
+        log.info("registered %s version %s: %s (%s)", name, version, cell.name, ", ".join(aliases))
+        rows.append({"name": name, "version": version, "aliases": aliases, "cell": cell.name, "nelbo_val": score})
     write_json(REPORTS / "registry.json", rows)
 
 

@@ -7,11 +7,13 @@ safetensors, everything else is JSON or YAML; a list of hashes guards all of it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import copy_file, sha256_file, write_json
+from gtl_lightning.files import copy_file, load_tensors, sha256_file, write_json
 from gtl_lightning.methods import names
 from gtl_lightning.records import read_list, read_record
 from gtl_lightning.workspace.corpus import Corpus
@@ -27,13 +29,12 @@ AGAIN = "register it again (`gtl register`)"
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
-    """Copy what sampling from a cell needs into `folder`; return the manifest.
+def bundle_files(params: Params, cell: Cell) -> list[Path]:
+    """The files that sampling from a cell needs, every network among them read whole.
 
     Raises:
-        UserError: a network of the cell is missing, or the folder cannot be written.
+        UserError: one is missing; a network is truncated, damaged, or holds numbers that are not finite.
     """
-    corpus = Corpus.open(params)
     own = MODELS / cell.name
     files = [own / NETWORK, own / RESULT, TOKENS / "meta.json", CELLS / cell.name / ROW]
     files += guided_files(cell)
@@ -42,6 +43,19 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     for path in files:
         if not path.is_file():
             raise UserError(f"{path} does not exist; `dvc repro` makes it")
+        if path.suffix == Path(NETWORK).suffix:
+            load_tensors(path)
+    return files
+
+
+def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
+    """Copy what sampling from a cell needs into `folder`; return the manifest.
+
+    Raises:
+        UserError: what `bundle_files` refuses, or the folder cannot be written.
+    """
+    corpus = Corpus.open(params)
+    for path in bundle_files(params, cell):
         copy_file(path, folder / path)
     write_params(sampling_params(params), folder / PARAMS)
     train, _ = corpus.target(cell.fraction or 1.0, params.data.min_examples)
@@ -90,8 +104,27 @@ def open_bundle(folder: Path) -> tuple[Params, Cell]:
             raise UserError(f"{LENGTHS} names no length, or one below 1")
         return load_params(folder / PARAMS), cell
     except UserError as error:
-        reason = str(error).replace(f"{folder}/", "").partition("; ")[0]
-        raise UserError(f"registered model: {reason}; {AGAIN}") from error
+        raise _of_registered(error, folder) from error
+
+
+@contextmanager
+def from_bundle(folder: Path) -> Iterator[None]:
+    """What is wrong with a file of an opened bundle is said of the registered model, not of a temporary path.
+
+    Raises:
+        UserError: a refusal that names a path in `folder`, so said; any other as it is.
+    """
+    try:
+        yield
+    except UserError as error:
+        if f"{folder}/" not in str(error):
+            raise
+        raise _of_registered(error, folder) from error
+
+
+def _of_registered(error: UserError, folder: Path) -> UserError:
+    reason = str(error).replace(f"{folder}/", "").partition("; ")[0]
+    return UserError(f"registered model: {reason}; {AGAIN}")
 
 
 def _manifest(path: Path) -> tuple[Cell, dict[str, str]]:

@@ -15,7 +15,7 @@ from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.tokenizer import decode
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import temporary_folder
-from gtl_lightning.workspace.bundle import open_bundle
+from gtl_lightning.workspace.bundle import from_bundle, open_bundle
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
 from gtl_lightning.workspace.paths import Cell
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
@@ -86,13 +86,16 @@ def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
     """A registered model's bundle in a temporary folder.
 
     Raises:
-        UserError: no such model or alias, or the tracker cannot be reached.
+        UserError: no such model or alias, or the tracker cannot be reached; and what is wrong with a file of the bundle
+            while it is used.
     """
     model, at, alias = name.partition("@")
     if not model.strip() or (at and not alias.strip()):
         raise UserError(f"--model {name}: write it as NAME@ALIAS, for example gtl-transfer-ratio@best")
     with temporary_folder() as folder:
-        yield fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
+        bundle = fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
+        with from_bundle(bundle):
+            yield bundle
 
 
 def _tracking_uri() -> str:

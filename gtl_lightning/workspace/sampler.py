@@ -78,8 +78,8 @@ class Sampler:
         beside = training.get("read", {}).get(str(frozen))
         if guidance is not None and beside not in (None, versions[str(frozen)]):
             raise UserError(
-                f"{own / NETWORK} was trained beside another {frozen} than the one that is there; train it again "
-                f"(`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
+                f"{root / own / NETWORK} was trained beside another {frozen} than the one that is there; train it "
+                f"again (`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
             )
         if guidance is not None and frozen != SOURCE:
             training = _with_denoiser(training, read_record(root / frozen.parent / RESULT, COST))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import sha256_file, write_json, write_text
+from gtl_lightning.files import load_tensors, save_tensors, sha256_file, write_json, write_text
+from gtl_lightning.stages import register
+from gtl_lightning.workspace import bundle as bundle_room
+from gtl_lightning.workspace import registry
 from gtl_lightning.workspace.bundle import MANIFEST, open_bundle, sampling_params
 from gtl_lightning.workspace.params import Params, write_params
 from gtl_lightning.workspace.paths import Cell
@@ -131,3 +136,62 @@ def test_hashes_are_no_signature(bundle: Path) -> None:
     assert "is damaged" in refused(bundle)
     seal(bundle, {"method": "gtl", "fraction": 1.0, "seed": 0})
     assert open_bundle(bundle)[1] == Cell("gtl", 1.0, 0)
+
+
+def damaged(path: Path) -> None:
+    save_tensors(path, {"weight": torch.tensor([1.0, float("nan")])}, {})
+
+
+def truncated(path: Path) -> None:
+    save_tensors(path, {"weight": torch.ones(64)}, {})
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        ("source", damaged, "weight holds NaN or infinite numbers; delete it and train again"),
+        ("finetune-1.0-0", truncated, "delete it and train again"),
+    ],
+)
+def test_damaged_weights_are_refused_before_any_model_is_registered(
+    file: str, spoil: Callable[[Path], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ratio is registered first; a damaged denoiser must not leave it registered alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("gtl-1.0-0", "finetune-1.0-0"):
+        write_json(Path("cells") / name / "row.json", {"nelbo_val": 1.0})
+        write_json(Path("models") / name / "result.json", {})
+    for name in ("gtl-1.0-0", "finetune-1.0-0", "source"):
+        save_tensors(Path("models") / name / "network.safetensors", {"weight": torch.ones(2)}, {})
+    write_json("tokens/meta.json", {})
+    monkeypatch.setattr(bundle_room.Corpus, "open", lambda params: SimpleNamespace(target=one_text))
+    monkeypatch.setattr(register, "study", lambda params: pytest.fail("a model was logged"))
+    path = Path("models") / file / "network.safetensors"
+    spoil(path)
+    with pytest.raises(UserError) as caught:
+        register.register_best(Params())
+    assert str(caught.value).startswith(str(path)) and str(caught.value).endswith(said)
+    assert not Path("reports").exists()
+
+
+def one_text(fraction: float, least: int) -> tuple[Any, None]:
+    return SimpleNamespace(lengths=[3]), None
+
+
+def test_what_is_wrong_with_a_registered_file_is_said_of_the_model(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = bundle / "models" / "gtl-1.0-0" / "network.safetensors"
+    damaged(weights)
+    seal(bundle, {"method": "gtl", "fraction": 1.0, "seed": 0})
+    monkeypatch.setattr(registry, "fetch_model", lambda *asked: bundle)
+    with pytest.raises(UserError) as caught, registry.fetched("any@best", "sqlite:///none.db") as folder:
+        open_bundle(folder)
+        load_tensors(folder / weights.relative_to(bundle))
+    assert str(caught.value) == (
+        "registered model: models/gtl-1.0-0/network.safetensors: weight holds NaN or infinite numbers; "
+        "register it again (`gtl register`)"
+    )
+    with pytest.raises(UserError, match=r"^--n-ratio 9; lower it$"), registry.fetched("any@best", "sqlite:///none.db"):
+        raise UserError("--n-ratio 9; lower it")
