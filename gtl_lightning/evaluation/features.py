@@ -192,9 +192,9 @@ def _require_reachable(name: str) -> None:
     """One short question to the hub: its own loaders retry for about a minute before they give up."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except Exception as error:  # unknown names, malformed names, no route and no rights raise unrelated classes
         raise UserError(_cannot_load(name, error)) from error
@@ -202,7 +202,10 @@ def _require_reachable(name: str) -> None:
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
-    return f"featurizer {name!r} cannot be loaded ({reason}); give 'minilm', a model folder, or a reachable hub name"
+    return (
+        f"featurizer {name!r} cannot be loaded ({reason}); set evaluation.featurizer to 'minilm', a model folder or a "
+        "reachable hub name"
+    )
 
 
 def _load(

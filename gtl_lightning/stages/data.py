@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import make_folder, settle, writing
-from gtl_lightning.workspace.checks import check_corpus
+from gtl_lightning.workspace.checks import check_corpus, check_featurizer
 from gtl_lightning.workspace.options import check_seed
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
@@ -89,8 +89,10 @@ def tokenize(params: Params) -> None:
     """The tokenizer and every split's token arrays.
 
     Raises:
-        UserError: the parameters ask for more than the splits hold (`check_corpus`).
+        UserError: the parameters ask for more than the splits hold (`check_corpus`), or for a featurizer that is not
+            there.
     """
+    check_featurizer(params)  # which is needed last, when everything is trained
     with _in_memory(f"tokenising {SPLITS}", TOKENS):
         meta = tokenize_splits(
             SPLITS,
@@ -114,7 +116,7 @@ def _replace_data(take: Callable[[], dict[str, Any]]) -> None:
                 except KeyboardInterrupt:
                     log.warning("stopped before %s was replaced: it holds what it held", DATA)
                     raise
-                _version(provenance["records"])
+                _version(_counted(provenance))
         except Timeout as error:
             raise UserError(f"{DATA} is being replaced by another `gtl data` command; wait for it to end") from error
 
@@ -139,7 +141,17 @@ def _in_memory(doing: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _version(records: int) -> None:
+def _counted(provenance: Mapping[str, Any]) -> str:
+    """`5000 records`, or how many of them can be used and why the others cannot."""
+    records, damaged = provenance["records"], provenance.get("damaged", {})
+    if not damaged:
+        return f"{records} records"
+    bad = sum(damaged.values())
+    causes = ", ".join(f"{cause} {n}" for cause, n in sorted(damaged.items()))
+    return f"{records} records, {records - bad} usable and {bad} damaged: {causes}"
+
+
+def _version(records: str) -> None:
     """Put data/ under DVC: data.dvc then says which snapshot this is."""
     command = [sys.executable, "-m", "dvc", "add", str(DATA)]
     try:
@@ -151,7 +163,7 @@ def _version(records: int) -> None:
         lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         raise UserError(
-            f"{DATA} is replaced, whole and checked ({records} records), but {DATA}.dvc still names what it held "
+            f"{DATA} is replaced, whole and checked ({records}), but {DATA}.dvc still names what it held "
             f"before, for `dvc add {DATA}` failed ({reason}); mend that and run `dvc add {DATA}`"
         )
-    log.info("%s written (%d records) and versioned: %s.dvc changed, commit it to share them", DATA, records, DATA)
+    log.info("%s written (%s) and versioned: %s.dvc changed, commit it to share them", DATA, records, DATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gtl_lightning.data.split import fraction_size
 from gtl_lightning.errors import UserError
@@ -39,3 +40,16 @@ def check_corpus(params: Params, vocab_size: int, sizes: Mapping[str, int]) -> N
             fraction_size(sizes["target_train"], fraction, params.data.min_examples)
         except UserError as error:
             raise UserError(f"sweep.fractions: {error}") from error
+
+
+def check_featurizer(params: Params) -> None:
+    """Refuse a featurizer that is written as a path (it begins with . or /) where no folder is: no hub has that name.
+
+    Raises:
+        UserError: so written, and no folder.
+    """
+    name = params.evaluation.featurizer
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise UserError(
+            f"evaluation.featurizer = {name!r}: there is no such folder; give 'minilm', a model folder or a hub name"
+        )

@@ -10,6 +10,8 @@ import pytest
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation import features
 from gtl_lightning.evaluation.features import Featurizer, TransformerFeaturizer, hub, load_featurizer, minilm
+from gtl_lightning.stages.data import tokenize
+from gtl_lightning.workspace.params import configure
 
 TEXTS = [
     "We measure the mass of the Higgs boson at the Large Hadron Collider.",
@@ -88,6 +90,22 @@ def test_unknown_model_is_refused_within_5_seconds() -> None:
     with pytest.raises(UserError, match=r"featurizer 'no-such-team/no-such-model' cannot be loaded .*'minilm'"):
         load_featurizer("no-such-team/no-such-model")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("name", ["/nonexistent", "./nope/x/y", "a b"])
+def test_a_name_that_no_hub_takes_is_one_line_that_names_the_key(name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be loaded .*evaluation\.featurizer") as caught:
+        hub(name)
+    assert "\n" not in str(caught.value) and repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/nonexistent", "./nope"])
+def test_a_featurizer_path_without_a_folder_is_refused_before_anything_is_tokenised(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^evaluation\.featurizer = .*there is no such folder"):
+        tokenize(configure(overrides=(f"evaluation.featurizer={name}",)))
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
