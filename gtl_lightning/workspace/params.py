@@ -143,7 +143,9 @@ def validate(values: dict[str, Any], origin: Path | str) -> Params:
     try:
         return Params.model_validate(whole)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem, MOVED) + _taken(problem, values) for problem in _once(error.errors()))
+        problems = "; ".join(
+            _explain(problem, MOVED) + _taken(problem, values) for problem in _once(_first(error.errors()))
+        )
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -156,7 +158,7 @@ def validated(kind: type[AnySection], values: dict[str, Any], origin: Path | str
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem, {}) for problem in error.errors())
+        problems = "; ".join(_explain(problem, {}) for problem in _first(error.errors()))
         raise UserError(f"{origin}: {problems}") from error
 
 
@@ -277,6 +279,16 @@ def _once(problems: Sequence[Any]) -> list[Any]:
     echoes = [key for key, heir in HEIRS.items() if heir.default in wrong]
     return [
         problem for problem, key in zip(problems, keys, strict=True) if not any(_within(key, echo) for echo in echoes)
+    ]
+
+
+def _first(problems: Sequence[Any]) -> list[Any]:
+    """A list whose items are at fault counts as empty too, which it is not: only the items are said."""
+    keys = [_key(problem) for problem in problems]
+    return [
+        problem
+        for problem, key in zip(problems, keys, strict=True)
+        if problem["type"] != "too_short" or not any(other.startswith(f"{key}.") for other in keys)
     ]
 
 

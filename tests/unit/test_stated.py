@@ -298,6 +298,15 @@ def test_what_is_stated_wrongly_is_named(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["sweep.seeds", "ablation.gammas"])
+def test_an_item_at_fault_does_not_make_its_list_empty(key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        configure(overrides=(f"{key}=[-1]",))
+    assert f"{key}.0 = -1: " in str(caught.value) and "at least 1 item" not in str(caught.value)
+    with pytest.raises(UserError, match="at least 1 item"):
+        configure(overrides=(f"{key}=[]",))
+
+
 def test_a_wrong_default_is_said_once_and_what_does_not_go_with_it_is_named_with_it() -> None:
     with pytest.raises(UserError) as caught:
         configure(overrides=("train.default.steps=-1",))
