@@ -30,7 +30,10 @@ LONGEST_LINE = 1 << 24
 STANDARD_INPUT = "-"
 
 _BUFFER = 1 << 20
-_SNIFFED = 6
+_SNIFFED = 512
+_TAR, _TAR_AT = b"ustar", 257
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_OPENING = b'{[" \t\r\n'  # what JSON may begin with; in UTF-16 a zero byte lies beside it
 _APPLE = "__MACOSX/"  # what macOS adds to an archive beside each file
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _OPENERS: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
@@ -130,6 +133,10 @@ def unpacked(raw: IO[bytes], path: Path | str, room: Path | None = None) -> Iter
     """
     head = raw.peek(_SNIFFED)[:_SNIFFED]  # type: ignore[attr-defined]  # every stream here is buffered
     name = shown(path)
+    if head[_TAR_AT:].startswith(_TAR):
+        raise UserError(f"{name} is a tar archive; unpack it first, or use `tar -xOf FILE MEMBER | gtl data import -`")
+    if _is_utf16(head):
+        raise UserError(f"{name} is UTF-16 and must be UTF-8; use `iconv -f UTF-16 -t UTF-8 FILE | gtl data import -`")
     for magic, (kind, program) in _FOREIGN.items():
         if head.startswith(magic):
             raise UserError(
@@ -145,6 +152,12 @@ def unpacked(raw: IO[bytes], path: Path | str, room: Path | None = None) -> Iter
                 yield file
             return
     yield raw
+
+
+def _is_utf16(head: bytes) -> bool:
+    """By its byte order mark, or by the zero byte before or after the first character of JSON."""
+    first = head[:2]
+    return first in _UTF16 or (len(text := first.strip(b"\0")) == 1 and 0 in first and text in _OPENING)
 
 
 def tapped(

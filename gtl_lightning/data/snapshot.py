@@ -126,7 +126,8 @@ def import_snapshot(
         display: of the progress.
 
     Returns:
-        The provenance: kind, records (non-blank lines), sha256, generated, fields, name.
+        The provenance: kind, records (non-blank lines), sha256, generated, fields, name; damaged, cause -> lines, where
+        there are such.
 
     Raises:
         UserError: a file that `read_records` refuses, none of whose first records is usable, or that breaks off in the
@@ -189,12 +190,13 @@ def survey(
 
 
 def write_provenance(folder: Path | str, *, kind: str, found: Survey, **more: Any) -> dict[str, Any]:
-    """Write provenance.json beside the snapshot: where it came from, how many records, its sha256."""
+    """Write provenance.json beside the snapshot: where it came from, how many records, its sha256; damage by cause."""
     provenance = {
         "kind": kind,
         "records": found.records,
         "sha256": sha256_file(Path(folder) / SNAPSHOT),
         "generated": found.generated,
+        **({"damaged": dict(sorted(found.causes.items()))} if found.causes else {}),
         **more,
     }
     write_json(Path(folder) / PROVENANCE, provenance)

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -230,3 +231,36 @@ def test_a_file_that_is_still_being_written_replaces_nothing(data: Path, tmp_pat
     with pytest.raises(UserError, match="changed while it was read"):
         import_snapshot(path, data, display=meanwhile)
     assert contents(data) == before
+
+
+def tarred(content: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo("snapshot.jsonl")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (PLAIN.decode().encode("utf-16"), "is UTF-16 and must be UTF-8"),
+        (PLAIN.decode().encode("utf-16-le"), "is UTF-16 and must be UTF-8"),
+        (PLAIN.decode().encode("utf-16-be"), "is UTF-16 and must be UTF-8"),
+        (gzip.compress(PLAIN.decode().encode("utf-16")), "is UTF-16 and must be UTF-8"),
+        (tarred(PLAIN), "is a tar archive; unpack it first"),
+        (gzip.compress(tarred(PLAIN)), "is a tar archive; unpack it first"),
+    ],
+    ids=["utf-16", "utf-16-le", "utf-16-be", "utf-16.gz", "tar", "tar.gz"],
+)
+def test_what_is_no_text_of_ours_is_told_by_its_kind(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "given").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        import_snapshot(tmp_path / "given", tmp_path / "data")
+
+
+def test_a_mark_of_utf_8_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "given").write_bytes(b"\xef\xbb\xbf" + PLAIN)
+    provenance = import_snapshot(tmp_path / "given", tmp_path / "data")
+    assert provenance["records"] == 5000 and "damaged" not in provenance

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from gtl_lightning import files, stages
+from gtl_lightning import files
 from gtl_lightning.data import download as download_module
 from gtl_lightning.data import split as split_module
 from gtl_lightning.data import tokens as tokens_module
@@ -24,6 +24,7 @@ from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.stages import data as stages
 from gtl_lightning.workspace import params as config
 from tests.unit.test_data_import import PLAIN, contents, line, piped
 from tests.unit.test_data_tokens import write_splits
@@ -292,6 +293,14 @@ def test_a_dvc_that_fails_says_what_state_things_are_in(workspace: Path) -> None
     assert "data is replaced, whole and checked (5000 records), but data.dvc still names what it held before" in text
     assert "not inside of a DVC repository" in text and "run `dvc add data`" in text
     assert read_json("data/provenance.json")["records"] == 5000
+
+
+def test_damaged_records_are_counted_apart(workspace: Path) -> None:
+    Path("new.jsonl").write_bytes(PLAIN + b"rubbish\n" * 3000 + b'{"id": "a"}\n')
+    with pytest.raises(UserError) as raised:  # the workspace is no DVC repository
+        stages.data_import(Path("new.jsonl"), fields={})
+    assert "(8001 records, 5000 usable and 3001 damaged: malformed 3000, missing-field 1)" in str(raised.value)
+    assert read_json("data/provenance.json")["damaged"] == {"malformed": 3000, "missing-field": 1}
 
 
 def test_a_pipe_through_the_command_line_is_versioned(workspace: Path) -> None:
