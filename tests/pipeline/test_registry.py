@@ -10,9 +10,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from gtl_lightning import load_model, sample, stages
+from gtl_lightning import load_model, sample
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.stages.register import register_best
+from gtl_lightning.workspace.bundle import open_bundle
 from tests.pipeline.conftest import Gtl, inside, tiny
 
 RATIO = "gtl-transfer-ratio"
@@ -52,7 +54,7 @@ def test_registering_again_makes_no_second_version(workspace: Path) -> None:
     client = MlflowClient(tracker(workspace))
     before = len(client.search_model_versions(f"name = '{RATIO}'"))
     with inside(workspace):
-        stages.register_best(tiny())
+        register_best(tiny())
     assert len(client.search_model_versions(f"name = '{RATIO}'")) == before == 2
 
 
@@ -121,11 +123,11 @@ def test_a_changed_artifact_is_refused(workspace: Path) -> None:
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="is damaged"):
-        stages.bundle.open_bundle(copied)
+        open_bundle(copied)
     weights.write_bytes(content)
     (copied / "tokens" / "tokenizer" / "code.py").write_text("raise SystemExit")
     with pytest.raises(UserError, match=r"code\.py is not part of it"):
-        stages.bundle.open_bundle(copied)
+        open_bundle(copied)
 
 
 def test_registering_before_anything_is_evaluated_is_one_clear_line(gtl: Gtl, tokenised: Path) -> None:
