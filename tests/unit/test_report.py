@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.report import Report, paired, summarise, write_report
-from gtl_lightning.report.document import Cell, Group, Table, Text, to_html, to_markdown
+from gtl_lightning.report.document import Group, Table, TableCell, Text, to_html, to_markdown
 from gtl_lightning.report.figures import render, spread_out
 from gtl_lightning.report.panels import ablation_panels, interval_note, transfer_panels
 from gtl_lightning.report.sections import answer, data_tables, result_table
@@ -106,7 +106,11 @@ def test_equal_values_have_no_spread_at_all() -> None:
 
 def test_means_and_spreads_are_the_standard_librarys() -> None:
     package = Path(__file__).parents[2] / "gtl_lightning"
-    modules = [*(package / "report").glob("*.py"), package / "evaluation/speed.py"]
+    modules = [
+        *(package / "report").glob("*.py"),
+        *(package / "bench").glob("*.py"),
+        package / "studies/markov/panels.py",
+    ]
     own = re.compile(r"\bfsum\(|\bsum\(.*\) / ")
     assert len(modules) > 10 and [path.name for path in modules if own.search(path.read_text())] == []
 
@@ -230,8 +234,8 @@ def test_every_cell_of_the_grid_is_present_or_a_hole() -> None:
 def test_a_missing_cell_is_shown_in_table_and_page(tmp_path: Path) -> None:
     rows = [r for r in study() if not (r["method"] == "gtl" and r["fraction"] == 0.05)]
     table = result_table(rows, "nelbo", {})
-    gtl = next(r for r in table.rows if not isinstance(r, Group) and isinstance(r[0], Cell) and r[0].text == "GTL")
-    assert gtl[2] == Cell(DASH, hole=True)
+    gtl = next(r for r in table.rows if not isinstance(r, Group) and isinstance(r[0], TableCell) and r[0].text == "GTL")
+    assert gtl[2] == TableCell(DASH, hole=True)
     written = write(tmp_path, transfer=rows, holes=[{"method": "gtl", "fraction": 0.05, "seed": 2, "cause": "killed"}])
     assert len(written.holes) == 3
     for path in (written.markdown, written.html):
