@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -198,7 +199,7 @@ class Bench:
                     "guided_over_unguided": ratio[0],
                     "guided_over_unguided_low": ratio[1],
                     "guided_over_unguided_high": ratio[2],
-                    "processor_seconds_per_step": sum(measured.processor) / len(measured.processor) / steps,
+                    "processor_seconds_per_step": fmean(measured.processor) / steps,
                     "processor_over_unguided": measured.processor_over(twin) if twin and on_cpu else None,
                     "gflop_per_step": per_step / 1e9,
                     "gflop_per_token": per_step / case.k / 1e9,
