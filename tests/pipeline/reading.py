@@ -201,6 +201,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         # What is compared, and what is told to MLflow, is not used: it changes no result.
         for opener in (corpus, data):
             patch.setattr(opener, "check_corpus", lambda *_: None)
+        patch.setattr(data, "check_featurizer", lambda *_: None)
         patch.setattr(options, "check_point", lambda *_: None)
         patch.setattr(evaluate, "settings_of", told)
         # These open files without Python's knowledge.
