@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.cli import main
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.domains import chains
 from gtl_lightning.studies.markov.models import Problem
@@ -23,6 +22,8 @@ from gtl_lightning.studies.markov.params import (
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.studies.markov.study import load_source
 from gtl_lightning.workspace.params import load_params
+from tests.unit.test_reconfigure import gtl as command
+from tests.unit.test_reconfigure import told
 
 ROOT = Path(__file__).parents[2]
 MISTAKES = {
@@ -136,15 +137,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def gtl(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["gtl", "markov", "configure", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    captured = capsys.readouterr()
-    return (captured.out + captured.err).splitlines()
+    return command("markov", "configure", *words, monkeypatch=monkeypatch)
 
 
 def test_configure_tells_old_and_new_and_keeps_the_rest(
