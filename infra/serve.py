@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from services import ROOT, Lab, ServeError
+from services import ROOT, Lab, ServeError, until_stopped
 
 from flows.login import LOGIN, new_login, write_login
 
@@ -178,7 +177,6 @@ def main() -> int:
     parser.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server and its pages")
     parser.add_argument("--runs", type=int, default=1, help="flow runs at once on the pool cpu")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def ready() -> None:
         log.info("Prefect: http://%s:%d   MLflow: http://%s:%d", HOST, options.prefect_port, HOST, options.mlflow_port)
@@ -186,14 +184,7 @@ def main() -> int:
         log.info(". %s        (gives this server and its password to another terminal)", LOGIN)
         log.info("prefect deployment run scarcity-sweep/local --watch        (Ctrl-C here ends everything)")
 
-    try:
-        serve(options, ready)
-    except KeyboardInterrupt:
-        log.info("stopped")
-    except ServeError as error:
-        log.info("error: %s", error)
-        return 2
-    return 0
+    return until_stopped(lambda: serve(options, ready))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +132,19 @@ class Lab:
         _stop(workers)
         _stop([service for service in reversed(self._services) if service not in workers])
         self._services.clear()
+
+
+def until_stopped(run: Callable[[], None]) -> int:
+    """Run until a signal or a failure, told in one line; the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run()
+    except KeyboardInterrupt:
+        log.info("stopped")
+    except ServeError as error:
+        log.info("error: %s", error)
+        return 2
+    return 0
 
 
 def _spawn(name: str, command: tuple[str, ...], environment: dict[str, str]) -> subprocess.Popen[bytes]:

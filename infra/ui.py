@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from pathlib import Path
 
 from serve import HOST, STORE, check_database, check_port, environments, start_tracker
-from services import ROOT, Lab, ServeError
+from services import ROOT, Lab, until_stopped
 
 from flows.login import new_login, write_login
 
@@ -45,15 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="MLflow on loopback, until Ctrl-C.")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server and its pages")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        show(options.mlflow_port)
-    except KeyboardInterrupt:
-        log.info("stopped")
-    except ServeError as error:
-        log.info("error: %s", error)
-        return 2
-    return 0
+    return until_stopped(lambda: show(options.mlflow_port))
 
 
 if __name__ == "__main__":
