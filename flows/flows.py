@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.grid import Grid, read_grid
 from flows.group import GRACE_SECONDS, is_stopped, stop_all
-from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
+from flows.lockfile import BUSY, damaged_lockfiles, mend_lockfile, mend_rwlock, wait_until_free
 from flows.parameters import (
     POOL_DEPLOYMENTS,
     Fraction,
@@ -238,14 +238,16 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
 def _grid_when_free(params: Params, root: Path) -> Grid:
     """The grid; what another process of this checkout has locked for the moment is waited for."""
     owner = str(flow_run.get_id())
-    mend_lockfile(root)
-    mend_rwlock(root)
     while True:
+        mend_lockfile(root)
+        mend_rwlock(root)
         try:
             return read_grid(params, root)
         except UserError as error:
             busy = BUSY.search(str(error))
-            if not busy or not wait_until_free(root, busy["path"], get_run_logger().info, lambda: is_stopped(owner)):
+            if busy and wait_until_free(root, busy["path"], get_run_logger().info, lambda: is_stopped(owner)):
+                continue
+            if not damaged_lockfiles(root):  # else a stage of a killed flow was killed, or is slow, at its writing
                 raise
 
 

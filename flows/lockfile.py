@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import psutil
-import yaml
 
 from gtl_lightning.files import remove, write_json, writing
 
@@ -194,12 +193,18 @@ def damaged_lockfiles(root: Path) -> list[Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a dvc.lock can be read, or there is none."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    """Whether a dvc.lock is as DVC writes one, or there is none.
+
+    Half a file is often YAML still: an entry without its command, a field without its value. DVC's own reader decides.
+    """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import ParseError, load_yaml
+    from voluptuous import Invalid
+
     try:
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        COMPILED_LOCKFILE_SCHEMA(load_yaml(str(path)))
     except FileNotFoundError:
         return True
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (ParseError, Invalid):
         return False
-    return isinstance(content, dict) and "schema" in content and isinstance(content.get("stages", {}), dict)
+    return True

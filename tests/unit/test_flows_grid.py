@@ -157,6 +157,30 @@ def test_half_a_lock_of_a_study_is_seen_and_moved_aside(tmp_path: Path, monkeypa
     assert "report" in read_grid(load_params(tmp_path / "params.yaml"), tmp_path).stages
 
 
+def test_wherever_the_writing_of_a_lock_was_cut_it_is_read_or_moved_aside(tmp_path: Path) -> None:
+    """Half a file can be YAML that is no lock: a stage without its command, a field without its value."""
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    make_project(tmp_path)
+    entry = "    cmd: gtl split\n    deps:\n    - path: data\n      hash: md5\n      md5: 0123.dir\n      size: 12\n"
+    whole = "schema: '2.0'\nstages:\n" + "".join(f"  {name}:\n{entry}" for name in ("split", "tokenize"))
+    lock = tmp_path / "dvc.lock"
+    with Repo(str(tmp_path)) as repo:
+        refused = 0
+        for length in range(1, len(whole)):
+            lock.write_text(whole[:length])
+            try:
+                Lockfile(repo, str(lock)).load()
+            except DvcException:
+                refused += 1
+                assert mend_lockfile(tmp_path), whole[:length]
+            else:
+                assert not mend_lockfile(tmp_path), whole[:length]
+        assert refused > 20
+
+
 def test_a_folder_without_dvc_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="DVC cannot read the pipeline"):
         read_grid(load_params(ROOT / "params.yaml"), tmp_path)
