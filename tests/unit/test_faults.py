@@ -65,7 +65,7 @@ def run(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("gtl_lightning.cli._params", fail)
+    monkeypatch.setattr("gtl_lightning.commands.data.open_params", fail)
     monkeypatch.setattr("sys.argv", ["gtl", "split"])
     with pytest.raises(SystemExit) as ended:
         main()

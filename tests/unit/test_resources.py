@@ -75,11 +75,13 @@ def test_the_number_of_threads_is_set_before_torch_is_loaded() -> None:
 
 def test_a_command_reads_the_parameters_before_it_imports_its_stage() -> None:
     checked = 0
-    for node in ast.walk(ast.parse(Path(cli.__file__).read_text())):
+    package = Path(cli.__file__).parent
+    files = (*package.glob("commands/*.py"), *package.glob("studies/*/commands.py"))
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
             continue
         lines = ast.unparse(node).splitlines()
-        read = [n for n, line in enumerate(lines) if re.search(r"\b_(params|point|markov)\(", line)]
+        read = [n for n, line in enumerate(lines) if re.search(r"\b(open_params|open_point|_open)\(", line)]
         stage = [n for n, line in enumerate(lines) if "import" in line and (".stages" in line or ".studies" in line)]
         if read and stage:
             assert min(read) < min(stage), node.name
