@@ -12,7 +12,7 @@ from pydantic import Field
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import LARGEST_SEED
-from gtl_lightning.methods import names
+from gtl_lightning.methods import ROLLS, names
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.studies.markov.params import requested, write_settings
 from gtl_lightning.workspace.params import PARAMS, PROFILES, Params, changes, load_params, override, write_params
@@ -104,9 +104,7 @@ def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
     asked: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
         "fractions": (sweep.fractions, wanted.fractions or ()),
         "seeds": (sweep.seeds, wanted.seeds or ()),
-        "baselines": (sweep.baselines, _only(wanted.methods, names("denoiser"))),
-        "ratios": (sweep.ratios, _only(wanted.methods, names("ratio", "source"))),
-        "tuned_ratios": (sweep.tuned_ratios, _only(wanted.methods, names("ratio", "finetuned"))),
+        **{roll: (getattr(sweep, roll), _only(wanted.methods, listed)) for roll, listed in ROLLS.items()},
     }
     for key, (grid, values) in asked.items():
         if not set(grid).issuperset(values):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from typing import get_args
 
-from gtl_lightning.methods.method import FINETUNED, Denoiser, Kind, Method
+from gtl_lightning.methods.method import FINETUNED, Denoiser, Kind, Method, Roll
 
 
 def _found() -> Iterator[Method]:
@@ -23,11 +24,15 @@ METHODS: dict[str, Method] = {
 """Name -> method, in the order of tables and figures."""
 
 
-def names(kind: Kind | None = None, guided: Denoiser | None = None) -> tuple[str, ...]:
-    """Names of the methods, of one kind or of all; with `guided` those alone that guide this denoiser."""
-    return tuple(
-        name for name, method in METHODS.items() if kind in (None, method.kind) and guided in (None, method.guides)
-    )
+ROLLS: dict[Roll, tuple[str, ...]] = {
+    roll: tuple(name for name, method in METHODS.items() if method.roll == roll) for roll in get_args(Roll)
+}
+"""List under `sweep` -> names of the methods that may stand in it."""
+
+
+def names(kind: Kind | None = None) -> tuple[str, ...]:
+    """Names of the methods, of one kind or of all."""
+    return tuple(name for name, method in METHODS.items() if kind in (None, method.kind))
 
 
 def guides(name: str) -> Denoiser | None:
@@ -35,4 +40,4 @@ def guides(name: str) -> Denoiser | None:
     return METHODS[name].guides if name in METHODS else None
 
 
-__all__ = ["FINETUNED", "METHODS", "Denoiser", "Kind", "Method", "guides", "names"]
+__all__ = ["FINETUNED", "METHODS", "ROLLS", "Denoiser", "Kind", "Method", "Roll", "guides", "names"]

@@ -37,5 +37,6 @@ METHOD = Method(
     kind="denoiser",
     settings=BorrowedFinetune(train=finetune.METHOD.settings.train),
     recipe=recipe,
+    reads_classifier=True,
     place=11,
 )

@@ -24,6 +24,8 @@ Denoiser = Literal["source", "finetuned"]
 """Frozen denoisers that a ratio may guide: the source's, or the one that `FINETUNED` trained for the same cell."""
 Role = Literal[Denoiser, "clean", "noised"]
 """Frozen networks that a recipe may read: a denoiser, the cell's classifiers of clean and of noised text."""
+Roll = Literal["baselines", "with_classifier", "ratios", "tuned_ratios"]
+"""Lists of methods under `sweep` in params.yaml; each has its own stages in dvc.yaml, which wait for what they read."""
 FINETUNED = "finetune"
 """The method whose network is the cell's fine-tuned denoiser."""
 
@@ -100,6 +102,7 @@ class Method:
         settings: the defaults; their type is the section `methods.<name>`.
         recipe: (context, the method's settings) -> how its network is trained.
         beside: of a ratio, the frozen denoiser that it is trained beside and that it guides.
+        reads_classifier: of a denoiser, whether its training reads the cell's classifiers.
         place: order in tables and figures; among equals the name decides.
         colours: (light page, dark page); None takes a spare hue.
         marker: matplotlib's; None takes a spare one.
@@ -112,6 +115,7 @@ class Method:
     settings: Settings
     recipe: Callable[[Context, Any], Recipe]
     beside: Denoiser = "source"
+    reads_classifier: bool = False
     place: int = 100
     colours: tuple[str, str] | None = None
     marker: str | None = None
@@ -120,3 +124,10 @@ class Method:
     def guides(self) -> Denoiser | None:
         """The frozen denoiser that it guides; None for a method that is a denoiser itself."""
         return self.beside if self.kind == "ratio" else None
+
+    @property
+    def roll(self) -> Roll:
+        """The list that it stands in."""
+        if self.kind == "ratio":
+            return "ratios" if self.beside == "source" else "tuned_ratios"
+        return "with_classifier" if self.reads_classifier else "baselines"

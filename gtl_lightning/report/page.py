@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gtl_lightning.files import remove, write_text
+from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
 from gtl_lightning.report.document import Block, Bullets, Figure, Heading, Samples, Table, Text, to_html, to_markdown
 from gtl_lightning.report.figures import render, save_figure
@@ -204,8 +205,7 @@ def _origin(provenance: Mapping[str, Any]) -> list[Block]:
 def _grid(settings: Mapping[str, Any]) -> dict[str, Any]:
     sweep = settings.get("sweep") or {}
     return {
-        "methods": settings.get("methods")
-        or [name for key in ("baselines", "ratios", "tuned_ratios") for name in sweep.get(key, ())],
+        "methods": settings.get("methods") or [name for key in ROLLS for name in sweep.get(key, ())],
         "fractions": settings.get("fractions") or sweep.get("fractions"),
         "seeds": settings.get("seeds") or sweep.get("seeds"),
     }

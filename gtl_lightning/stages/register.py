@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, temporary_folder, write_json
+from gtl_lightning.methods import METHODS
 from gtl_lightning.records import NUMBER, read_record
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.params import Params
@@ -24,7 +25,9 @@ def register_best(params: Params) -> None:
     Raises:
         UserError: no cell is evaluated, a network is missing or damaged, or the tracker cannot be reached.
     """
-    kinds = {"ratio": (*params.sweep.ratios, *params.sweep.tuned_ratios), "denoiser": params.sweep.baselines}
+    kinds = {
+        kind: [name for name in params.sweep.methods if METHODS[name].kind == kind] for kind in ("ratio", "denoiser")
+    }
     found = [
         (f"{params.tracking.experiment}-{kind}", fraction, _best(params, methods, fraction))
         for kind, methods in kinds.items()

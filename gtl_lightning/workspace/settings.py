@@ -25,7 +25,7 @@ from gtl_lightning.fields import (
     Training,
     no_repeats,
 )
-from gtl_lightning.methods import FINETUNED, METHODS, names
+from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
 
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, gt=0, le=1)]
 ARCHIVE, ADDRESS = r"^[^\s.]+$", r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$"
@@ -134,9 +134,10 @@ def _field(method: str) -> str:
 
 if TYPE_CHECKING:
     Methods: TypeAlias = OwnSettings
-    DenoiserMethod: TypeAlias = str
+    Baseline: TypeAlias = str
+    WithClassifier: TypeAlias = str
     RatioMethod: TypeAlias = str
-    FinetunedRatioMethod: TypeAlias = str
+    TunedRatio: TypeAlias = str
 else:
     Methods = create_model(
         "Methods",
@@ -147,9 +148,7 @@ else:
             for name, method in METHODS.items()
         },
     )
-    DenoiserMethod = Literal[names("denoiser")]
-    RatioMethod = Literal[names("ratio", "source")]
-    FinetunedRatioMethod = Literal[names("ratio", "finetuned")]
+    Baseline, WithClassifier, RatioMethod, TunedRatio = (Literal[listed] for listed in ROLLS.values())
 
 
 class Sampling(Section):
@@ -246,22 +245,23 @@ class Sweep(Section):
     seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
     )
-    baselines: tuple[DenoiserMethod, ...] = Field(
-        ("vanilla", "finetune", "lora"), description="denoisers trained per cell"
+    baselines: tuple[Baseline, ...] = Field(("vanilla", "finetune", "lora"), description="denoisers trained per cell")
+    with_classifier: tuple[WithClassifier, ...] = Field(
+        (), description="denoisers whose training reads the cell's classifier too"
     )
     ratios: tuple[RatioMethod, ...] = Field(("gtl", "gtl-warm"), description="ratio networks trained per cell")
-    tuned_ratios: tuple[FinetunedRatioMethod, ...] = Field(
+    tuned_ratios: tuple[TunedRatio, ...] = Field(
         (), description="ratio networks that guide the cell's fine-tuned denoiser; they need finetune in baselines"
     )
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Every method of the grid."""
-        return (*self.baselines, *self.ratios, *self.tuned_ratios)
+        return tuple(name for roll in ROLLS for name in getattr(self, roll))
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:
-        no_repeats(self, ("fractions", "seeds", "baselines", "ratios", "tuned_ratios"))
+        no_repeats(self, ("fractions", "seeds", *ROLLS))
         return self
 
     @model_validator(mode="after")

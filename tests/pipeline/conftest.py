@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gtl_lightning.data.sample import write_sample
-from gtl_lightning.methods import names
+from gtl_lightning.methods import ROLLS, names
 from gtl_lightning.stages.data import split, tokenize
 from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
@@ -73,13 +73,8 @@ def inside(folder: Path) -> Iterator[None]:
 
 def every_method() -> tuple[str, ...]:
     """Overrides that put every method of the registry into the grid."""
-    grid = {
-        "baselines": names("denoiser"),
-        "ratios": names("ratio", "source"),
-        "tuned_ratios": names("ratio", "finetuned"),
-    }
-    assert sorted(name for listed in grid.values() for name in listed) == sorted(names())
-    return tuple(f"sweep.{key}=[{', '.join(listed)}]" for key, listed in grid.items())
+    assert sorted(name for listed in ROLLS.values() for name in listed) == sorted(names())
+    return tuple(f"sweep.{roll}=[{', '.join(listed)}]" for roll, listed in ROLLS.items())
 
 
 def tiny(*overrides: str) -> Params:

@@ -189,7 +189,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
     import safetensors
 
     from gtl_lightning.stages import data, evaluate
-    from gtl_lightning.workspace import corpus, options
+    from gtl_lightning.workspace import corpus, opening
 
     plain_dump, plain_copy, plain_load = Section.model_dump, Section.model_copy, config.load_params
     plain_settings = evaluate.settings_of
@@ -202,7 +202,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         for opener in (corpus, data):
             patch.setattr(opener, "check_corpus", lambda *_: None)
         patch.setattr(data, "check_featurizer", lambda *_: None)
-        patch.setattr(options, "check_point", lambda *_: None)
+        patch.setattr(opening, "check_point", lambda *_: None)
         patch.setattr(evaluate, "settings_of", told)
         # These open files without Python's knowledge.
         patch.setattr(safetensors, "safe_open", heard(safetensors.safe_open))

@@ -28,6 +28,7 @@ OTHER = (
 AGAIN = (
     "evaluate-source",
     "evaluate-baseline",
+    "evaluate-baseline-with-classifier",
     "evaluate-ratio",
     "evaluate-ratio-on-finetuned",
     "ablation",

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from flows.cli import app
-from gtl_lightning.methods import FINETUNED, METHODS, guides
+from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
 from gtl_lightning.studies.markov.params import PARAMS
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
@@ -22,7 +22,12 @@ from tests.pipeline.reading import flat
 MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STUDY = yaml.safe_load((ROOT / PARAMS.with_name("dvc.yaml")).read_text())["stages"]
 STAGES: dict[str, Any] = {**MAIN, **STUDY}
-TRAINED = {"baselines": "baseline", "ratios": "ratio", "tuned_ratios": "ratio-on-finetuned"}
+TRAINED = {
+    "baselines": "baseline",
+    "with_classifier": "baseline-with-classifier",
+    "ratios": "ratio",
+    "tuned_ratios": "ratio-on-finetuned",
+}
 """List of the sweep -> the stage that trains what stands in it."""
 TRAINING = ("source", "judge", "planner", "classifier", *TRAINED.values())
 EVALUATION = ("evaluate-source", *(f"evaluate-{stage}" for stage in TRAINED.values()))
@@ -44,8 +49,7 @@ def reads(stage: str, key: str, method: str = "", file: Path | None = None) -> b
 
 def trained_by(method: str) -> str:
     """The stage whose matrix has the method."""
-    guided = guides(method)
-    return TRAINED["baselines" if guided is None else "ratios" if guided == "source" else "tuned_ratios"]
+    return TRAINED[METHODS[method].roll]
 
 
 def entry(stage: str) -> str:
@@ -147,8 +151,9 @@ def test_a_methods_own_settings_make_its_cells_stale_and_no_others() -> None:
 
 def test_a_default_makes_stale_what_takes_it_and_no_evaluation() -> None:
     for stage in STAGES:
-        for default in ("train.default", "networks.default"):
-            assert all(reads(stage, f"{default}.{name}") == (stage in TRAINING) for name in ("lr", "width"))
+        assert reads(stage, "train.default.lr") == (stage in TRAINING), stage
+        builds = stage in TRAINING and stage != "baseline-with-classifier"  # that copies the source's network
+        assert reads(stage, "networks.default.width") == builds, stage
     for key, heir in HEIRS.items():
         readers = [stage for stage in STAGES if reads(stage, key, key.split(".")[1])]
         assert readers and all(reads(stage, heir.default) for stage in readers), key
@@ -164,8 +169,8 @@ def test_what_is_left_out_of_the_file_makes_no_stage_stale() -> None:
 
 @pytest.mark.parametrize("stage", [name for name in MAIN if name not in ("report", "register")])
 def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
-    for key in ("sweep.fractions", "sweep.seeds", "sweep.baselines", "sweep.ratios", "sweep.tuned_ratios"):
-        assert not reads(stage, key)
+    for key in ("fractions", "seeds", *ROLLS):
+        assert not reads(stage, f"sweep.{key}")
 
 
 @pytest.mark.parametrize("profile", ["default", "arxiv", "paper"])
@@ -191,6 +196,13 @@ def test_only_what_guides_the_fine_tuned_denoiser_waits_for_it() -> None:
     for stage in waiting:
         assert STAGES[stage]["matrix"]["method"] == "${sweep.tuned_ratios}"
         assert not [dep for dep in STAGES[stage]["deps"] if dep.startswith(("models/source", "models/classifier"))]
+
+
+@pytest.mark.parametrize("method", ROLLS["baselines"])
+def test_no_classifier_makes_a_denoiser_stale_that_does_not_read_it(method: str) -> None:
+    stage = STAGES[trained_by(method)]
+    assert not [dep for dep in stage["deps"] if dep.startswith("models/classifier")]
+    assert not reads(trained_by(method), "classifier.unsmooth", method)
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if "matrix" in STAGES[name]])
