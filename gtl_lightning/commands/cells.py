@@ -26,6 +26,15 @@ def train_source() -> None:
     train.train_source(params)
 
 
+@train_app.command("causal")
+def train_causal() -> None:
+    """The causal model of the source domain, where source.kind reads one."""
+    params = open_params()
+    from gtl_lightning.stages import train
+
+    train.train_causal(params)
+
+
 @train_app.command("judge")
 def train_judge() -> None:
     """The domain judge and the reference model."""

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
 from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.evaluation.judge import fit_judge
-from gtl_lightning.fields import Network, Training
+from gtl_lightning.fields import Training
+from gtl_lightning.files import write_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.method import Context, Role
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
 from gtl_lightning.modules.classifier import ClassifierModule
-from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.planner import PlannerModule
 from gtl_lightning.networks import (
-    BackboneConfig,
     CausalLM,
-    MaskedDenoiser,
     PositionNetwork,
     SequenceRatioNetwork,
     load_network,
     seeded,
 )
+from gtl_lightning.sources import SOURCES
+from gtl_lightning.sources.kind import Context as SourceContext
 from gtl_lightning.workspace.advice import advise_cell
 from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
 from gtl_lightning.workspace.fitting import (
@@ -45,48 +46,85 @@ from gtl_lightning.workspace.fitting import (
 from gtl_lightning.workspace.frozen import frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import MODELS, SOURCE, Cell, fraction_of, log
+from gtl_lightning.workspace.paths import CAUSAL, MODELS, RESULT, SOURCE, Cell, fraction_of, log
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.text import decode_all
 
 
 def train_source(params: Params) -> None:
-    """The denoiser of the source domain, frozen by everything that follows (docs/method.md eq. 1)."""
-    _fit_on_source(params, "source", MaskedDenoiser, params.networks.denoiser, DenoiserModule, params.train.source)
+    """The denoiser of the source domain, frozen by everything that follows, as its kind says (sources/)."""
+    check_machine(params)
+    corpus, read = Corpus.open(params), set[Path]()
+    kind, own = SOURCES[params.source.kind], params.source.own
+
+    def causal() -> CausalLM:
+        read.add(CAUSAL)
+        return cast(CausalLM, load_network(CAUSAL, expect=CausalLM))
+
+    context = SourceContext(
+        corpus.backbone(params.networks.denoiser),
+        causal,
+        scoring(params, corpus.dataset("source_val")),
+        params.train.source.steps,
+    )
+    build = kind.recipe(context, own)
+    settings = {"network": params.networks.denoiser, "schedule": params.schedule, "kind": kind.name, "own": own}
+    _fit_on_source(params, corpus, "source", build, params.train.source, settings, read)
+
+
+def train_causal(params: Params) -> None:
+    """The causal model of the source domain, of the source denoiser's size: what some kinds of source start from.
+
+    Where `source.kind` reads none, nothing is trained, and models/causal says so.
+    """
+    if not SOURCES[params.source.kind].reads_causal:
+        write_json(CAUSAL.parent / RESULT, {"untrained": f"source.kind = {params.source.kind} reads no causal model"})
+        return
+    check_machine(params)
+    corpus, size = Corpus.open(params), params.networks.denoiser
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        return CausalLMModule(CausalLM(corpus.backbone(size)), optimiser)
+
+    _fit_on_source(params, corpus, "causal", build, params.train.causal, {"network": size})
 
 
 def train_planner(params: Params) -> None:
     """The learned reveal order, on source text (docs/method.md 2.3)."""
-    module = partial(PlannerModule, denoiser=load_denoiser("source"))
-    _fit_on_source(params, "planner", PositionNetwork, params.networks.planner, module, params.train.planner, SOURCE)
+    check_machine(params)
+    corpus, size = Corpus.open(params), params.networks.planner
+    denoiser, scored = load_denoiser("source"), scoring(params, corpus.dataset("source_val"))
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        return PlannerModule(PositionNetwork(corpus.backbone(size)), denoiser=denoiser, optimiser=optimiser, **scored)
+
+    settings = {"network": size, "schedule": params.schedule}
+    _fit_on_source(params, corpus, "planner", build, params.train.planner, settings, {SOURCE})
 
 
 def _fit_on_source(
     params: Params,
+    corpus: Corpus,
     name: str,
-    network: Callable[[BackboneConfig], nn.Module],
-    size: Network,
-    module: Callable[..., TrainedModule],
+    build: Callable[[OptimiserConfig], TrainedModule],
     training: Training,
-    *inputs: Path,
+    settings: dict[str, Any],
+    inputs: Collection[Path] = (),
 ) -> None:
     """What all cells share, trained once on the source split into models/NAME."""
-    check_machine(params)
-    corpus = Corpus.open(params)
     train, val = corpus.dataset("source_train"), corpus.dataset("source_val")
 
-    def build(optimiser: OptimiserConfig) -> TrainedModule:
+    def built(optimiser: OptimiserConfig) -> TrainedModule:
         with seeded(params.data.seed):
-            fresh = network(corpus.backbone(size))
-        return module(fresh, optimiser=optimiser, **scoring(params, val))
+            return build(optimiser)
 
     fit_and_save(
         params,
         Cell(name, None, params.data.seed),
-        build,
+        built,
         texts_of(params, train, val, training, corpus, 0),
         training,
-        {"network": size, "schedule": params.schedule},
+        settings,
         *inputs,
         folder=MODELS / name,
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 
 PACKAGE = "gtl_lightning"
 ROOT = Path(__file__).parents[2]
-REGISTRY, TRAINING = f"{PACKAGE}.methods", f"{PACKAGE}.stages.train"
-"""The package that finds its modules by itself, and the one module that runs what stands in their functions."""
+REGISTRIES, TRAINING = (f"{PACKAGE}.methods", f"{PACKAGE}.sources"), f"{PACKAGE}.stages.train"
+"""Packages that find their modules by themselves, and the one module that runs what stands in their functions."""
 WITHOUT_RESULT = frozenset(
     f"{PACKAGE}/{name}"
     for name in (
@@ -65,8 +65,8 @@ def closure(module: str) -> frozenset[str]:
         if path in WITHOUT_RESULT and name != module:
             continue
         # A recipe runs in training alone; everything else asks the registry for names and labels.
-        waiting += _imports(path, module == TRAINING or not name.startswith(REGISTRY))
-        waiting += _discovered() if name == REGISTRY else []
+        waiting += _imports(path, module == TRAINING or not name.startswith(REGISTRIES))
+        waiting += _discovered(name) if name in REGISTRIES else []
     return frozenset(found.values())
 
 
@@ -94,9 +94,9 @@ def _file_of(module: str) -> str | None:
     return None
 
 
-def _discovered() -> list[str]:
-    """The modules that the registry finds, without naming them."""
-    return [f"{REGISTRY}.{path.stem}" for path in sorted((ROOT / Path(*REGISTRY.split("."))).glob("*.py"))]
+def _discovered(registry: str) -> list[str]:
+    """The modules that a registry finds, without naming them."""
+    return [f"{registry}.{path.stem}" for path in sorted((ROOT / Path(*registry.split("."))).glob("*.py"))]
 
 
 @cache

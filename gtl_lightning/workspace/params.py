@@ -30,6 +30,7 @@ from gtl_lightning.workspace.settings import (
     Networks,
     Sampling,
     Schedule,
+    Source,
     Sweep,
     Tokenizer,
     Tracking,
@@ -56,6 +57,7 @@ class Params(Section):
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     schedule: Schedule = Field("loglinear", description="noise schedule alpha_t")
+    source: Source = Source()
     networks: Networks = Networks()
     train: Train = Train()
     classifier: Classifier = Classifier()

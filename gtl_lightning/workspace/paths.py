@@ -32,6 +32,7 @@ STATE = Path(".state")
 
 NETWORK = "network.safetensors"
 SOURCE = MODELS / "source" / NETWORK
+CAUSAL = MODELS / "causal" / NETWORK
 RESULT = "result.json"
 ROW = "row.json"
 SAMPLES = "samples.jsonl"

@@ -26,6 +26,8 @@ from gtl_lightning.fields import (
     no_repeats,
 )
 from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
+from gtl_lightning.sources import SOURCES
+from gtl_lightning.sources.kind import NoSettings
 
 Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, gt=0, le=1)]
 ARCHIVE, ADDRESS = r"^[^\s.]+$", r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$"
@@ -84,6 +86,17 @@ class Tokenizer(Section):
     length: Length = Field(32, description="tokens per example; longer texts are cut")
 
 
+class SourceSettings(Section):
+    """How the source denoiser comes about, which everything later takes as it is; a kind's own knobs stand beside."""
+
+    kind: Literal[tuple(SOURCES)] = Field("nelbo", description=f"one of {', '.join(SOURCES)}")  # type: ignore[valid-type]
+
+    @property
+    def own(self) -> Section:
+        """The settings of the kind that is chosen."""
+        return getattr(self, _field(self.kind), NoSettings())
+
+
 class Networks(Section):
     """Sizes of networks: a default, and what differs from it; a method's own network stands with the method."""
 
@@ -101,6 +114,10 @@ class Train(Section):
     default: Training = Field(Training(), description="what every training has that says nothing else")
     source: Training = Field(
         Training(steps=1400, warmup=100, ema=0.995, check_every=200), description="source denoiser"
+    )
+    causal: Training = Field(
+        Training(steps=1400, warmup=100, ema=0.995, check_every=200),
+        description="causal model of the source domain, where source.kind reads one",
     )
     planner: Training = Field(
         Training(steps=200, lr=1e-3, ema=0.0, check_every=50, patience=3), description="learned reveal order"
@@ -134,6 +151,7 @@ def _field(method: str) -> str:
 
 if TYPE_CHECKING:
     Methods: TypeAlias = OwnSettings
+    Source: TypeAlias = SourceSettings
     Baseline: TypeAlias = str
     WithClassifier: TypeAlias = str
     RatioMethod: TypeAlias = str
@@ -146,6 +164,16 @@ else:
         **{
             _field(name): (type(method.settings), Field(method.settings, alias=name if "-" in name else None))
             for name, method in METHODS.items()
+        },
+    )
+    Source = create_model(
+        "Source",
+        __base__=SourceSettings,
+        __doc__=SourceSettings.__doc__,
+        **{
+            _field(name): (type(kind.settings), Field(kind.settings, alias=name if "-" in name else None))
+            for name, kind in SOURCES.items()
+            if type(kind.settings).model_fields
         },
     )
     Baseline, WithClassifier, RatioMethod, TunedRatio = (Literal[listed] for listed in ROLLS.values())

@@ -16,7 +16,14 @@ from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
 from gtl_lightning.stages.register import register_best
 from gtl_lightning.stages.report import make_report
-from gtl_lightning.stages.train import train_cell, train_classifier, train_judge, train_planner, train_source
+from gtl_lightning.stages.train import (
+    train_causal,
+    train_cell,
+    train_classifier,
+    train_judge,
+    train_planner,
+    train_source,
+)
 from gtl_lightning.workspace import params as config
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.settings import Methods
@@ -28,7 +35,7 @@ TINY = (
     "networks.classifier={width: 16, depth: 1, heads: 2}",
     "networks.planner={width: 16, depth: 1, heads: 2}",
     "networks.reference={width: 16, depth: 1, heads: 2}",
-    *(f"train.{name}={QUICK}" for name in ("classifier", "planner", "reference")),
+    *(f"train.{name}={QUICK}" for name in ("causal", "classifier", "planner", "reference")),
     *(f"methods.{name}.train={QUICK}" for name in Methods().model_dump()),
     *(
         f"methods.{name}.network={{width: 16, depth: 1, heads: 2}}"
@@ -106,6 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(folder)
     with inside(folder):
         params = tiny()
+        train_causal(params)
         train_source(params)
         train_judge(params)
         train_planner(params)

@@ -29,7 +29,7 @@ TRAINED = {
     "tuned_ratios": "ratio-on-finetuned",
 }
 """List of the sweep -> the stage that trains what stands in it."""
-TRAINING = ("source", "judge", "planner", "classifier", *TRAINED.values())
+TRAINING = ("causal", "source", "judge", "planner", "classifier", *TRAINED.values())
 EVALUATION = ("evaluate-source", *(f"evaluate-{stage}" for stage in TRAINED.values()))
 
 
@@ -98,8 +98,12 @@ def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
         assert (ROOT / path).is_file(), path
     own = ("studies.markov.settings", "studies.markov.params")
     for name in ("workspace.params", "workspace.settings", "fields", *own, "errors"):
-        # Of a method the parameters take its settings, which stand in its file.
-        computes = {path for path in closure(f"gtl_lightning.{name}") - WITHOUT_RESULT if "/methods/" not in path}
+        # Of a method, or a kind of source, the parameters take its settings, which stand in its file.
+        computes = {
+            path
+            for path in closure(f"gtl_lightning.{name}") - WITHOUT_RESULT
+            if not path.startswith(("gtl_lightning/methods/", "gtl_lightning/sources/"))
+        }
         assert computes <= {"gtl_lightning/files.py"}, name
 
 

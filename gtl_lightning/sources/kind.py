@@ -1,0 +1,56 @@
+"""What a kind of source is made of. One file of this package says all of a kind; everything else asks the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.fields import Section
+
+if TYPE_CHECKING:
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+    from gtl_lightning.networks import BackboneConfig, CausalLM
+
+    Build = Callable[[OptimiserConfig], TrainedModule]
+
+
+class NoSettings(Section):
+    """A kind that has no knobs."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a recipe may know.
+
+    Attributes:
+        backbone: configuration of the source denoiser, of the size `networks.denoiser`, over these tokens.
+        causal: reads the causal model of the source domain, anew at every call.
+        scoring: the noise schedule and the draws of each held-out example, as every module takes them.
+        steps: most optimiser steps of the training.
+    """
+
+    backbone: BackboneConfig
+    causal: Callable[[], CausalLM]
+    scoring: Mapping[str, Any]
+    steps: int
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One way to come to the source denoiser, which everything later takes as it is.
+
+    Attributes:
+        name: `source.kind` in params.yaml.
+        help: one line.
+        recipe: (context, the kind's settings) -> how the module is built. Random weights are drawn while it builds.
+        settings: the defaults; where there are knobs, their type is the section `source.<name>`.
+        reads_causal: whether it starts from, or learns from, the causal model of the source domain, which the stage
+            `causal` trains then.
+    """
+
+    name: str
+    help: str
+    recipe: Callable[[Context, Any], Build]
+    settings: Section = field(default_factory=NoSettings)
+    reads_causal: bool = False
