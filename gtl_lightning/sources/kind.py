@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gtl_lightning.fields import Section
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import BackboneConfig, CausalLM
 
-    Build = Callable[[OptimiserConfig], TrainedModule]
+Build: TypeAlias = "Callable[[OptimiserConfig], TrainedModule]"
+"""How a module with a fresh network is made for a training."""
 
 
 class NoSettings(Section):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gtl_lightning.sources.kind import Context, NoSettings, SourceKind
+from gtl_lightning.sources.kind import Build, Context, NoSettings, SourceKind
 
 if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
-    from gtl_lightning.sources.kind import Build
 
 
 def recipe(context: Context, settings: NoSettings) -> Build:
