@@ -32,10 +32,14 @@ from gtl_lightning.papers.gtl import capped_exp
 
 
 def implicit_log_ratio(log_p: Tensor, log_p_ref: Tensor) -> Tensor:
-    """Float[...,v]: log p_theta / p_ref of a denoiser that trains and the frozen one; 0 where both exclude a token."""
-    excluded = (log_p == -math.inf) & (log_p_ref == -math.inf)
+    """Float[...,v]: log p_theta / p_ref of a denoiser that trains and the frozen one; 0 where the latter excludes a token.
+
+    There the losses, whose negatives are the frozen one's, ask for nothing.
+    """
+    log_p_ref = log_p_ref.detach()
+    excluded = log_p_ref == -math.inf
     # Filling before subtracting keeps gradients finite.
-    return log_p.masked_fill(excluded, 0.0) - log_p_ref.detach().masked_fill(excluded, 0.0)
+    return log_p.masked_fill(excluded, 0.0) - log_p_ref.masked_fill(excluded, 0.0)
 
 
 def conditional_bce_loss(g: Tensor, log_p: Tensor, true_ids: Tensor) -> Tensor:
