@@ -46,10 +46,10 @@ def risk(g: Tensor, loss: str) -> Tensor:
 def test_explicit_ratios_find_the_token_ratio_less_that_of_the_context(loss: str) -> None:
     """g[i,v] = log r(x_U + {i: v}) - log r(x_U), entry by entry: GTL's token ratio, without a text of its source.
 
-    LSIF is convex in r and flat in log r where r is small: there the gradient has to do, without an optimiser.
+    All three are convex in the entries of r or of log r, so the gradient says it; an optimiser finds it too.
     """
     token = LAWS.token_log_ratio(STATES, NOW)[..., :V] - LAWS.sequence_log_ratio(STATES, NOW)[:, None, None]
-    if loss != "lsif":
+    if loss == "gkl":  # LSIF is flat where r is small, and BCE slow; for BCE see test_conditional_ratio.py
         found = minimise((len(STATES), LENGTH, V), lambda g: risk(g, loss))
         torch.testing.assert_close(found[HIDDEN], token[HIDDEN], rtol=0, atol=1e-3)
     there = token.requires_grad_()
@@ -156,8 +156,8 @@ def test_pairs_of_whole_texts_find_the_joint_ratio(loss: str) -> None:
 def test_a_product_over_positions_against_whole_texts_is_biased() -> None:
     """LSIF of whole texts with the implicit form of independent positions does not lead to the marginals of q.
 
-    No such product is the ratio of the joint laws, and LSIF cares where it is not. All masked: total variation .12 in the
-    mean over positions to the marginals of q, which the loss of single positions finds.
+    No such product is the ratio of the joint laws, and LSIF cares where it is not. All masked: total variation .054 in
+    the mean over positions to the marginals of q, which the loss of single positions finds.
     """
     all_masked = int(HIDDEN.all(-1).nonzero())
     ref, q = LOG_P[all_masked], marginals(LAWS, LAWS.q[None])[0]
@@ -169,7 +169,7 @@ def test_a_product_over_positions_against_whole_texts_is_biased() -> None:
         return (log_ref.exp() * (2 * f).exp() / 2 - LAWS.q * f.exp()).sum()
 
     off = distance(torch.softmax(minimise((LENGTH, V), whole), -1), q)
-    assert 0.02 < off.mean() < 0.4, off
+    assert 0.02 < off.mean() < 0.2
 
 
 def test_an_energy_of_whole_texts_normalised_at_a_position_is_a_guided_denoiser() -> None:

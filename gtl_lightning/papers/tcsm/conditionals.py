@@ -42,7 +42,7 @@ class Teacher(Protocol):
         """
 
     def next_log_probs(self, x: Tensor, row: Tensor, position: Tensor) -> Tensor:
-        """Long[b,l], Long[m], Long[m] -> Float[m,v]: log p(. | x^{<i}) at i = position of each row; -inf at specials."""
+        """Long[b,l], Long[m], Long[m] -> Float[m,v]: log p(. | x^{<i}), i the position in a row; -inf at specials."""
 
 
 @dataclass(frozen=True)

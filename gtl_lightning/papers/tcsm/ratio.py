@@ -32,7 +32,7 @@ from gtl_lightning.papers.gtl import capped_exp
 
 
 def implicit_log_ratio(log_p: Tensor, log_p_ref: Tensor) -> Tensor:
-    """Float[...,v]: log p_theta / p_ref of a denoiser that trains and the frozen one; 0 where the latter excludes a token.
+    """Float[...,v]: log p_theta / p_ref of a denoiser that trains and the frozen one; 0 where the latter excludes.
 
     There the losses, whose negatives are the frozen one's, ask for nothing.
     """

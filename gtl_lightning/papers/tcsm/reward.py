@@ -9,8 +9,9 @@ it:
     (c) the same with every position's tokens tried in turn, numerators summed over samples and normalised once:
         `rao_blackwell`.
 
-Tilting each position's p_pre(y | z_t) by exp(R([y, x^{-i}]) / beta) is none of them, and further from p_R than no
-tilting at all. Nor is (c) normalised sample by sample, nor (b) with x_0 from one factorised step of the denoiser.
+Tilting each position's p_pre(y | z_t) by exp(R([y, x^{-i}]) / beta) is none of them: where tokens are good only
+together, it is further from p_R than no tilting at all. Nor is (c) normalised sample by sample, nor (b) with x_0 from
+one factorised step of the denoiser.
 
 It is guided transfer learning too, with a log-ratio that is known on clean text, log r* = R / beta: the losses of
 `papers.gtl` (eqs. 7b and 9) train a ratio for the frozen denoiser from it, and at gamma = 1 that samples p_R. With R
