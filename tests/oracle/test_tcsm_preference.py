@@ -84,9 +84,9 @@ def test_for_one_token_the_optimum_is_the_tilted_reference(beta: float) -> None:
 def test_masks_are_averaged_inside_the_sigmoid() -> None:
     """L = 2: mask by mask the optimum is far from the tilted reference; averaged first, near.
 
-    Measured at beta = .5, three laws, total variation: mask by mask .39 .34 .37, averaged .067 .092 .013, untuned .70 .57
-    .47. What is left is the bound's: L is no likelihood. On single laws that can be more than the sigmoid's bias (.19
-    against .15 on one of six).
+    Measured at beta = .5, three laws, total variation: mask by mask .39 .34 .37, averaged .067 .092 .013, untuned .70
+    .57 .47. What is left is the bound's: L is no likelihood. On single laws that can be more than the sigmoid's bias
+    (.19 against .15 on one of six).
     """
     found = {True: [], False: [], None: []}
     for seed in (0, 2, 5):
