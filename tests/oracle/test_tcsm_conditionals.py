@@ -54,8 +54,10 @@ def test_rows_are_those_of_the_marked_positions_in_their_order() -> None:
     some = torch.rand(EVERYWHERE.shape, generator=torch.Generator().manual_seed(0)) < 0.4
     found = conditional(TEACHER, LAWS.states, some, exact)
     torch.testing.assert_close(spread(found), two_sided(LAWS, LAWS.q)[some], rtol=1e-10, atol=1e-10)
-    nothing = conditional(TEACHER, LAWS.states, torch.zeros_like(some), exact)
-    assert nothing.ids.shape == (0, V)
+    teacher, (x, _) = network(), texts()
+    for how in (exact, first_order, TopK(9), Proposed(9)):
+        nothing = conditional(teacher, x, torch.zeros_like(x, dtype=torch.bool), how)
+        assert nothing.ids.shape == (0, 9) and distillation_loss(torch.zeros(0, 9), nothing).shape == (0,)
 
 
 @pytest.mark.parametrize("how", [TopK, Proposed])
@@ -133,6 +135,20 @@ def test_a_bucket_is_compared_with_all_that_the_model_gives_its_tokens() -> None
     whole = distillation_loss(log_p, Conditional.whole(pi.log()))
     torch.testing.assert_close(whole, torch.nn.functional.kl_div(log_p, pi, reduction="none").sum(-1))
     assert (distillation_loss(log_p, coarse) <= whole + 1e-12).all()
+
+
+def test_a_whole_law_becomes_a_few_tokens_and_a_bucket() -> None:
+    """The k likeliest with their own probabilities and the sum of the others, from whole laws and from coarse ones."""
+    whole = conditional(TEACHER, LAWS.states, EVERYWHERE, exact)
+    pi = spread(whole).sort(-1, descending=True).values
+    for found in (whole.top(1), whole.top(2).top(1)):
+        assert found.ids.shape[-1] == 1 and not found.complete
+        torch.testing.assert_close(found.log_pi.exp(), pi[:, :1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.log_rest.exp(), pi[:, 1:].sum(-1), rtol=1e-12, atol=1e-12)
+    assert whole.top(V).complete and whole.top(V).log_rest.isneginf().all()
+    torch.testing.assert_close(spread(whole.top(V)), spread(whole), rtol=0, atol=0)
+    with pytest.raises(UserError, match="exceeds the 3 tokens"):
+        whole.top(4)
 
 
 def test_under_uniform_noise_the_mean_target_is_the_posterior_marginal() -> None:

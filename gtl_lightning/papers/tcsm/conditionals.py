@@ -8,6 +8,9 @@ knows nothing of what follows and is another law; the two-sided one takes
 
 one scoring of the text for every candidate y (`exact`, `TopK`), or one gradient for all of them (`first_order`), or
 both (`Proposed`). The text should be the teacher's own: on other text the minimiser is a mixture of both laws.
+
+At a mask the noise says nothing, so pi_i depends on the clean text alone and not on what else is masked: it can be made
+once a text, and be kept as a few tokens (`Conditional.top`).
 """
 
 from __future__ import annotations
@@ -78,6 +81,18 @@ class Conditional:
         m, v = log_pi.shape
         nothing = log_pi.new_full((m,), -math.inf)
         return cls.of(torch.arange(v, device=log_pi.device).expand(m, v), wide(log_pi), nothing, v)
+
+    def top(self, k: int) -> Conditional:
+        """The k likeliest tokens by themselves, the others in one bucket: a small target from whole laws.
+
+        Raises:
+            UserError: k is larger than the number of tokens.
+        """
+        if k > self.ids.shape[-1]:
+            raise UserError(f"k = {k} exceeds the {self.ids.shape[-1]} tokens of the target; use at most as many")
+        log_pi, slots = self.log_pi.topk(k, -1)
+        rest = torch.logaddexp(_others(self.log_pi, slots), self.log_rest)
+        return Conditional(self.ids.gather(-1, slots), log_pi, rest, self.vocab_size)
 
 
 Strategy = Callable[[Teacher, Tensor, Tensor, Tensor], Conditional]
