@@ -38,6 +38,19 @@ class Noise(ABC):
             UserError: the denoiser does not have this noise's mask or tokens.
         """
 
+    @abstractmethod
+    def log_likelihood(self, tokens: Tensor, x_t: Tensor, alpha: Tensor) -> Tensor:
+        """log p(x_t^l | x_0^l = y): what the noise left at a position says of the clean token there.
+
+        Args:
+            tokens: Long[...,k] the tokens y.
+            x_t: Long[...].
+            alpha: Float[...] the share of tokens that are kept.
+
+        Returns:
+            Float[...,k]; -inf where impossible.
+        """
+
     def rates(
         self, log_p: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, guidance: Guidance | None = None
     ) -> Tensor:
@@ -101,6 +114,11 @@ class Absorbing(Noise):
         log_p = law(output, torch.arange(v, device=x_t.device) == self.mask_index)
         return log_p.masked_fill((x_t != self.mask_index)[..., None], 0.0)
 
+    def log_likelihood(self, tokens: Tensor, x_t: Tensor, alpha: Tensor) -> Tensor:
+        """See `Noise.log_likelihood`: the mask can stand for any token, the others for themselves."""
+        kept = torch.where(tokens == x_t[..., None], alpha.log()[..., None], -math.inf)
+        return torch.where((x_t == self.mask_index)[..., None], (1 - alpha).log()[..., None], kept)
+
     def guided(
         self,
         log_p: Tensor,
@@ -161,6 +179,11 @@ class Uniform(Noise):
         if not 0 < v <= output.shape[-1]:
             raise UserError(f"vocab_size = {v}; the denoiser has {output.shape[-1]} tokens, give 1 to as many")
         return law(output, torch.arange(output.shape[-1], device=x_t.device) >= v)
+
+    def log_likelihood(self, tokens: Tensor, x_t: Tensor, alpha: Tensor) -> Tensor:
+        """See `Noise.log_likelihood`: any token can have become any other, the same is likelier."""
+        same = (tokens == x_t[..., None]).to(alpha.dtype)
+        return (alpha[..., None] * same + ((1 - alpha) / self.vocab_size)[..., None]).log()
 
     def guided(
         self,

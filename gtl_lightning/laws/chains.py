@@ -126,6 +126,39 @@ class MarkovChain(ExactDistribution):
         return initial or first_mismatch("transition", self.transition, target.transition)
 
 
+class ChainTeacher:
+    """A chain as an autoregressive model that scores clean texts (`papers.tcsm.Teacher`); its tokens are the chain's.
+
+    It reads one-hot vectors, and its log-probabilities are linear in them: to first order in one token they are exact.
+
+    Args:
+        chain: of positive probabilities.
+
+    Raises:
+        UserError: a probability is 0, whose logarithm is linear in nothing.
+    """
+
+    def __init__(self, chain: MarkovChain) -> None:
+        if not (chain.initial > 0).all() or not (chain.transition > 0).all():
+            raise UserError("a chain with a probability of 0 cannot teach; give positive probabilities")
+        self.chain = chain
+        self.input_embedding = torch.eye(chain.states, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float64[b,l,V]: log p(. | x^{<j}), read from one-hot vectors Float64[b,l,V] if given."""
+        read = self.input_embedding[x] if embedded is None else embedded
+        first = self.chain.initial.log().expand(len(x), 1, -1)
+        return torch.cat([first, read[:, :-1] @ self.chain.transition.log()], dim=1)
+
+    def log_prob(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float64[b,l]: log p(x^j | x^{<j})."""
+        return self(x, embedded).gather(-1, x[..., None]).squeeze(-1)
+
+    def next_log_probs(self, x: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """Float64[m,V]: log p(. | x^{<i}) at m places."""
+        return self(x)[row, position]
+
+
 def stationary(transition: Tensor) -> Tensor:
     """The stationary law of Float[V,V]: pi = pi @ transition, Float64[V].
 

@@ -41,7 +41,9 @@ class Backbone(nn.Module):
         """As `protocols.Encoder` has it; it reads no `features`."""
         return self(x_t, t, look)
 
-    def forward(self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE, embedded: Tensor | None = None
+    ) -> Tensor:
         """Hidden states after the last norm, at the n positions that `look` wants.
 
         Only single places pass the last block, whose keys and values are those of all. A window is computed alone, and
@@ -51,6 +53,7 @@ class Backbone(nn.Module):
             x_t: Long[b,l], l at most `config.length`.
             t: Float[b], noise level in [0, 1]; not read when `config.cond_dim` is 0.
             look: which positions.
+            embedded: Float[b,l,d], read in the place of the embeddings of x_t, which still says where padding is.
 
         Returns:
             Float[b,n,d].
@@ -68,10 +71,11 @@ class Backbone(nn.Module):
             cond = self.time(t)
         view = self._view(x_t, look)
         width = view.rotary.shape[1]
-        x = self.embedding(x_t[:, view.start : view.start + width])
+        here = slice(view.start, view.start + width)
+        x = self.embedding(x_t[:, here]) if embedded is None else embedded[:, here]
         if view.first is not None:
-            here = torch.arange(view.start, view.start + width, device=x.device) == view.first[:, None]
-            x = torch.where(here[..., None], x + self.start, x)
+            first = torch.arange(view.start, view.start + width, device=x.device) == view.first[:, None]
+            x = torch.where(first[..., None], x + self.start, x)
         elif view.start == 0:
             x = torch.cat([x[:, :1] + self.start, x[:, 1:]], dim=1)
         before: list[Tensor] = []

@@ -60,11 +60,24 @@ class Decoder(nn.Module):
         """Float[v,d], the projection's weights."""
         return self.output.weight
 
+    @property
+    def input_embedding(self) -> Tensor:
+        """Float[v,d], what is read of each token."""
+        return self.backbone.embedding.weight
+
     def logits(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Float[...,d] -> Float[...,v] in fp32; with `tokens` Long[...] those of one token a position, Float[...]."""
         if tokens is None:
             return self.output(h).float()
         return (h.float() * self.output.weight[tokens].float()).sum(-1) + self.output.bias[tokens].float()
+
+    def mean_logit(self, h: Tensor) -> Tensor:
+        """Float[...,d] -> Float[...]: the mean of `logits` over all tokens but mask and pad, by one dot product."""
+        specials = self.config.specials
+        count = self.vocab_size - len(specials)
+        row = (self.output.weight.float().sum(0) - self.output.weight[specials].float().sum(0)) / count
+        bias = (self.output.bias.float().sum() - self.output.bias[specials].float().sum()) / count
+        return h.float() @ row + bias
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32; -inf at mask and pad."""

@@ -121,20 +121,32 @@ class CausalLM(Decoder):
         """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
         return self.decode(self.encode(x_0))
 
-    def encode(self, x_0: Tensor) -> Tensor:
-        """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it."""
+    def encode(self, x_0: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it.
+
+        `embedded` Float[b,l,d] is read in the place of the embeddings of x_0, which says where there is padding.
+        """
         pad = self.config.pad_index
         before = torch.cat([torch.full_like(x_0[:, :1], pad), x_0[:, :-1]], dim=1)
         # Left padding stays padding: the text starts at its first token.
         starts = (before == pad) & (x_0 != pad)
         starts[:, 0] = x_0[:, 0] != pad
-        return self.backbone(before.masked_fill(starts, self.config.mask_index))
+        before = before.masked_fill(starts, self.config.mask_index)
+        if embedded is None:
+            return self.backbone(before)
+        start = self.input_embedding[self.config.mask_index]
+        shifted = torch.cat([start.expand_as(embedded[:, :1]), embedded[:, :-1]], dim=1)
+        return self.backbone(before, embedded=torch.where(starts[..., None], start, shifted))
 
-    def log_prob(self, x_0: Tensor) -> Tensor:
-        """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads."""
+    def log_prob(self, x_0: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads; `embedded` as in `encode`."""
         valid = x_0 != self.config.pad_index
-        values = log_prob_of(self, self.encode(x_0)[valid], x_0[valid])
+        values = log_prob_of(self, self.encode(x_0, embedded)[valid], x_0[valid])
         return torch.zeros(x_0.shape, dtype=values.dtype, device=x_0.device).masked_scatter(valid, values)
+
+    def next_log_probs(self, x_0: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """Long[b,l], Long[m], Long[m] -> Float[m,v]: `forward` at m places, which alone meet the vocabulary."""
+        return self.decode(self.encode(x_0)[row, position])
 
 
 def zeroed(linear: nn.Linear) -> nn.Linear:

@@ -1,1 +1,1 @@
-"""Losses and targets, one file a paper, in the paper's own symbols. Needs torch alone."""
+"""Losses and targets, a file or a folder a paper, in the paper's own symbols. Needs torch alone."""

@@ -64,7 +64,7 @@ def gkl_loss(f: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor
         log_r_star: Float[b] the clean classifier's log-ratio of x_0.
         clip: upper bound on r*, against outliers; biases the minimiser where it bites.
     """
-    return _capped_exp(f) - _weights(log_r_star, clip) * f
+    return capped_exp(f) - _weights(log_r_star, clip) * f
 
 
 def bce_loss(f: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5) -> Tensor:
@@ -172,7 +172,7 @@ def _weights(log_r_star: Tensor, clip: float | None) -> Tensor:
     return log_r_star.detach().clamp(max=math.inf if clip is None else math.log(clip)).exp()
 
 
-def _capped_exp(f: Tensor, cap: float = 20.0) -> Tensor:
+def capped_exp(f: Tensor, cap: float = 20.0) -> Tensor:
     """exp(f), continued by its tangent above `cap`: still convex, no overflow, the same minimiser for r* < e^cap."""
     low = f.clamp(max=cap)
     return low.exp() * (1 + f - low)
