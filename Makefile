@@ -11,7 +11,7 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro markov test bench lint ui serve env clean-env
+.PHONY: repro markov test bench lint ui serve env lock clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
@@ -46,14 +46,21 @@ serve: $(READY)  ## Prefect server, tracker and a worker on loopback
 env: $(READY)
 
 # torch comes first and from pip, so that an index or folder with a CPU build is honoured; uv installs the rest in seconds.
-$(READY): requirements.lock pyproject.toml
+# Nothing is installed whose hash does not stand in the lock.
+$(READY): requirements.lock requirements-cuda.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)" uv==0.13.8
-	@uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
-	@uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@sed -n '/^\(torch\|uv\)==/,/[^\]$$/p' requirements.lock >$(VENV)/first.lock
+	@pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/first.lock
+	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	@! pip show torch 2>&1 | grep -q '^Requires:.*nvidia' || \
+		uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-cuda.lock
+	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@uv pip check --quiet --python $(BIN)/python
 	@touch $@
+
+lock: $(READY)  ## pin every package with its hashes; UPGRADE=--upgrade takes newer versions
+	@sh infra/lock.sh $(UPGRADE)
 
 clean-env:
 	rm -rf $(VENV)
