@@ -13,7 +13,7 @@ uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-
 torch=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$folder/lock")
 pip download --quiet --disable-pip-version-check --no-deps --dest "$folder" "torch==$torch+cpu"
 hash=$(sha256sum "$folder"/torch-*.whl | cut -d ' ' -f 1)
-sed -i "s/^torch==.*/&\n    --hash=sha256:$hash \\\\/" "$folder/lock"
+grep -q "$hash" "$folder/lock" || sed -i "s/^torch==.*/&\n    --hash=sha256:$hash \\\\/" "$folder/lock"
 awk -v folder="$folder" '
     /^[^ ]/ { file = /^(cuda-|nvidia-|triton==)/ ? "requirements-cuda.lock" : "requirements.lock" }
     { print > (folder "/" file) }
