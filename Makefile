@@ -46,13 +46,13 @@ serve: $(READY)  ## Prefect server, tracker and a worker on loopback
 env: $(READY)
 
 # torch comes first and from pip, so that an index or folder with a CPU build is honoured; uv installs the rest in seconds.
-# Nothing is installed whose hash does not stand in the lock.
+# Nothing is installed whose hash does not stand in the lock; `uv pip check` says whether that was all.
 $(READY): requirements.lock requirements-cuda.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@sed -n '/^\(torch\|uv\)==/,/[^\]$$/p' requirements.lock >$(VENV)/first.lock
 	@pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/first.lock
-	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r requirements.lock
 	@! pip show torch 2>&1 | grep -q '^Requires:.*nvidia' || \
 		uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-cuda.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
