@@ -47,6 +47,7 @@ env: $(READY)
 
 # torch comes first and from pip, so that an index or folder with a CPU build is honoured; uv installs the rest in seconds.
 # Nothing is installed whose hash does not stand in the lock; `uv pip check` says whether that was all.
+# DVC's cache of hashes is moved out of /var/tmp, where every user may write what DVC unpickles (docs/security.md: Packages).
 $(READY): requirements.lock requirements-cuda.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,6 +58,8 @@ $(READY): requirements.lock requirements-cuda.lock pyproject.toml
 		uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-cuda.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@uv pip check --quiet --python $(BIN)/python
+	@mkdir -p .dvc/tmp/site/repo && chmod 700 .dvc/tmp/site
+	@dvc config --quiet --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
 	@touch $@
 
 lock: $(READY)  ## pin every package with its hashes; UPGRADE=--upgrade takes newer versions
