@@ -8,7 +8,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat requirements.lock requirements-cuda.lock >"$folder/lock"
-uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
     --extra test --extra s3 --extra postgres --group env "$@" --output-file "$folder/lock" pyproject.toml
 torch=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$folder/lock")
 pip download --quiet --disable-pip-version-check --no-deps --dest "$folder" "torch==$torch+cpu"
@@ -19,6 +19,6 @@ awk -v folder="$folder" '
     { print > (folder "/" file) }
 ' "$folder/lock"
 for file in requirements.lock requirements-cuda.lock; do
-    { echo "# Made by \`make lock\`; pip takes nothing that has none of these hashes."; cat "$folder/$file"; } >"$folder/made"
+    echo "# Made by \`make lock\`; pip takes nothing that has none of these hashes." | cat - "$folder/$file" >"$folder/made"
     cp "$folder/made" "$file"
 done
