@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
+PIP := pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
 export PATH := $(BIN):$(PATH)
 # Stages side by side must not spin for work: torch's threads would take the processors from one another. One alone should.
@@ -45,17 +46,19 @@ serve: $(READY)  ## Prefect server, tracker and a worker on loopback
 
 env: $(READY)
 
-# torch comes first and from pip, so that an index or folder with a CPU build is honoured; uv installs the rest in seconds.
-# Nothing is installed whose hash does not stand in the lock; `uv pip check` says whether that was all.
-# DVC's cache of hashes is moved out of /var/tmp, where every user may write what DVC unpickles (docs/security.md: Packages).
-$(READY): requirements.lock requirements-cuda.lock pyproject.toml
+# torch's build for the CPU is taken where pip knows of an index or folder that has it, else the public index's, which
+# brings CUDA. uv installs the rest in seconds. Nothing is installed whose hash does not stand in a lock; `uv pip check`
+# says whether that was all. DVC's cache of hashes is moved out of /var/tmp, where every user may write what DVC unpickles
+# (docs/security.md: Packages).
+$(READY): requirements.lock requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@sed -n '/^\(torch\|uv\)==/,/[^\]$$/p' requirements.lock >$(VENV)/first.lock
-	@pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/first.lock
-	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r requirements.lock
-	@! pip show torch 2>&1 | grep -q '^Requires:.*nvidia' || \
-		uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-cuda.lock
+	@cp requirements.lock $(VENV)/all.lock
+	@! $(PIP) -r requirements-cpu.lock 2>$(VENV)/cpu.log || \
+		sed '/^\(torch==\|cuda-\|nvidia-\|triton==\)/,/[^\]$$/d' requirements.lock >$(VENV)/all.lock
+	@sed -n '/^uv==/,/[^\]$$/p' requirements.lock >$(VENV)/uv.lock
+	@$(PIP) -r $(VENV)/uv.lock
+	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r $(VENV)/all.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@uv pip check --quiet --python $(BIN)/python
 	@mkdir -p .dvc/tmp/site/repo && chmod 700 .dvc/tmp/site

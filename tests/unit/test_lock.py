@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", "requirements-cuda.lock")
+CUDA = re.compile(r"nvidia-|cuda-|triton$")
+LOCKS = ("requirements.lock", "requirements-cpu.lock")
 
 
 def locked(name: str) -> dict[str, tuple[Requirement, set[str]]]:
@@ -37,6 +38,7 @@ def test_every_package_has_one_version_and_its_hashes() -> None:
 def test_what_the_project_asks_for_is_in_the_lock_and_nothing_that_nobody_asks_for() -> None:
     """From pyproject.toml on, through what each package says that it needs here."""
     here = {n: r for n, (r, _) in locked(LOCKS[0]).items() if r.marker is None or r.marker.evaluate()}
+    of_cuda = set() if "+cpu" not in metadata.version("torch") else {n for n in here if CUDA.match(n)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"].values()
     asked = [*project["project"]["dependencies"], *project["dependency-groups"]["env"], *chain(*extras)]
@@ -47,8 +49,6 @@ def test_what_the_project_asks_for_is_in_the_lock_and_nothing_that_nobody_asks_f
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         name = canonicalize_name(requirement.name)
-        if re.match("nvidia-|cuda-|triton", name):  # of the other build of torch
-            continue
         assert name in here, f"{name} is needed and not locked"
         (version,) = here[name].specifier
         assert requirement.specifier.contains(version.version, prereleases=True), f"{requirement}, locked {version}"
@@ -56,7 +56,12 @@ def test_what_the_project_asks_for_is_in_the_lock_and_nothing_that_nobody_asks_f
             if (name, wanted) not in needed:
                 needed.add((name, wanted))
                 todo += [(Requirement(line), wanted) for line in metadata.requires(name) or []]
-    assert here.keys() - {name for name, _ in needed} == set()
+    assert here.keys() - {name for name, _ in needed} == of_cuda
+
+
+def test_the_builds_of_torch_are_of_one_version() -> None:
+    (public, cpu) = (str(locked(name)["torch"][0].specifier) for name in LOCKS)
+    assert cpu == f"{public}+cpu" and locked(LOCKS[1]).keys() == {"torch"}
 
 
 def test_make_installs_nothing_without_a_hash_and_moves_the_cache_that_dvc_unpickles() -> None:
