@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
+PIP := pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
 export PATH := $(BIN):$(PATH)
 # Stages side by side must not spin for work: torch's threads would take the processors from one another. One alone should.
@@ -11,7 +12,7 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro markov test bench lint ui serve env clean-env
+.PHONY: repro markov test bench lint ui serve env lock clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
@@ -45,15 +46,27 @@ serve: $(READY)  ## Prefect server, tracker and a worker on loopback
 
 env: $(READY)
 
-# torch comes first and from pip, so that an index or folder with a CPU build is honoured; uv installs the rest in seconds.
-$(READY): requirements.lock pyproject.toml
+# torch's build for the CPU is taken where pip knows of an index or folder that has it, else the public index's, which
+# brings CUDA. uv installs the rest in seconds. Nothing is installed whose hash does not stand in a lock; `uv pip check`
+# says whether that was all. DVC's cache of hashes is moved out of /var/tmp, where every user may write what DVC unpickles
+# (docs/security.md: Packages).
+$(READY): requirements.lock requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)" uv==0.13.8
-	@uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
-	@uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@cp requirements.lock $(VENV)/all.lock
+	@! $(PIP) -r requirements-cpu.lock 2>$(VENV)/cpu.log || \
+		sed '/^\(torch==\|cuda-\|nvidia-\|triton==\)/,/[^\]$$/d' requirements.lock >$(VENV)/all.lock
+	@sed -n '/^uv==/,/[^\]$$/p' requirements.lock >$(VENV)/uv.lock
+	@$(PIP) -r $(VENV)/uv.lock
+	@uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r $(VENV)/all.lock
+	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@uv pip check --quiet --python $(BIN)/python
+	@mkdir -p .dvc/tmp/site/repo && chmod 700 .dvc/tmp/site
+	@dvc config --quiet --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
 	@touch $@
+
+lock: $(READY)  ## pin every package with its hashes; UPGRADE=--upgrade takes newer versions
+	@sh infra/lock.sh $(UPGRADE)
 
 clean-env:
 	rm -rf $(VENV)

@@ -230,10 +230,10 @@ def raise_failure(url: str, error: httpx.HTTPError) -> NoReturn:
 
 
 def check_remote(root: Path) -> str:
-    """Name of the default DVC remote, if others can reach it.
+    """Name of the default DVC remote, if others can reach it and what it gives is compared with its hash.
 
     Raises:
-        UserError: there is none, or it lies in this checkout.
+        UserError: there is none, it lies in this checkout, or DVC takes from it what it gives.
     """
     from dvc.repo import Repo
 
@@ -242,9 +242,15 @@ def check_remote(root: Path) -> str:
         name = repo.config["core"].get("remote")
         if not name:
             raise UserError(f"share needs a default DVC remote; {add}")
-        url = str(repo.config["remote"][name]["url"])
+        remote = repo.config["remote"][name]
+        url = str(remote["url"])
     if "://" not in url and Path(url).resolve().is_relative_to(root.resolve()):
         raise UserError(f"share needs a DVC remote that other machines reach, and {name} lies in this checkout; {add}")
+    if not remote.get("verify"):
+        raise UserError(
+            f"share needs a DVC remote whose objects are compared with their hashes, and {name} is not so set; "
+            f"`dvc remote modify --local {name} verify true` sets it"
+        )
     return str(name)
 
 

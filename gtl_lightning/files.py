@@ -216,8 +216,6 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, A
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote. Nothing in the file is executed.
 
-    A file of before there were hashes has none, and is taken as it is.
-
     Raises:
         UserError: missing, truncated, damaged, not written by this project, or numbers that are not finite.
     """
@@ -234,9 +232,11 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     meta: Any = None
     with suppress(KeyError, json.JSONDecodeError):
         meta = json.loads(header[HEADER])
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} was not written by this project (no `gtl` header); give a checkpoint made by `gtl`")
-    if SEAL in meta and meta.pop(SEAL) != _tensor_hash(tensors, meta):
+    if not isinstance(meta, dict) or SEAL not in meta:
+        raise UserError(
+            f"{path} was not written by this project (no `gtl` header with a hash); give a checkpoint made by `gtl`"
+        )
+    if meta.pop(SEAL) != _tensor_hash(tensors, meta):
         raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and train again")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -286,7 +286,8 @@ def _write_split(path: Path, found: Scan, rows: NDArray[np.int64]) -> None:
     import pyarrow.parquet as pq
 
     schema = pa.schema([("id", pa.string()), ("archive", pa.string()), ("text", pa.string()), ("rank", pa.int64())])
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}  # which `read_texts` compares
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for start in range(0, len(rows), _WRITE_ROWS):
             chunk = rows[start : start + _WRITE_ROWS].tolist()
             columns = [

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gtl_lightning.data.hub import endpoint, hub_reachable
+from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
 from gtl_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
 
     Raises:
-        UserError: not found here nor on the hub, or it has no fast form.
+        UserError: not found here nor on the hub, it brings code, or it has no fast form.
     """
     from transformers import AutoTokenizer
 
     tokenizer: Any
+    refuse_code(str(name), local_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True, trust_remote_code=False)
     except Exception as local:  # transformers raises whatever its parts raise
@@ -73,6 +74,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
                 f"tokenizer {name!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or set "
                 "tokenizer.name to null to train one"
             ) from local
+        refuse_code(str(name), local_only=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gtl_lightning.data.recorded import META, hashes
 from gtl_lightning.data.split import SPLITS
 from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, train_tokenizer
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, replacing, settle, sha256_file, write_json
+from gtl_lightning.files import atomic_path, replacing, settle, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,8 +46,8 @@ def tokenize_splits(
 
     Returns:
         meta.json: vocab_size (every id), mask_index, pad_index, eos_index, length, name, and by split its examples,
-        tokens and cut texts. sha256 tells the content: the tokenizer and every array, so that whatever is keyed by
-        this file is keyed by the tokens.
+        tokens and cut texts. `files` names each other file with its sha256: whatever is keyed by this one is keyed by
+        the tokens, and who reads a file can tell whether it is the one (`recorded.check_tokens`).
 
     Raises:
         UserError: a missing split, a tokenizer that cannot be used, or an unwritable folder.
@@ -76,16 +76,13 @@ def tokenize_splits(
         "splits": {},
     }
     dtype = np.uint16 if meta["vocab_size"] <= _LARGEST_UINT16 else np.int32
-    content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     with replacing(out) as staged:
         for split in SPLITS:
             chunks = encode_chunks(tokenizer, read_texts(splits / f"{split}.parquet"), length, meta["eos_index"])
             meta["splits"][split] = _write_ragged(staged, split, chunks, np.dtype(dtype), meta["eos_index"])
-            for part in ("tokens", "offsets"):
-                content.update(sha256_file(staged / f"{split}.{part}.npy").encode())
         _save_tokenizer(tokenizer, staged / "tokenizer")
-        meta["sha256"] = content.hexdigest()
-        write_json(staged / "meta.json", meta)
+        meta["files"] = hashes(staged)
+        write_json(staged / META, meta)
     return meta
 
 
@@ -101,10 +98,10 @@ def read_texts(path: Path | str) -> Iterator[list[str]]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist; run `gtl split` first")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_CHUNK, columns=["text"]):
                 yield batch.column(0).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:  # the last: pages that do not fit their checksums
         raise UserError(f"{path} is damaged or no split ({error}); run `gtl split` again") from error
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def hub(
         device: where the model runs.
 
     Raises:
-        UserError: the name is unknown, the hub cannot be reached, or the folder holds no usable model.
+        UserError: the name is unknown, the hub cannot be reached, the folder holds no usable model, or it brings code.
     """
     if not Path(name_or_folder).is_dir():
         _require_reachable(name_or_folder)
@@ -213,12 +214,15 @@ def _load(
 ) -> TransformerFeaturizer:
     from transformers import AutoModel, AutoTokenizer
 
+    local = Path(source).is_dir()
+    refuse_code(source, local_only=local)
     with _quiet_transformers():
         try:
             # A folder needs no question to the hub; safetensors because pickled weights could execute code.
-            local = Path(source).is_dir()
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-            model = AutoModel.from_pretrained(source, local_files_only=local, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+            model = AutoModel.from_pretrained(
+                source, local_files_only=local, trust_remote_code=False, use_safetensors=True
+            )
         except Exception as error:  # the loaders raise OSError, ValueError, KeyError, and the hub's own kinds
             raise UserError(_cannot_load(name, error)) from error
     causal = any("LMHead" in kind or "CausalLM" in kind for kind in getattr(model.config, "architectures", None) or [])

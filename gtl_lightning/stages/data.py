@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from gtl_lightning.data.download import download
 from gtl_lightning.data.lines import STANDARD_INPUT
+from gtl_lightning.data.recorded import check_snapshot
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.data.snapshot import check_fields, import_snapshot, recorded_fields
 from gtl_lightning.data.split import split_snapshot
@@ -61,6 +62,7 @@ def split(params: Params) -> None:
     data = params.data
     with _in_memory(f"splitting {SNAPSHOT}", SPLITS):
         settle(DATA)
+        check_snapshot(DATA)
         split_snapshot(
             SNAPSHOT,
             SPLITS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import digest, temporary_folder, write_json
+from gtl_lightning.files import digest, sha256_file, temporary_folder, write_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.records import NUMBER, read_record
-from gtl_lightning.workspace.bundle import bundle_files, write_bundle
+from gtl_lightning.workspace.bundle import MANIFEST, bundle_files, write_bundle
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, REPORTS, ROW, Cell, log, study
 from gtl_lightning.workspace.registry import BEST
@@ -64,7 +64,8 @@ def _register(params: Params, name: str, cell: Cell, score: float, aliases: list
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "nelbo_val": score}
     with temporary_folder() as folder:
         key = f"bundle-{cell.name}-{digest(write_bundle(params, cell, folder))}"
+        anchor = {MANIFEST: sha256_file(folder / MANIFEST)}
         opened = study(params)
         with opened.child("model", f"model {cell.name}", key, tags) as run:
             run.log_folder(folder, ARTIFACT)
-        return opened.register(name, run.run_id, ARTIFACT, key, {**tags, "profile": params.profile}, aliases)
+        return opened.register(name, run.run_id, ARTIFACT, key, {**tags, **anchor, "profile": params.profile}, aliases)

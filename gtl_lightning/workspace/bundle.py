@@ -1,7 +1,8 @@
 """A trained cell as a folder that stands alone: what sampling from it needs, and nothing that could be executed.
 
 The folder is laid out like the repository (models/, tokens/), so that the same code samples from both. Weights are
-safetensors, everything else is JSON or YAML; a list of hashes guards all of it.
+safetensors, everything else is JSON or YAML; a list of hashes, the manifest, guards all of it, and the registry keeps
+the hash of that list.
 """
 
 from __future__ import annotations
@@ -81,8 +82,7 @@ def sampling_params(params: Params) -> Params:
 def open_bundle(folder: Path) -> tuple[Params, Cell]:
     """Check a bundle's files; return its parameters and its cell.
 
-    The hashes tell damage. Somebody who writes weights and manifest anew is not told by them: that is the affair of who
-    may write to the registry.
+    The hashes tell damage. Whether the manifest itself is the one that was registered is for `check_manifest`.
 
     Raises:
         UserError: no bundle, a manifest of another shape, or a file that is missing, changed or unexpected.
@@ -105,6 +105,22 @@ def open_bundle(folder: Path) -> tuple[Params, Cell]:
         return load_params(folder / PARAMS), cell
     except UserError as error:
         raise _of_registered(error, folder) from error
+
+
+def check_manifest(folder: Path, registered: str | None) -> None:
+    """Refuse a manifest that is not the registered one: whoever writes a bundle's files anew can write it anew too.
+
+    Args:
+        folder: the bundle.
+        registered: its sha256, as the registry has it, which lies elsewhere than the bundle.
+
+    Raises:
+        UserError: no manifest, or another; nothing is registered.
+    """
+    if registered is None:
+        raise _of_registered(UserError(f"its version has no tag {MANIFEST}, the hash of its manifest"), folder)
+    if sha256_file(folder / MANIFEST) != registered:
+        raise UserError(f"{folder / MANIFEST} is not the one that was registered")
 
 
 @contextmanager

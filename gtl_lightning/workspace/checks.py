@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.data.split import fraction_size
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import Params
@@ -46,10 +47,12 @@ def check_featurizer(params: Params) -> None:
     """Refuse a featurizer that is written as a path (it begins with . or /) where no folder is: no hub has that name.
 
     Raises:
-        UserError: so written, and no folder.
+        UserError: so written, and no folder; a folder that brings code.
     """
     name = params.evaluation.featurizer
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise UserError(
             f"evaluation.featurizer = {name!r}: there is no such folder; give 'minilm', a model folder or a hub name"
         )
+    if Path(name).is_dir():
+        refuse_code(name, local_only=True)

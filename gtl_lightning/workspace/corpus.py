@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from gtl_lightning.data.recorded import check_tokens
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
 from gtl_lightning.records import read_record, record
@@ -51,9 +52,14 @@ class Corpus:
         return corpus
 
     def dataset(self, split: str) -> TokenDataset:
-        """The examples of a split, in the order of their rank."""
+        """The examples of a split, in the order of their rank.
+
+        Raises:
+            UserError: missing, or not the arrays that were written.
+        """
         from gtl_lightning.data.dataset import TokenDataset
 
+        check_tokens(TOKENS, [f"{split}.{part}.npy" for part in ("tokens", "offsets")])
         return TokenDataset(TOKENS, split, self.pad_index)
 
     def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:

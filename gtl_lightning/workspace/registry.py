@@ -15,7 +15,7 @@ from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.tokenizer import decode
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import temporary_folder
-from gtl_lightning.workspace.bundle import from_bundle, open_bundle
+from gtl_lightning.workspace.bundle import MANIFEST, check_manifest, from_bundle, open_bundle
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
 from gtl_lightning.workspace.paths import Cell
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
@@ -57,7 +57,8 @@ class RegisteredModel:
 def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
     """Load NAME@ALIAS from the registry (`gtl-transfer-ratio@best`); NAME alone means NAME@best.
 
-    Weights come as safetensors and are checked against their hashes; nothing of the artifact is executed.
+    Weights come as safetensors and are checked against the manifest's hashes, and the manifest against the registry;
+    nothing of the artifact is executed.
 
     Args:
         name: of the registered model, and its alias.
@@ -83,18 +84,19 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
 
 @contextmanager
 def fetched(name: str, tracking_uri: str | None = None) -> Iterator[Path]:
-    """A registered model's bundle in a temporary folder.
+    """A registered model's bundle in a temporary folder, with the manifest that was registered.
 
     Raises:
-        UserError: no such model or alias, or the tracker cannot be reached; and what is wrong with a file of the bundle
-            while it is used.
+        UserError: no such model or alias, the tracker cannot be reached, or another manifest; and what is wrong with a
+            file of the bundle while it is used.
     """
     model, at, alias = name.partition("@")
     if not model.strip() or (at and not alias.strip()):
         raise UserError(f"--model {name}: write it as NAME@ALIAS, for example gtl-transfer-ratio@best")
     with temporary_folder() as folder:
-        bundle = fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
+        bundle, tags = fetch_model(tracking_uri or _tracking_uri(), model, alias or BEST, folder)
         with from_bundle(bundle):
+            check_manifest(bundle, tags.get(MANIFEST))
             yield bundle
 
 

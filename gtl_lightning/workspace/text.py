@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gtl_lightning.data.recorded import check_tokens
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.paths import TOKENS
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
 
 @cache
 def tokenizer(root: Path = Path()) -> PreTrainedTokenizerFast:
-    """The tokenizer of tokens/ below `root`."""
+    """The tokenizer of tokens/ below `root`.
+
+    Raises:
+        UserError: missing, or not the one that was written.
+    """
     from gtl_lightning.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(root / TOKENS / "tokenizer")
+    folder = root / TOKENS
+    check_tokens(folder, [path.relative_to(folder).as_posix() for path in (folder / "tokenizer").rglob("*")])
+    return load_tokenizer(folder / "tokenizer")
 
 
 def decode_all(sequences: Iterable[Tensor], root: Path = Path()) -> list[str]:

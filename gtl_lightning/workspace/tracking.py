@@ -176,6 +176,8 @@ class Study:
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
         texts = {"key": key, **{tag: str(value) for tag, value in tags.items()}}
         version = known.get(key) or self._client.create_model_version(name, source, run_id, tags=texts)
+        for tag, text in texts.items() - version.tags.items():  # of a version from before there was such a tag
+            self._client.set_model_version_tag(name, version.version, tag, text)
         for alias in aliases:
             self._client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
@@ -234,8 +236,8 @@ class Study:
                 return None
 
 
-def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
-    """Download a registered model's artifact folder; nothing in it is loaded or executed.
+def fetch_model(uri: str, name: str, alias: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Download a registered model's artifact folder, and its version's tags; nothing in it is loaded or executed.
 
     Raises:
         UserError: no such model or alias, or the tracker cannot be reached.
@@ -252,7 +254,8 @@ def fetch_model(uri: str, name: str, alias: str, folder: Path) -> Path:
         version = client.get_model_version_by_alias(name, alias)
         source = client.get_model_version_download_uri(name, version.version)
         with one_line(uri):
-            return Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
+            made = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
+        return made, dict(version.tags)
     except UserError as error:
         raise UserError(f"model {name}@{alias} cannot be fetched: {error}; `gtl register` makes it") from error
 

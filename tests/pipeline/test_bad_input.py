@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gtl_lightning.data.sample import write_sample
+from gtl_lightning.data.snapshot import import_snapshot
 from gtl_lightning.files import load_tensors, read_json, save_tensors
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.params import write_params
@@ -64,7 +65,7 @@ def test_snapshot_that_is_empty_or_not_json(content: bytes, named: str, gtl: Gtl
 def test_truncated_gzip(gtl: Gtl, workspace: Path) -> None:
     path = workspace / "data" / "snapshot.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-2000])
-    refused(gtl("split", cwd=workspace), "snapshot.jsonl.gz", "truncated")
+    refused(gtl("split", cwd=workspace), "snapshot.jsonl.gz is not what was written")
     refused(gtl("data", "import", str(path), cwd=workspace), "truncated")
 
 
@@ -123,6 +124,8 @@ def test_truncated_and_foreign_checkpoints(gtl: Gtl, trained: Path, tmp_path: Pa
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "truncated")
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])  # a bit of a weight
+    refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "does not fit its hash")
     shutil.copy(workspace / "models" / "planner" / "network.safetensors", path)
     refused(gtl("evaluate", "source", cwd=workspace), "network.safetensors", "PositionNetwork")
 
@@ -172,8 +175,8 @@ def test_too_much_damage_stops_and_says_where_to_look(gtl: Gtl, tmp_path: Path) 
         with gzip.open("data/snapshot.jsonl.gz") as file:
             lines = file.readlines()
         lines[::10] = [b"{broken\n"] * len(lines[::10])
-        with gzip.open("data/snapshot.jsonl.gz", "wb") as file:
-            file.writelines(lines)
+        Path("damaged.jsonl").write_bytes(b"".join(lines))
+        import_snapshot("damaged.jsonl", "data")
     refused(gtl("split", cwd=tmp_path), "quarantine.jsonl", "max_bad_share")
 
 

@@ -47,6 +47,7 @@ def origin(request: pytest.FixtureRequest, s3: str, tmp_path: Path, monkeypatch:
     make_project(folder, git=True)
     url = f"s3://dvc/{tmp_path.name}" if request.param == "s3" else str(tmp_path / "store")
     dvc(folder, "remote", "add", "--default", "store", url)
+    dvc(folder, "remote", "modify", "store", "verify", "true")
     if request.param == "s3":
         dvc(folder, "remote", "modify", "store", "endpointurl", s3)
     (folder / ".gitignore").write_text("/models\n/cells\n/ablation\n/reports\n*.log\n")
@@ -138,3 +139,14 @@ def test_a_remote_that_others_cannot_reach_is_refused(tmp_path: Path) -> None:
     dvc(tmp_path, "remote", "add", "--default", "inside", str(tmp_path / "store"))
     with pytest.raises(UserError, match="lies in this checkout"):
         check_remote(tmp_path)
+
+
+def test_a_remote_whose_objects_are_not_verified_is_refused(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    make_project(project)
+    dvc(project, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    with pytest.raises(UserError, match=r"`dvc remote modify --local store verify true` sets it"):
+        check_remote(project)
+    dvc(project, "remote", "modify", "--local", "store", "verify", "true")
+    assert check_remote(project) == "store"

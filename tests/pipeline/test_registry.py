@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from gtl_lightning import load_model, sample
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.files import read_json, sha256_file, write_json
+from gtl_lightning.networks.store import load_network, read_meta, save_network
 from gtl_lightning.stages.register import register_best
 from gtl_lightning.workspace.bundle import open_bundle
 from tests.pipeline.conftest import Gtl, inside, tiny
@@ -128,6 +129,32 @@ def test_a_changed_artifact_is_refused(workspace: Path) -> None:
     (copied / "tokens" / "tokenizer" / "code.py").write_text("raise SystemExit")
     with pytest.raises(UserError, match=r"code\.py is not part of it"):
         open_bundle(copied)
+
+
+def test_weights_that_are_changed_together_with_the_manifest_are_refused(
+    gtl: Gtl, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write to the artifacts and not to the registry is told; a bundle that fits itself is not enough."""
+    client = MlflowClient(tracker(workspace))
+    version = client.get_model_version_by_alias(RATIO, "best")
+    folder = Path(shutil.copytree(artifact(workspace, RATIO, "best"), workspace / "artifact"))
+    changed = client.create_model_version(RATIO, folder.as_uri(), version.run_id, tags=version.tags)
+    client.set_registered_model_alias(RATIO, "moved", changed.version)
+    assert load_model(f"{RATIO}@moved", tracker(workspace)).cell.method == version.tags["method"]
+    (weights,) = (folder / "models").glob("gtl*/network.safetensors")
+    network = load_network(weights, denoiser=load_network(folder / "models" / "source" / "network.safetensors"))
+    with torch.no_grad():
+        next(network.parameters()).add_(0.1)
+    save_network(weights, network, read_meta(weights))
+    manifest = read_json(folder / "bundle.json")
+    manifest["files"][weights.relative_to(folder).as_posix()] = sha256_file(weights)
+    write_json(folder / "bundle.json", manifest)
+    assert open_bundle(folder)[1].method == version.tags["method"], "the bundle fits itself"
+    done = gtl("sample", "--model", f"{RATIO}@moved", cwd=workspace, MLFLOW_TRACKING_URI=tracker(workspace))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: registered model: bundle.json is not the one that was registered; register it again (`gtl register`)"
+    )
 
 
 def test_registering_before_anything_is_evaluated_is_one_clear_line(gtl: Gtl, tokenised: Path) -> None:

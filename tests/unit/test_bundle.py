@@ -131,11 +131,30 @@ def test_lengths_of_another_shape_are_one_line_even_where_the_hashes_fit(bundle:
 
 
 def test_hashes_are_no_signature(bundle: Path) -> None:
-    """What the docs say of them: weights that are changed together with their manifest open like any others."""
+    """What the docs say of a folder: weights that are changed together with their manifest open like any others."""
     write_text(bundle / "models" / "gtl-1.0-0" / "network.safetensors", "other weights")
     assert "is damaged" in refused(bundle)
     seal(bundle, {"method": "gtl", "fraction": 1.0, "seed": 0})
     assert open_bundle(bundle)[1] == Cell("gtl", 1.0, 0)
+
+
+def test_a_manifest_other_than_the_registered_one_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry keeps the manifest's hash, and lies elsewhere than what was changed."""
+    tags = {MANIFEST: sha256_file(bundle / MANIFEST)}
+    monkeypatch.setattr(registry, "fetch_model", lambda *asked: (bundle, tags))
+    with registry.fetched("any@best", "sqlite:///none.db") as folder:
+        assert open_bundle(folder)[1] == Cell("gtl", 1.0, 0)
+    write_text(bundle / "models" / "gtl-1.0-0" / "network.safetensors", "other weights")
+    seal(bundle, {"method": "gtl", "fraction": 1.0, "seed": 0})
+    with pytest.raises(UserError) as caught, registry.fetched("any@best", "sqlite:///none.db"):
+        pytest.fail("it was handed out")
+    assert str(caught.value) == (
+        "registered model: bundle.json is not the one that was registered; register it again (`gtl register`)"
+    )
+    tags.clear()
+    with pytest.raises(UserError, match="its version has no tag bundle.json.*register it again") as caught:
+        registry.fetched("any@best", "sqlite:///none.db").__enter__()
+    assert "\n" not in str(caught.value)
 
 
 def damaged(path: Path) -> None:
@@ -185,7 +204,7 @@ def test_what_is_wrong_with_a_registered_file_is_said_of_the_model(
     weights = bundle / "models" / "gtl-1.0-0" / "network.safetensors"
     damaged(weights)
     seal(bundle, {"method": "gtl", "fraction": 1.0, "seed": 0})
-    monkeypatch.setattr(registry, "fetch_model", lambda *asked: bundle)
+    monkeypatch.setattr(registry, "fetch_model", lambda *asked: (bundle, {MANIFEST: sha256_file(bundle / MANIFEST)}))
     with pytest.raises(UserError) as caught, registry.fetched("any@best", "sqlite:///none.db") as folder:
         open_bundle(folder)
         load_tensors(folder / weights.relative_to(bundle))

@@ -106,14 +106,9 @@ def test_weights_with_any_flipped_bit_are_refused(tmp_path: Path) -> None:
     for place in range(len(whole)):
         path.write_bytes(whole)
         _flip(path, place)
-        try:
-            loaded, meta = load_tensors(path)
-        except UserError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
-        else:  # what a flipped bit may take away is the name of the hash, and then nothing else is damaged
-            assert b"sha256" in whole[place - 5 : place + 6]
-            assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-            assert (meta["kind"], meta["lr"]) == ("test", 0.002)
+        with pytest.raises(UserError) as caught:
+            load_tensors(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
@@ -123,10 +118,11 @@ def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_weights_of_before_there_were_hashes_load(tmp_path: Path) -> None:
+def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
+    """Otherwise a flipped bit in the hash's name would take the hash away."""
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors", metadata={"gtl": json.dumps({"kind": "old"})})
-    loaded, meta = load_tensors(tmp_path / "w.safetensors")
-    assert torch.equal(loaded["w"], torch.ones(3)) and meta == {"kind": "old"}
+    with pytest.raises(UserError, match=r"w\.safetensors was not written by .* \(no `gtl` header with a hash\)"):
+        load_tensors(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

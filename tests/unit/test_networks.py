@@ -1,7 +1,6 @@
 """Networks: sizes, the SUBS parameterisation, padding, causality, heads, and what is kept on disk."""
 
 import itertools
-import json
 import subprocess
 import sys
 from copy import deepcopy
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from gtl_lightning.core.guidance import Guidance, TokenRatio, tilt
 from gtl_lightning.core.sampling import sample
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import save_tensors
 from gtl_lightning.networks import (
     Backbone,
     BackboneConfig,
@@ -424,7 +424,7 @@ def test_truncated_checkpoint_is_refused(tmp_path):
 def test_foreign_checkpoint_is_refused(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "a")
     refused(tmp_path / "a", "not written by this project")
-    save_file({"w": torch.ones(2)}, tmp_path / "b", metadata={"gtl": json.dumps({"network": {"class": "Popen"}})})
+    save_tensors(tmp_path / "b", {"w": torch.ones(2)}, {"network": {"class": "Popen"}})
     refused(tmp_path / "b", "no network of this project")
     torch.save({"w": torch.ones(2)}, tmp_path / "c")
     refused(tmp_path / "c", "truncated or no safetensors")
@@ -439,7 +439,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, match):
     network = make(MaskedDenoiser)
     config = {**network.config.__dict__, **change}
     header = {"network": {"class": "MaskedDenoiser", "config": config}}
-    save_file(network.state_dict(), tmp_path / "n", metadata={"gtl": json.dumps(header)})
+    save_tensors(tmp_path / "n", network.state_dict(), header)
     refused(tmp_path / "n", match)
 
 
