@@ -22,9 +22,7 @@ Floor = Annotated[float, Field(strict=True, gt=0, lt=1)]
 class Score(Section):
     """Eq. 11."""
 
-    floor: Floor = Field(
-        1e-3, description="least probability that is taken at its word, in units of 1 / V"
-    )
+    floor: Floor = Field(1e-3, description="least probability that is taken at its word, in units of 1 / V")
 
 
 def score(context: Context, settings: Score) -> Build:
