@@ -20,7 +20,7 @@ Floor = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
 class Score(Section):
-    """Eq. 11."""
+    """Of the kind tcsm-score (docs/method.md eq. 11)."""
 
     floor: Floor = Field(1e-3, description="least probability that is taken at its word, in units of 1 / V")
 
