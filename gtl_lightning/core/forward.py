@@ -5,6 +5,8 @@ Each token independently stays with probability alpha_t, else it becomes noise: 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,11 @@ def uniform_sample(
 
 
 def level_sample(
-    x_0: Tensor, mask_index: int, generator: torch.Generator | None = None, least: int = 1
+    x_0: Tensor,
+    mask_index: int,
+    generator: torch.Generator | None = None,
+    least: int = 1,
+    frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mask k random positions of each row, k uniform on `least`..l: eq. 1 with the time integrated out.
 
@@ -82,10 +88,11 @@ def level_sample(
     stratified over the batch and fall to its rows at random.
 
     Args:
-        x_0: Long[...,b,l] without padding; batches on leading axes are drawn apart.
+        x_0: Long[...,b,l]; batches on leading axes are drawn apart.
         mask_index: id of the mask.
         generator: source of randomness.
         least: fewest masks; 0 includes clean rows.
+        frozen: Bool[...,b,l] padding, which is never masked; l of a row is then what it has beside it.
 
     Returns:
         x_t Long[...,b,l], masked Bool[...,b,l], k Long[...,b].
@@ -93,8 +100,11 @@ def level_sample(
     *lead, batch, length = x_0.shape
     strata = (torch.arange(batch, device=x_0.device) + uniform_noise((*lead, 1), generator, x_0.device)) / batch
     order = uniform_noise((*lead, batch), generator, x_0.device).argsort(-1)
-    count = least + (strata.gather(-1, order) * (length + 1 - least)).long().clamp(max=length - least)
-    rank = uniform_noise((*lead, batch, length), generator, x_0.device).argsort(-1).argsort(-1)
+    maskable = length if frozen is None else (~frozen).sum(-1)
+    count = least + (strata.gather(-1, order) * (maskable + 1 - least)).long().clamp(max=maskable - least)
+    noise = uniform_noise((*lead, batch, length), generator, x_0.device)
+    noise = noise if frozen is None else noise.masked_fill(frozen, math.inf)
+    rank = noise.argsort(-1).argsort(-1)
     masked = rank < count[..., None]
     return x_0.masked_fill(masked, mask_index), masked, count
 

@@ -66,6 +66,17 @@ class TokenDataset(Dataset[Tensor]):
         lengths = np.concatenate([self.lengths, other.lengths])
         return self.from_arrays(np.concatenate(tokens), np.cumsum([0, *lengths]), self.pad_index)
 
+    def interleaved(self, other: TokenDataset) -> TokenDataset:
+        """Pairs of examples of one length as one example: a_0 b_0 a_1 b_1 ...; a batch `x` is x[:, ::2] and x[:, 1::2].
+
+        Raises:
+            UserError: another number of examples, or a pair of different lengths.
+        """
+        if not np.array_equal(self.lengths, other.lengths):
+            raise UserError("the texts of pairs are of different number or lengths; cut both of a pair to one length")
+        pairs = [data._tokens[data._offsets[0] : data._offsets[-1]] for data in (self, other)]
+        return self.from_arrays(np.stack(pairs, 1).ravel(), 2 * (self._offsets - self._offsets[0]), self.pad_index)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example: [n]."""

@@ -31,14 +31,14 @@ def with_borrowed(context: Context, count: int, clip: float) -> TokenDataset:
     from gtl_lightning.papers.gtl import importance_draws
 
     target, source = context.target, context.source()
-    log_r = _log_ratios(context, source, clip)
+    log_r = log_ratios(context, source, clip)
     times = max(1, POOL // max(len(target), count))
     drawn = importance_draws(log_r, times * count, torch.Generator().manual_seed(context.seed))
     own = np.tile(np.arange(len(target)), times)
     return target.take(own).joined(source.take(drawn.numpy()))
 
 
-def _log_ratios(context: Context, texts: TokenDataset, clip: float) -> Tensor:
+def log_ratios(context: Context, texts: TokenDataset, clip: float) -> Tensor:
     """Float[n] log q/p of every text."""
     import torch
 

@@ -80,6 +80,7 @@ class Recipe:
         members: networks trained alike from different seeds, and averaged.
         finish: turns a trained network into the one that is kept.
         depends: what the result depends on beside the method's settings and the frozen networks that were read.
+        found: what the recipe found of its data, kept with the result; a `warning` among it reaches report and MLflow.
     """
 
     builds: Mapping[str, Build]
@@ -88,6 +89,7 @@ class Recipe:
     members: int = 1
     finish: Callable[[nn.Module], nn.Module] | None = None
     depends: Mapping[str, Any] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

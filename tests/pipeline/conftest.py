@@ -39,7 +39,8 @@ TINY = (
     *(f"methods.{name}.train={QUICK}" for name in Methods().model_dump()),
     *(
         f"methods.{name}.network={{width: 16, depth: 1, heads: 2}}"
-        for name in ("gtl", "gtl-finetuned", "gtl-sequence-gkl", "gtl-sequence-bce", "gtl-sequence-log-mse")
+        for name, own in Methods().model_dump().items()
+        if "network" in own
     ),
     "train.source={steps: 20, batch: 16, lr: 0.002, warmup: 2, check_every: 5, patience: 4}",
     "train.val_examples=32",

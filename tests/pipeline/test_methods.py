@@ -26,7 +26,7 @@ MODULES = sorted(path for path in (ROOT / "gtl_lightning/methods").glob("*.py") 
 
 def everything(*overrides: str) -> Params:
     """The tiny parameters with every method in the grid."""
-    return tiny(*every_method(), "methods.finetune-borrowed.borrowed=24", *overrides)
+    return tiny(*every_method(), "methods.finetune-borrowed.borrowed=24", "methods.tcsm-reward.samples=24", *overrides)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gtl_lightning.data.sample import write_sample
-from gtl_lightning.sources import SOURCES, nelbo
-from gtl_lightning.sources.kind import Build, Context
+from gtl_lightning.sources import SOURCES
 from gtl_lightning.workspace import params as config
 from tests.pipeline.conftest import every_method, inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
@@ -19,6 +17,7 @@ ONE = (
     "sweep.fractions=[0.3]",
     "ablation.fraction=0.3",
     *every_method(),
+    "methods.tcsm-reward.samples=24",
 )
 """Every method there is."""
 OTHER = (
@@ -41,12 +40,6 @@ NAMES_THE_STUDY = "data/provenance.json"
 """Its hash names the MLflow run that a stage is tracked in; other data would have other tokens."""
 
 
-def after_a_causal_model(context: Context, settings: Any) -> Build:
-    """A kind of source that reads one."""
-    context.causal()
-    return nelbo.recipe(context, settings)
-
-
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Reading:
     """Every stage run once, those that sample once more with other settings."""
@@ -59,8 +52,8 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Reading:
         other = tiny(*ONE, *OTHER)
         config.write_params(other)
         run_all([point for point in points(other) if point.stage in AGAIN], reading)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(SOURCES, "nelbo", replace(SOURCES["nelbo"], recipe=after_a_causal_model, reads_causal=True))
+        for kind in SOURCES:
+            config.write_params(tiny(*ONE, f"source.kind={kind}"))
             run_all([point for point in points(other) if point.stage in ("causal", "source")], reading)
     return reading
 

@@ -22,22 +22,28 @@ from gtl_lightning.errors import UserError
 
 
 def noised_pairs(
-    winner: Tensor, loser: Tensor, mask_index: int, draws: int, generator: torch.Generator | None = None
+    winner: Tensor,
+    loser: Tensor,
+    mask_index: int,
+    draws: int,
+    generator: torch.Generator | None = None,
+    pad_index: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mask both texts of each pair at the same positions, `draws` times (as `forward.level_sample`).
 
     Args:
-        winner: Long[b,l] without padding.
+        winner: Long[b,l].
         loser: Long[b,l].
         mask_index: id of the mask.
         draws: masks a pair.
         generator: source of randomness.
+        pad_index: id of the padding, where batches hold any: the same positions of both texts, and never masked.
 
     Returns:
         Long[s,b,l] the noised winners, Long[s,b,l] the noised losers, masked Bool[s,b,l], count Long[s,b] of masks.
 
     Raises:
-        UserError: texts of different or no length, or no draw.
+        UserError: texts of different or no length, padding of one that is none of the other, or no draw.
     """
     if winner.shape != loser.shape or winner.dim() != 2 or winner.shape[1] == 0:
         raise UserError(
@@ -46,19 +52,26 @@ def noised_pairs(
         )
     if draws < 1:
         raise UserError(f"masks a pair must be at least 1, got {draws}")
-    x_w, masked, count = level_sample(winner.expand(draws, *winner.shape), mask_index, generator)
+    every, frozen = winner.expand(draws, *winner.shape), None
+    if pad_index is not None:
+        padding = torch.eq(winner, pad_index)
+        if padding.all(-1).any() or (padding ^ torch.eq(loser, pad_index)).any():
+            raise UserError("the texts of a pair are of different or no length; cut them to one length of at least 1")
+        frozen = padding.expand_as(every)
+    x_w, masked, count = level_sample(every, mask_index, generator, frozen=frozen)
     return x_w, loser.masked_fill(masked, mask_index), masked, count
 
 
-def pair_elbo(log_prob_true: Tensor, masked: Tensor, count: Tensor) -> Tensor:
+def pair_elbo(log_prob_true: Tensor, masked: Tensor, count: Tensor, length: Tensor | None = None) -> Tensor:
     """Float[b]: L, minus eq. 1 in nats per text, the mean over s masks.
 
     Args:
         log_prob_true: Float[s,b,l] log p_theta(x_0^l | x_t); read at masked positions only.
         masked: Bool[s,b,l].
         count: Long[s,b] of masks.
+        length: Long[b] tokens of each text, where there is padding.
     """
-    return -masked.shape[-1] * level_nelbo_terms(log_prob_true, masked, count).mean(0)
+    return -(masked.shape[-1] if length is None else length) * level_nelbo_terms(log_prob_true, masked, count).mean(0)
 
 
 def preference_loss(winner: Tensor, winner_ref: Tensor, loser: Tensor, loser_ref: Tensor, beta: float) -> Tensor:

@@ -1,0 +1,92 @@
+"""Pre-training of a denoiser by target concrete score matching (TCSM, docs/method.md eqs. 11 and 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.modules.base import Batch
+from gtl_lightning.modules.denoiser import DenoiserModule, noised, spread
+from gtl_lightning.networks import CausalLM, Frozen, MaskedDenoiser, in_parts, log_prob_of
+from gtl_lightning.papers.tcsm import (
+    conditional,
+    distillation_loss,
+    first_order,
+    mean_log_prob,
+    score_terms,
+    weighted,
+)
+from gtl_lightning.papers.tcsm.conditionals import Conditional, Strategy
+
+Terms = Callable[[MaskedDenoiser, Tensor, Tensor], Tensor]
+"""(network, hidden states Float[m,d], true tokens Long[m]) -> Float[m], one term a masked position."""
+
+
+def cross_entropy_terms(network: MaskedDenoiser, h: Tensor, true_ids: Tensor) -> Tensor:
+    """Eq. 12 with the forward divergence on data: -log p_theta of the true tokens."""
+    return -log_prob_of(network, h, true_ids)
+
+
+def score_form_terms(network: MaskedDenoiser, h: Tensor, true_ids: Tensor, floor: float) -> Tensor:
+    """Eq. 11 with the generalised KL, without a tensor of all tokens beside the cross-entropy's."""
+    log_p_true = log_prob_of(network, h, true_ids)
+    mean = mean_log_prob(log_p_true, network.logits(h, true_ids), network.mean_logit(h))
+    return score_terms(log_p_true, mean, network.vocab_size - len(network.config.specials), floor)
+
+
+class ConcreteScoreModule(DenoiserModule):
+    """Minimises terms of `papers.tcsm`, on data and at masked positions. Score: the NELBO, whatever the objective.
+
+    Args:
+        terms: of each masked position.
+        by_level: whether the terms have the weight of eq. 1, or all masked positions of the batch the same.
+    """
+
+    network: MaskedDenoiser
+
+    def __init__(self, *arguments: Any, terms: Terms, by_level: bool, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.terms, self.by_level = terms, by_level
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Per token, or per masked position where noise levels count alike."""
+        x_0, config = batch["x_0"], self.network.config
+        x_t, t, masked = noised(x_0, config, self.schedule, generator)
+        terms = self.terms(self.network, self.network.encode(x_t, t)[masked], x_0[masked])
+        if self.by_level:
+            return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != config.pad_index).sum()
+        return terms.sum() / masked.sum().clamp(min=1)
+
+
+class DistilledModule(DenoiserModule):
+    """Minimises KL(pi_i || p_theta), pi_i the two-sided conditionals of an autoregressive teacher (docs/method.md 3.2).
+
+    On data that the teacher did not write the minimiser is a mixture of both laws. Weighted over noise levels as eq. 1.
+    Score: the NELBO on held-out data.
+
+    Args:
+        teacher: frozen, of the same tokens.
+        how: how its conditionals are found.
+    """
+
+    network: MaskedDenoiser
+
+    def __init__(self, *arguments: Any, teacher: CausalLM, how: Strategy = first_order, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.teacher, self.how = Frozen(teacher), how
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Nats per token."""
+        x_0, config = batch["x_0"], self.network.config
+        x_t, t, masked = noised(x_0, config, self.schedule, generator)
+        target = conditional(cast(CausalLM, self.teacher.network), x_0, masked, self.how)
+
+        def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
+            return distillation_loss(self.network.decode(h), Conditional(ids, log_pi, log_rest, target.vocab_size))
+
+        h = self.network.encode(x_t, t)[masked]
+        terms = in_parts(at, config.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+        return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != config.pad_index).sum()

@@ -1,0 +1,74 @@
+"""Post-training of a denoiser by pairs of texts, of which one is preferred (TCSM, docs/method.md 3.5)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.schedule import NoiseSchedule
+from gtl_lightning.modules.base import Batch, OptimiserConfig
+from gtl_lightning.modules.denoiser import DenoiserModule, spread
+from gtl_lightning.networks import Frozen, ids_of, log_prob_of
+from gtl_lightning.papers.tcsm import noised_pairs, pair_elbo, preference_loss
+
+
+class PreferenceModule(DenoiserModule):
+    """Minimises the preference loss, both likelihoods averaged over the same masks inside the sigmoid.
+
+    Training batches hold pairs, interleaved (`TokenDataset.interleaved`), the preferred text first; held-out batches
+    are plain texts. Score: the NELBO, as of every denoiser.
+
+    Args:
+        network: the denoiser that trains.
+        reference: frozen; what it started as.
+        beta: how near it stays to the reference: the larger, the nearer.
+        masks: of each pair.
+        optimiser: AdamW's settings.
+        schedule: noise.
+        draws: noise draws an example in validation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        reference: Source,
+        *,
+        beta: float = 0.1,
+        masks: int = 2,
+        optimiser: OptimiserConfig | None = None,
+        schedule: NoiseSchedule | None = None,
+        draws: int = 4,
+    ) -> None:
+        super().__init__(network, optimiser, schedule, draws)
+        self.reference = Frozen(cast(nn.Module, reference))
+        self.beta = beta
+        self.masks = masks
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Nats per pair."""
+        network, reference = cast(Source, self.network), cast(Source, self.reference.network)
+        winner, loser = batch["x_0"][:, ::2], batch["x_0"][:, 1::2]
+        ids = ids_of(network)
+        x_w, x_l, masked, count = noised_pairs(
+            winner, loser, ids.mask_index, self.masks, generator, pad_index=ids.pad_index
+        )
+        length = (winner != ids.pad_index).sum(-1)
+        alpha = 1 - count / length
+        t = self.schedule.inverse(alpha)
+        true = torch.stack([winner, loser]).unsqueeze(1).expand(2, *x_w.shape)
+        noised, where = torch.stack([x_w, x_l]), masked.expand(2, *masked.shape)
+
+        def elbo(source: Source) -> Tensor:
+            """Float[2,b]."""
+            h = source.encode(noised.flatten(0, 2), t.expand(2, *t.shape).flatten(), EVERYWHERE, None)
+            at = where.flatten(0, 2)
+            log_p = spread(log_prob_of(source, h[at], true.flatten(0, 2)[at]), at).view_as(noised)
+            return torch.stack([pair_elbo(part, masked, count, length) for part in log_p])
+
+        model = elbo(network)
+        with torch.no_grad():
+            frozen = elbo(reference)
+        return preference_loss(model[0], frozen[0], model[1], frozen[1], self.beta).mean()

@@ -1,0 +1,157 @@
+"""The losses of TCSM as modules: what each is where it is known exactly."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from gtl_lightning.core.forward import level_sample
+from gtl_lightning.errors import UserError
+from gtl_lightning.modules.concrete_score import (
+    ConcreteScoreModule,
+    DistilledModule,
+    cross_entropy_terms,
+    score_form_terms,
+)
+from gtl_lightning.modules.denoiser import DenoiserModule
+from gtl_lightning.modules.implicit_ratio import ImplicitRatioModule
+from gtl_lightning.modules.preference import PreferenceModule
+from gtl_lightning.networks import CausalLM, seeded
+from gtl_lightning.papers.tcsm import conditional_bce_loss, conditional_gkl_loss, conditional_lsif_loss, noised_pairs
+from tests.unit.test_modules_denoiser import CONFIG, MASK, PAD, denoiser, generator, sequences, uniform
+
+
+def same_weights(module, other, batch):
+    """Gradients of two modules' losses under the same noise."""
+    found = []
+    for one in (module, other):
+        loss = one.loss(batch, generator(3))
+        found.append((loss, torch.autograd.grad(loss, list(one.network.parameters()), allow_unused=True)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("terms", "value"),
+    [(conditional_bce_loss, 2 * math.log(2)), (conditional_lsif_loss, -0.5), (conditional_gkl_loss, 1.0)],
+)
+def test_a_denoiser_that_is_its_reference_has_the_ratio_one(terms, value):
+    network = denoiser()
+    module = ImplicitRatioModule(network.trainable_copy(), network, terms=terms)
+    assert float(module.loss({"x_0": sequences()}, generator())) == pytest.approx(value, abs=1e-5)
+
+
+def test_the_reference_is_not_trained_and_not_kept():
+    network = denoiser()
+    module = ImplicitRatioModule(network.trainable_copy(), network)
+    module.loss({"x_0": sequences()}, generator()).backward()
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(name.startswith("network.") for name in module.state_dict())
+
+
+def test_eq_12_on_data_with_the_weight_of_eq_1_is_the_nelbo():
+    network, batch = denoiser(), {"x_0": sequences()}
+    module = ConcreteScoreModule(network, terms=cross_entropy_terms, by_level=True)
+    (loss, grads), (nelbo, expected) = same_weights(module, DenoiserModule(network), batch)
+    assert torch.equal(loss, nelbo)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("by_level", [True, False])
+def test_the_score_form_of_the_uniform_denoiser_is_one_whatever_the_text(by_level):
+    """-log p + 1 / (V p) + mean log p with p = 1 / V."""
+    module = ConcreteScoreModule(uniform(), terms=partial(score_form_terms, floor=1e-3), by_level=by_level)
+    with torch.no_grad():
+        found = torch.stack([module.loss({"x_0": sequences()}, generator(seed)) for seed in range(200)])
+    assert float(found.mean()) == pytest.approx(1.0, abs=0.06 if by_level else 1e-5)
+
+
+def test_the_score_of_every_objective_is_the_nelbo():
+    """What stops a training, and chooses between objectives, is on one scale."""
+    network, batch = denoiser(), {"x_0": sequences()}
+    with seeded(0):
+        teacher = CausalLM(CONFIG)
+    expected = DenoiserModule(network).held_out_loss(batch, generator())
+    for module in (
+        ConcreteScoreModule(network, terms=cross_entropy_terms, by_level=False),
+        DistilledModule(network, teacher=teacher),
+        ImplicitRatioModule(network.trainable_copy(), network),
+        PreferenceModule(network.trainable_copy(), network),
+    ):
+        assert torch.equal(module.held_out_loss(batch, generator())[0], expected[0]), type(module).__name__
+
+
+def test_distilling_a_teacher_that_knows_nothing_asks_for_the_uniform_law():
+    """A teacher of equal next-token laws has equal conditionals: the uniform denoiser's loss is 0, the least."""
+    with seeded(0):
+        teacher = CausalLM(CONFIG)
+    with torch.no_grad():
+        teacher.output.weight.zero_()
+        teacher.output.bias.zero_()
+    batch = {"x_0": sequences()}
+    assert float(DistilledModule(uniform(), teacher=teacher).loss(batch, generator()).detach()) == pytest.approx(
+        0, abs=1e-5
+    )
+    assert float(DistilledModule(denoiser(), teacher=teacher).loss(batch, generator()).detach()) > 0.01
+
+
+def pairs():
+    winner = sequences()
+    loser = torch.randint(0, 4, winner.shape, generator=generator(9)).masked_fill(winner == PAD, PAD)
+    return winner, loser
+
+
+def interleaved(winner, loser):
+    return torch.stack([winner, loser], -1).flatten(1)
+
+
+def test_a_denoiser_that_is_its_reference_prefers_nothing():
+    network = denoiser()
+    module = PreferenceModule(network.trainable_copy(), network, beta=0.3, masks=3)
+    assert float(module.loss({"x_0": interleaved(*pairs())}, generator()).detach()) == pytest.approx(
+        math.log(2), abs=1e-5
+    )
+
+
+def test_a_step_along_the_gradient_prefers_the_winner():
+    network, batch = denoiser(), {"x_0": interleaved(*pairs())}
+    module = PreferenceModule(network.trainable_copy(), network, beta=1.0, masks=4)
+    optimiser = torch.optim.SGD(module.network.parameters(), lr=0.05)
+    for step in range(20):
+        optimiser.zero_grad()
+        module.loss(batch, generator(step)).backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert float(module.loss(batch, generator(100))) < math.log(2) - 0.05
+
+
+def test_padding_is_never_masked_and_changes_no_other_rows_law():
+    """k is uniform on what a row can have masked, and which k is uniform too."""
+    x_0 = torch.zeros(4000, 5, dtype=torch.long)
+    x_0[::2, 3:] = PAD
+    x_t, masked, count = level_sample(x_0, MASK, generator(), frozen=x_0 == PAD)
+    assert not masked[x_0 == PAD].any()
+    assert torch.equal(masked.sum(-1), count) and torch.equal(x_t == MASK, masked)
+    for rows, length in ((slice(0, None, 2), 3), (slice(1, None, 2), 5)):
+        shares = torch.bincount(count[rows], minlength=6)[1 : length + 1] / 2000
+        torch.testing.assert_close(shares, torch.full((length,), 1 / length), atol=0.03, rtol=0)
+        torch.testing.assert_close(
+            masked[rows, :length].float().mean(0), torch.full((length,), (length + 1) / 2 / length), atol=0.03, rtol=0
+        )
+
+
+def test_without_padding_the_draws_are_as_before():
+    x_0 = torch.randint(0, 4, (3, 8, 6), generator=generator())
+    plain = level_sample(x_0, MASK, generator(5))
+    told = level_sample(x_0, MASK, generator(5), frozen=torch.zeros_like(x_0, dtype=torch.bool))
+    assert all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
+
+
+def test_texts_of_a_pair_that_differ_in_length_are_refused():
+    winner, loser = pairs()
+    loser[0, 3] = PAD
+    with pytest.raises(UserError, match="different or no length"):
+        noised_pairs(winner, loser, MASK, 2, generator(), pad_index=PAD)
+    winner[0] = loser[0] = PAD
+    with pytest.raises(UserError, match="different or no length"):
+        noised_pairs(winner, loser, MASK, 2, generator(), pad_index=PAD)
