@@ -11,15 +11,28 @@ if TYPE_CHECKING:
     from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
     from gtl_lightning.core.sampling import sample
     from gtl_lightning.core.trace import Step
+    from gtl_lightning.papers.tcsm import Reward
     from gtl_lightning.workspace.registry import load_model
 
-__all__ = ["Blocks", "Draw", "Guidance", "Order", "SequenceRatio", "Step", "TokenRatio", "load_model", "sample"]
+__all__ = [
+    "Blocks",
+    "Draw",
+    "Guidance",
+    "Order",
+    "Reward",
+    "SequenceRatio",
+    "Step",
+    "TokenRatio",
+    "load_model",
+    "sample",
+]
 
 _HOMES = {
     "Blocks": "core.blocks",
     "Draw": "core.choices",
     "Guidance": "core.guidance",
     "Order": "core.choices",
+    "Reward": "papers.tcsm",
     "SequenceRatio": "core.guidance",
     "Step": "core.trace",
     "TokenRatio": "core.guidance",

@@ -179,7 +179,7 @@ def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
         assert not reads(stage, f"sweep.{key}")
 
 
-@pytest.mark.parametrize("profile", ["default", "arxiv", "paper"])
+@pytest.mark.parametrize("profile", ["default", "tcsm", "arxiv", "paper"])
 def test_every_parameter_that_a_stage_reads_stands_in_the_file(profile: str) -> None:
     """DVC refuses to run where params.yaml lacks one, were it only an empty `methods.gtl`."""
     main = yaml.safe_load(dump_params(configure(profile, profiles=ROOT / "profiles")))

@@ -19,7 +19,7 @@ from gtl_lightning.workspace.written import shown
 from tests.pipeline.reading import flat
 
 ROOT = Path(__file__).parents[2]
-PROFILES = ("default", "arxiv", "paper")
+PROFILES = ("default", "tcsm", "arxiv", "paper")
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 KNOBS = [key for key in flat(Params().model_dump(mode="json")) if key.split(".")[0] in ("train", "networks", "methods")]
 
