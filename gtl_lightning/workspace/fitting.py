@@ -12,7 +12,7 @@ from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
 from gtl_lightning.workspace.corpus import Corpus, device_of
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import RESULT, TOKENS, Cell, log, state_dir, study, trainable_parameters
+from gtl_lightning.workspace.paths import RESULT, TOKENS, Cell, log, note_run, state_dir, study, trainable_parameters
 from gtl_lightning.workspace.provenance import made_with
 
 TRAINING = "gtl_lightning.stages.train"
@@ -188,24 +188,26 @@ def save_trained(
 ) -> None:
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
-    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained.
+    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. How long it
+    took stands in `runs/`: equal trainings leave equal files.
     """
     from gtl_lightning.networks import save_network
 
     best = min(trained, key=lambda member: member.result.best_score)
     summary = {
-        **{key: value for key, value in asdict(best.result).items() if key != "history"},
+        **{key: value for key, value in asdict(best.result).items() if key not in ("history", "seconds")},
         "lr": best.lr,
         "part": best.part,
         "steps": sum(member.steps for member in trained),
-        "seconds": round(sum(member.seconds for member in trained), 2),
         "trainable_parameters": sum(member.parameters for member in trained),
         "made_with": best.made_with,
         "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
     }
     save_network(folder / f"{part}.safetensors", network, summary)
-    history = best.result.history
-    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": history})
+    history = [{key: value for key, value in check.items() if key != "seconds"} for check in best.result.history]
+    path = folder / (RESULT if part == "network" else f"{part}.json")
+    write_json(path, {**summary, "history": history})
+    note_run(path, {"seconds": round(sum(member.seconds for member in trained), 2)})
 
 
 def optimiser(training: Training, lr: float) -> OptimiserConfig:

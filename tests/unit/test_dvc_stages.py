@@ -228,7 +228,7 @@ def test_a_stage_of_the_study_runs_in_the_root_where_its_outputs_stay(stage: str
     folder = (ROOT / PARAMS).parent
     assert (folder / STUDY[stage]["wdir"]).resolve() == ROOT
     assert STUDY[stage]["cmd"].startswith("gtl markov ")
-    assert all(str(out).startswith(("markov/", "reports/markov")) for out in STUDY[stage]["outs"])
+    assert all(str(out).startswith(("markov/", "runs/markov/", "reports/markov")) for out in STUDY[stage]["outs"])
     # DVC writes dvc.lock beside dvc.yaml: a stage that depended on the folder would be stale as soon as it has run.
     around = [dep for dep in STUDY[stage]["deps"] if covers(dep, PARAMS.with_name("dvc.lock").as_posix())]
     assert not around
