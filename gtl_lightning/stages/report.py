@@ -103,8 +103,8 @@ def _train_seconds(cell: Cell) -> float | None:
     if cell.fraction is None:
         return None
     trained = [MODELS / cell.name / RESULT, *(path for path in guided_files(cell) if path.name == RESULT)]
-    spent = [run_of(path).get("seconds") for path in trained]
-    return None if None in spent else round(sum(spent), 2)
+    spent = [float(took["seconds"]) for path in trained if "seconds" in (took := run_of(path))]
+    return round(sum(spent), 2) if len(spent) == len(trained) else None
 
 
 def _grid(params: Params) -> list[Cell]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.files import digest, sha256_file, write_json
 from gtl_lightning.records import read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
+from gtl_lightning.workspace.inputs import check_inputs
 from gtl_lightning.workspace.params import Params
 
 if TYPE_CHECKING:
@@ -86,9 +87,14 @@ def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> 
         settings: values that the run depends on.
         inputs: files that it reads; their contents count.
         code: module that it starts in; all project files that this may run count.
+
+    Raises:
+        UserError: code, data or parameters were edited since the command started, so that no key would be right.
     """
     read = {str(path): sha256_file(path) for path in inputs}
-    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read, 'code': code_hash(code)})}"
+    key = digest({"settings": settings, "inputs": read, "code": code_hash(code)})
+    check_inputs()  # what has been opened so far is what has been hashed now
+    return STATE / f"{name}-{key}"
 
 
 def note_run(result: Path, values: dict[str, Any]) -> None:
