@@ -63,7 +63,7 @@ class Inputs:
         changed = [
             f"{file} ({said})"
             for (file, key), before in self.values.items()
-            for said in _differing(before, now.values[file, key], key)
+            for said in differing(before, now.values[file, key], key)
         ]
         for before, after in ((self.code, now.code), (self.data, now.data)):
             changed += sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -110,11 +110,11 @@ def take_over(inputs: Inputs | None) -> None:
     _current = inputs
 
 
-def _differing(before: Any, after: Any, key: str) -> Iterator[str]:
-    """`key: before -> after` of every single value that differs."""
+def differing(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    """`key: before -> after` of every single value that differs, of the mappings below `key`."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
-            yield from _differing(before.get(name), after.get(name), f"{key}.{name}")
+            yield from differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
     elif before != after:
         yield f"{key}: {before!r} -> {after!r}"
 

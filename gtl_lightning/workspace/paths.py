@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,13 @@ def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> 
         name: for people.
         settings: values that the run depends on.
         inputs: files that it reads; their contents count.
-        code: module that it starts in; all project files that this may run count.
+        code: module that it starts in; all project files that this may run count, and torch's version.
 
     Raises:
         UserError: code, data or parameters were edited since the command started, so that no key would be right.
     """
     read = {str(path): sha256_file(path) for path in inputs}
-    key = digest({"settings": settings, "inputs": read, "code": code_hash(code)})
+    key = digest({"settings": settings, "inputs": read, "code": code_hash(code), "torch": version("torch")})
     check_inputs()  # what has been opened so far is what has been hashed now
     return STATE / f"{name}-{key}"
 
