@@ -6,6 +6,7 @@ command whose inputs were edited meanwhile fails instead, so that nothing is fil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,11 @@ def differing(before: Any, after: Any, key: str = "") -> Iterator[str]:
         for name in dict.fromkeys((*before, *after)):
             yield from differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
     elif before != after:
-        yield f"{key}: {before!r} -> {after!r}"
+        yield f"{key}: {_said(before)} -> {_said(after)}"
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, default=str)
 
 
 def _files(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
