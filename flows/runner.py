@@ -163,7 +163,7 @@ class _Run:
                 message = result.reason if isinstance(result, StageError) else future.state.message
                 outcome.state, outcome.reason = "failed", message or f"its task ended {future.state.name}"
 
-    def skip_hopeless(self, end: str) -> None:
+    def skip_hopeless(self, end: str = "") -> None:
         """Mark the stages that cannot run any more, with the reason; `end` says why none may, if it says anything."""
         for stage in self.stages.values():
             outcome = self.outcomes[stage.address]
