@@ -66,6 +66,8 @@ def checkout(workspace: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, workspace)
     shutil.copytree(ROOT / "gtl_lightning", workspace / "gtl_lightning", ignore=shutil.ignore_patterns("__pycache__"))
+    with inside(workspace):
+        train.train_causal(tiny())
     (workspace / "bin").mkdir()
     command = workspace / "bin" / "gtl"
     command.write_text(SLOW_HAND.format(python=sys.executable))
