@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.grid import Grid, read_grid
+from flows.grid import Grid, Stage, read_grid
 from flows.group import GRACE_SECONDS, is_stopped, stop_all
 from flows.lockfile import BUSY, damaged_lockfiles, mend_lockfile, mend_rwlock, wait_until_free
 from flows.parameters import (
@@ -37,10 +37,11 @@ from flows.parameters import (
     Where,
     settle,
 )
+from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
 from flows.remote import check_pool, check_remote, check_server, logged_in, server_url
 from flows.remote import version as checkout_version
-from flows.runner import GOOD, Limits, count_outcomes, run_stage, run_stages
+from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
 from flows.stage import StageError, push
 from flows.tables import Board
 from gtl_lightning.errors import UserError
@@ -214,6 +215,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         if limits.deployment and (warning := check_pool(limits.deployment)):
             log.warning("%s", warning)
         params = settle(wanted, root)
+        pinned = Pinned(root)
         grid = _grid_when_free(params, root)
         stages = grid.with_upstream(targets(params, grid))
         if limits.share:
@@ -224,15 +226,29 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         log.error("%s", error)
         return Failed(message=str(error))
     board = Board(key, stages, root, resolve_uri(params.tracking.uri))
-    outcomes = run_stages(grid, stages, root, limits, board.show)
+    outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
     board.finish(outcomes)
     summary = count_outcomes(outcomes.values())
+    edited = _edited(pinned, outcomes, stages, params, root)
     holes = [f"{address}: {outcome.reason}" for address, outcome in outcomes.items() if outcome.state not in GOOD]
     for hole in holes:
         log.error("%s", hole)
-    if holes:
-        return Failed(message=f"{summary}. {'; '.join(holes)}")
+    if edited:
+        log.error("%s", edited)
+    if edited or holes:
+        return Failed(message=f"{summary}. {edited or '; '.join(holes)}")
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
+
+
+def _edited(pinned: Pinned, outcomes: Mapping[str, Outcome], stages: list[Stage], params: Params, root: Path) -> str:
+    """What was edited while the sweep ran, in one line; nothing when its results are of one state of the checkout."""
+    edited = pinned.changed(stages)
+    if edited or not any(outcome.state == "ran" for outcome in outcomes.values()):
+        return edited
+    try:
+        return outdated(outcomes, _grid_when_free(params, root))
+    except UserError as error:
+        return str(error)
 
 
 def _grid_when_free(params: Params, root: Path) -> Grid:

@@ -260,10 +260,10 @@ def version(root: Path) -> str:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError("share compares the commits of checkouts, and there is no git here; install it") from error
-    return digest([head.stdout.strip(), *(path.read_text() for path in _stated(root))])
+    return digest([head.stdout.strip(), *(path.read_text() for path in stated(root))])
 
 
-def _stated(root: Path) -> list[Path]:
+def stated(root: Path) -> list[Path]:
     """The files that say what exists: the project's, and those of its studies."""
     return [
         root / "dvc.yaml",

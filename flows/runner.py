@@ -163,11 +163,11 @@ class _Run:
                 message = result.reason if isinstance(result, StageError) else future.state.message
                 outcome.state, outcome.reason = "failed", message or f"its task ended {future.state.name}"
 
-    def skip_hopeless(self) -> None:
-        """Mark the stages that cannot run any more, with the reason."""
+    def skip_hopeless(self, end: str = "") -> None:
+        """Mark the stages that cannot run any more, with the reason; `end` says why none may, if it says anything."""
         for stage in self.stages.values():
             outcome = self.outcomes[stage.address]
-            if outcome.state == "waiting" and (obstacle := self._obstacle(stage)):
+            if outcome.state == "waiting" and (obstacle := end or self._obstacle(stage)):
                 outcome.state, outcome.reason = "skipped", obstacle
 
     def ready(self) -> list[Stage]:
@@ -205,7 +205,9 @@ class _Run:
         return 1 + max((self._depth(self.stages[near]) for near in self._within(stage.needs)), default=0)
 
 
-def run_stages(grid: Grid, stages: list[Stage], root: Path, limits: Limits, watch: Watch) -> dict[str, Outcome]:
+def run_stages(
+    grid: Grid, stages: list[Stage], root: Path, limits: Limits, watch: Watch, end: Callable[[], str] = str
+) -> dict[str, Outcome]:
     """Run the stages that are not up to date.
 
     Args:
@@ -214,6 +216,7 @@ def run_stages(grid: Grid, stages: list[Stage], root: Path, limits: Limits, watc
         root: the repository.
         limits: how many at once, for how long, where.
         watch: called with all outcomes whenever one has changed, and every few seconds.
+        end: asked as often: why no further stage may start; nothing while they may.
 
     Returns:
         Address -> outcome; every state is ran, cached, failed or skipped.
@@ -224,7 +227,7 @@ def run_stages(grid: Grid, stages: list[Stage], root: Path, limits: Limits, watc
         while True:
             run.changed.clear()
             run.collect()
-            run.skip_hopeless()
+            run.skip_hopeless(end())
             for stage in run.ready()[: max(0, limits.parallel - len(run.running()))]:
                 run.start(stage)
             watch(outcomes)

@@ -33,6 +33,7 @@ from flows.reconcile import locate, open_runs, runs_here, seconds_in_state
 from flows.runner import BAD, GOOD, Outcome, Progress, count_outcomes
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_record
+from gtl_lightning.workspace.paths import run_of
 from gtl_lightning.workspace.provenance import mixtures
 
 REFRESH_SECONDS = 15.0  # durations of running stages are brought up to date this often
@@ -135,7 +136,7 @@ class Board:
         if stage.row is None:
             return {}
         try:
-            return read_record(self._root / stage.row)
+            return read_record(self._root / stage.row) | run_of(Path(stage.row), self._root)
         except UserError:
             return {}
 

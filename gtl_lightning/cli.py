@@ -14,6 +14,7 @@ from gtl_lightning.commands import cells, configure, data, sample, timing
 from gtl_lightning.errors import UserError, environment_fault
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.markov import commands as markov
+from gtl_lightning.workspace.inputs import watched
 
 app = typer.Typer(
     help="Guided transfer learning for discrete diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -35,7 +36,10 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     keep_freed_memory()
     try:
-        code = app(standalone_mode=False)
+        with watched(sys.argv[1:]) as check_inputs:
+            code = app(standalone_mode=False)
+            if not code:
+                check_inputs()
     except typer.TyperException as error:
         code = _refused(error.format_message(), 2)
     except UserError as error:

@@ -20,7 +20,20 @@ from gtl_lightning.workspace.likelihood import gamma_choice, likelihoods
 from gtl_lightning.workspace.metrics import memorisation_metrics, sample_metrics
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import ABLATION, CELLS, DATA, MODELS, ROW, SAMPLES, Cell, data_hash, log, study
+from gtl_lightning.workspace.paths import (
+    ABLATION,
+    CELLS,
+    DATA,
+    MODELS,
+    ROW,
+    ROWS,
+    SAMPLES,
+    Cell,
+    data_hash,
+    log,
+    note_run,
+    study,
+)
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.provenance import made_with
 from gtl_lightning.workspace.real import SHOWN_TEXTS, RealText
@@ -64,16 +77,15 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
             "trainable_parameters": sampler.training.get("trainable_parameters"),
             "steps": sampler.training.get("steps"),
             "best_step": sampler.training.get("best_step"),
-            "train_seconds": sampler.training.get("seconds"),
-            "sample_seconds": round(seconds, 2),
             "verdict": _verdict(cell),
             "made_with": made_with(sampler.device.type, "32-true"),
             "trained_with": sampler.training.get("made_with"),
             "source": sampler.source,
-            "mlflow_run": run.run_id,
         }
         _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)
-        run.log_metrics(row)
+        took = {"sample_seconds": round(seconds, 2)}
+        note_run(CELLS / cell.name / ROW, {**took, "mlflow_run": run.run_id})
+        run.log_metrics(row | took)
         run.log_data("arxiv-target", data_hash(), str(DATA))
         run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
         if trials:
@@ -110,7 +122,8 @@ def ablation(params: Params, seed: int) -> None:
     n_ratio = sampler.guidance.n_ratio
     points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
     points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    took: list[dict[str, Any]] = []
     whose = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
     with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", whose) as run:
         curve = gamma_choice(params, sampler, val, settings.gammas).curve
@@ -125,11 +138,14 @@ def ablation(params: Params, seed: int) -> None:
                 "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
             }
             row |= sample_metrics(params, sampler.corpus, real, texts, sampled)
-            row |= {"sample_seconds": round(seconds, 2), "made_with": made_with(sampler.device.type, "32-true")}
+            row |= {"made_with": made_with(sampler.device.type, "32-true")}
             rows.append(row)
-            run.log_metrics({f"{axis}.{key}": value for key, value in row.items() if key not in whose}, step)
+            took.append({"sample_seconds": round(seconds, 2)})
+            told = {f"{axis}.{key}": value for key, value in (row | took[-1]).items() if key not in whose}
+            run.log_metrics(told, step)
         run.log_table(rows, "ablation.json")
-    write_json(ABLATION / "rows.json", rows)
+    write_json(ABLATION / ROWS, rows)
+    note_run(ABLATION / ROWS, {"rows": took})
 
 
 def _samples(

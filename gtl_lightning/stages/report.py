@@ -8,6 +8,7 @@ from typing import Any
 from gtl_lightning.files import write_json
 from gtl_lightning.records import Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.workspace.frozen import guided_files
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
     ABLATION,
@@ -17,12 +18,16 @@ from gtl_lightning.workspace.paths import (
     REAL_TEXTS,
     REAL_VALUES,
     REPORTS,
+    RESULT,
     ROW,
+    ROWS,
     SPLITS,
     Cell,
     log,
     read_samples,
+    run_of,
     study,
+    with_times,
 )
 from gtl_lightning.workspace.provenance import mixtures
 
@@ -38,7 +43,7 @@ def make_report(params: Params) -> None:
     """
     rows, holes = _rows(params)
     measured = read_record(REAL_VALUES, {"measured": dict})["measured"]
-    ablation = read_records(ABLATION / "rows.json")
+    ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS))
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
@@ -86,11 +91,20 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for cell in _grid(params):
         path = CELLS / cell.name / ROW
         if path.exists():
-            rows.append(read_record(path, POINT))
+            rows.append({**read_record(path, POINT), "train_seconds": _train_seconds(cell), **run_of(path)})
         else:
             cause = f"{path} does not exist: its stage failed or has not run"
             holes.append({"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "cause": cause})
     return rows, holes
+
+
+def _train_seconds(cell: Cell) -> float | None:
+    """Of the cell's own training, and of the denoiser that was trained for it to guide; None where one is unknown."""
+    if cell.fraction is None:
+        return None
+    trained = [MODELS / cell.name / RESULT, *(path for path in guided_files(cell) if path.name == RESULT)]
+    spent = [float(took["seconds"]) for path in trained if "seconds" in (took := run_of(path))]
+    return round(sum(spent), 2) if len(spent) == len(trained) else None
 
 
 def _grid(params: Params) -> list[Cell]:

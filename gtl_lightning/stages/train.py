@@ -46,7 +46,7 @@ from gtl_lightning.workspace.fitting import (
 from gtl_lightning.workspace.frozen import frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import CAUSAL, MODELS, RESULT, SOURCE, Cell, fraction_of, log
+from gtl_lightning.workspace.paths import CAUSAL, MODELS, RESULT, SOURCE, Cell, fraction_of, log, note_run
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.text import decode_all
 
@@ -79,6 +79,7 @@ def train_causal(params: Params) -> None:
     """
     if not SOURCES[params.source.kind].reads_causal:
         write_json(CAUSAL.parent / RESULT, {"untrained": f"source.kind = {params.source.kind} reads no causal model"})
+        note_run(CAUSAL.parent / RESULT, {"seconds": 0.0})
         return
     check_machine(params)
     corpus, size = Corpus.open(params), params.networks.denoiser

@@ -31,6 +31,8 @@ WITHOUT_RESULT = frozenset(
         "studies/markov/settings.py",
         "studies/markov/params.py",
         "workspace/closure.py",  # names states
+        "workspace/inputs.py",  # refuses results of what was edited meanwhile
+        "workspace/declared.py",
         "workspace/tracking.py",  # tells MLflow what came out
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is

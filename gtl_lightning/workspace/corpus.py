@@ -88,6 +88,11 @@ class Corpus:
         )
 
 
+def token_files() -> list[Path]:
+    """What every training reads of tokens/: the arrays, whatever meta.json says of them, and what their ids mean."""
+    return [TOKENS / "meta.json", *sorted(TOKENS.glob("*.npy"))]
+
+
 def device_of(params: Params) -> torch.device:
     """The device that evaluation runs on."""
     import torch

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
-from gtl_lightning.workspace.corpus import Corpus, device_of
+from gtl_lightning.workspace.corpus import Corpus, device_of, token_files
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import RESULT, TOKENS, Cell, log, state_dir, study, trainable_parameters
+from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study, trainable_parameters
 from gtl_lightning.workspace.provenance import made_with
 
 TRAINING = "gtl_lightning.stages.train"
@@ -122,8 +122,6 @@ def _fit_tracked(
     Raises:
         UserError: the tracker cannot be reached, the loss became NaN, or the state is in use or broken.
     """
-    import torch
-
     from gtl_lightning.modules.fit import fit, resolve_precision
 
     machine = params.machine
@@ -136,9 +134,9 @@ def _fit_tracked(
     # DVC does not know where a network was trained; state of another place would be taken for this one's.
     precision = resolve_precision(machine.precision, module.width, machine.accelerator)
     device = device_of(params).type
-    place: dict[str, Any] = {"precision": precision, "device": device, "torch": torch.__version__}
-    place["parts"] = machine.devices * machine.accumulate
-    state = state_dir(f"{cell.name}-{part}", plain | place, TOKENS / "meta.json", *sorted(inputs), code=TRAINING)
+    place: dict[str, Any] = {"precision": precision, "device": device}
+    place |= {"devices": machine.devices, "accumulate": machine.accumulate}
+    state = state_dir(f"{cell.name}-{part}", plain | place, *token_files(), *sorted(inputs), code=TRAINING)
     made = made_with(device, precision)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
     with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
@@ -188,24 +186,26 @@ def save_trained(
 ) -> None:
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
-    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained.
+    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. How long it
+    took stands in `runs/`: equal trainings leave equal files.
     """
     from gtl_lightning.networks import save_network
 
     best = min(trained, key=lambda member: member.result.best_score)
     summary = {
-        **{key: value for key, value in asdict(best.result).items() if key != "history"},
+        **{key: value for key, value in asdict(best.result).items() if key not in ("history", "seconds")},
         "lr": best.lr,
         "part": best.part,
         "steps": sum(member.steps for member in trained),
-        "seconds": round(sum(member.seconds for member in trained), 2),
         "trainable_parameters": sum(member.parameters for member in trained),
         "made_with": best.made_with,
         "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
     }
     save_network(folder / f"{part}.safetensors", network, summary)
-    history = best.result.history
-    write_json(folder / (RESULT if part == "network" else f"{part}.json"), {**summary, "history": history})
+    history = [{key: value for key, value in check.items() if key != "seconds"} for check in best.result.history]
+    path = folder / (RESULT if part == "network" else f"{part}.json")
+    write_json(path, {**summary, "history": history})
+    note_run(path, {"seconds": round(sum(member.seconds for member in trained), 2)})
 
 
 def optimiser(training: Training, lr: float) -> OptimiserConfig:

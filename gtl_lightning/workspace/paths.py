@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.files import digest, sha256_file
+from gtl_lightning.files import digest, sha256_file, write_json
 from gtl_lightning.records import read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
+from gtl_lightning.workspace.inputs import check_inputs
 from gtl_lightning.workspace.params import Params
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ CELLS = Path("cells")
 ABLATION = Path("ablation")
 REPORTS = Path("reports")
 STATE = Path(".state")
+RUNS = Path("runs")
+"""What making a result took, by the result's path: seconds, its tracked run. No result depends on it."""
 
 NETWORK = "network.safetensors"
 SOURCE = MODELS / "source" / NETWORK
 CAUSAL = MODELS / "causal" / NETWORK
 RESULT = "result.json"
 ROW = "row.json"
+ROWS = "rows.json"
 SAMPLES = "samples.jsonl"
 REAL_VALUES = REAL / "values.json"
 REAL_TEXTS = REAL / "texts.json"
@@ -82,10 +87,32 @@ def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> 
         name: for people.
         settings: values that the run depends on.
         inputs: files that it reads; their contents count.
-        code: module that it starts in; all project files that this may run count.
+        code: module that it starts in; all project files that this may run count, and torch's version.
+
+    Raises:
+        UserError: code, data or parameters were edited since the command started, so that no key would be right.
     """
     read = {str(path): sha256_file(path) for path in inputs}
-    return STATE / f"{name}-{digest({'settings': settings, 'inputs': read, 'code': code_hash(code)})}"
+    key = digest({"settings": settings, "inputs": read, "code": code_hash(code), "torch": version("torch")})
+    check_inputs()  # what has been opened so far is what has been hashed now
+    return STATE / f"{name}-{key}"
+
+
+def note_run(result: Path, values: dict[str, Any]) -> None:
+    """Note beside the results what making `result` took: what is made twice alike differs in nothing else."""
+    write_json(RUNS / result, values)
+
+
+def run_of(result: Path, root: Path = Path()) -> dict[str, Any]:
+    """What `note_run` noted; empty for a result that came without it."""
+    path = root / RUNS / result
+    return read_record(path) if path.exists() else {}
+
+
+def with_times(result: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a result, each with what making it took."""
+    took = run_of(result).get("rows", [])
+    return [row | took[number] for number, row in enumerate(rows)] if len(took) == len(rows) else rows
 
 
 def fraction_of(cell: Cell) -> float:

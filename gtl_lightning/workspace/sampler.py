@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
-from gtl_lightning.records import NUMBER, Shape, read_record
+from gtl_lightning.records import Shape, read_record
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
 from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.core.trace import Tell
 
-COST: Shape = {"trainable_parameters": int, "steps": int, "seconds": NUMBER}
+COST: Shape = {"trainable_parameters": int, "steps": int}
 """What a training says of its cost."""
 
 

@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from gtl_lightning.resources import keep_freed_memory
+from gtl_lightning.workspace.inputs import Inputs, noted_inputs, take_over
 from gtl_lightning.workspace.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -35,7 +36,8 @@ def spread(
         KeyboardInterrupt: Ctrl-C.
     """
     workers = min(len(arguments), _cores())
-    pool = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"), initializer=_begin)
+    context = mp.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(noted_inputs(),))
     futures = [pool.submit(job, *some) for some in arguments]
     try:
         with progress_bar(what) as progress:
@@ -60,9 +62,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin() -> None:
+def _begin(inputs: Inputs | None) -> None:
     import torch
 
+    take_over(inputs)
     torch.set_num_threads(1)
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -32,17 +32,21 @@ stages:
     matrix: {seed: "${sweep.seeds}"}
     cmd: sh evaluate.sh source-${item.seed}
     deps: [models/source]
-    outs: ["cells/source-${item.seed}"]
+    outs: ["cells/source-${item.seed}", "runs/cells/source-${item.seed}"]
   evaluate-baseline:
     matrix: {method: "${sweep.baselines}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
     cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
     deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
-    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
+    outs:
+      - "cells/${item.method}-${item.fraction}-${item.seed}"
+      - "runs/cells/${item.method}-${item.fraction}-${item.seed}"
   evaluate-ratio:
     matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
     cmd: sh evaluate.sh ${item.method}-${item.fraction}-${item.seed}
     deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
-    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
+    outs:
+      - "cells/${item.method}-${item.fraction}-${item.seed}"
+      - "runs/cells/${item.method}-${item.fraction}-${item.seed}"
   ablation:
     cmd: mkdir -p ablation && echo "[]" > ablation/rows.json
     deps: ["models/${ablation.method}-${ablation.fraction}-${sweep.seeds[0]}"]
@@ -65,8 +69,9 @@ echo $1 >> runs.log
 mkdir -p models && echo $1 > models/$1
 """
 EVALUATE = """
-mkdir -p cells/$1
-echo '{"nelbo": 3.25, "mauve": 0.5, "mlflow_run": "run-'$1'"}' > cells/$1/row.json
+mkdir -p cells/$1 runs/cells/$1
+echo '{"nelbo": 3.25, "mauve": 0.5}' > cells/$1/row.json
+echo '{"mlflow_run": "run-'$1'"}' > runs/cells/$1/row.json
 """
 
 

@@ -52,7 +52,9 @@ stages:
     matrix: {method: "${sweep.ratios}", fraction: "${sweep.fractions}", seed: "${sweep.seeds}"}
     cmd: python stage.py evaluate ${item.method}-${item.fraction}-${item.seed}
     deps: ["models/${item.method}-${item.fraction}-${item.seed}"]
-    outs: ["cells/${item.method}-${item.fraction}-${item.seed}"]
+    outs:
+      - "cells/${item.method}-${item.fraction}-${item.seed}"
+      - "runs/cells/${item.method}-${item.fraction}-${item.seed}"
   report:
     cmd: python stage.py report
     deps: [cells]
@@ -85,7 +87,8 @@ with study.child("cell" if kind == "evaluate" else "train", f"{{kind}} {{name}}"
     if kind == "evaluate":
         value = int(hashlib.sha256(Path("models", name).read_bytes()).hexdigest()[:6], 16) / 16**6
         run.log_metrics({{"nelbo": value}})
-        write_json(f"cells/{{name}}/row.json", {{"nelbo": value, "mauve": 0.5, "mlflow_run": run.run_id}})
+        write_json(f"cells/{{name}}/row.json", {{"nelbo": value, "mauve": 0.5}})
+        write_json(f"runs/cells/{{name}}/row.json", {{"mlflow_run": run.run_id}})
     else:
         state = Path(".state", name)
         done = json.loads(state.read_text()) if state.exists() else {{"step": 0, "weights": name}}
@@ -134,7 +137,7 @@ class Lab:
 
     def begin(self, experiment: str) -> None:
         """A project in which nothing exists yet, logging into an experiment of its own."""
-        for name in (".dvc", ".state", "models", "cells", "reports"):
+        for name in (".dvc", ".state", "models", "cells", "runs", "reports"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("dvc.lock", "events.log"):
             (self.folder / name).unlink(missing_ok=True)

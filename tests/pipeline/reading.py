@@ -58,11 +58,13 @@ class Reading:
         params: point -> dotted keys of params.yaml.
         files: point -> paths relative to the workspace.
         said: point -> the keys of the settings by which an evaluation is found again.
+        keyed: point -> paths by whose content the state of each of its fits is named.
     """
 
     params: dict[Point, set[str]] = field(default_factory=dict)
     files: dict[Point, set[str]] = field(default_factory=dict)
     said: dict[Point, set[str]] = field(default_factory=dict)
+    keyed: dict[Point, list[set[str]]] = field(default_factory=dict)
 
 
 def points(params: Params) -> list[Point]:
@@ -171,8 +173,16 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         finally:
             silent.pop()
 
+    def named(name: str, settings: dict[str, Any], *inputs: Path, **options: Any) -> Path:
+        reading.keyed.setdefault(point, []).append({path.as_posix() for path in inputs})
+        silent.append(True)  # a hash is of what is read, and no reader
+        try:
+            return plain_state(name, settings, *inputs, **options)
+        finally:
+            silent.pop()
+
     def hear(path: str, mode: str) -> None:
-        where = _inside(path, here)
+        where = None if silent else _inside(path, here)
         if where is None or set(mode) & set("wax+") or not (here / where).is_file():
             return
         if not where.startswith(OWN) and not any(where == out or where.startswith(f"{out}/") for out in point.outs):
@@ -189,10 +199,10 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
     import safetensors
 
     from gtl_lightning.stages import data, evaluate
-    from gtl_lightning.workspace import corpus, opening
+    from gtl_lightning.workspace import corpus, fitting, opening
 
     plain_dump, plain_copy, plain_load = Section.model_dump, Section.model_copy, config.load_params
-    plain_settings = evaluate.settings_of
+    plain_settings, plain_state = evaluate.settings_of, fitting.state_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", attribute)
         patch.setattr(Section, "model_dump", dump)
@@ -204,6 +214,7 @@ def recorded(reading: Reading, point: Point) -> Iterator[None]:
         patch.setattr(data, "check_featurizer", lambda *_: None)
         patch.setattr(opening, "check_point", lambda *_: None)
         patch.setattr(evaluate, "settings_of", told)
+        patch.setattr(fitting, "state_dir", named)
         # These open files without Python's knowledge.
         patch.setattr(safetensors, "safe_open", heard(safetensors.safe_open))
         patch.setattr(pyarrow.parquet, "ParquetFile", heard(pyarrow.parquet.ParquetFile))

@@ -19,7 +19,9 @@ from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 
 from flows.flows import ablation, pipeline, scarcity_sweep, stage
 from flows.group import stop_groups
+from flows.runner import REFRESH_SECONDS
 from flows.stage import StageError, reproduce
+from gtl_lightning.files import write_text
 from tests.pipeline.flow_kit import PARAMS, runs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,6 +98,39 @@ def test_a_lock_file_that_a_kill_left_half_written_costs_no_run(project: Path, s
 
 
 # --- flows
+
+
+@pytest.mark.usefixtures("server")
+def test_a_sweep_whose_inputs_are_edited_ends_failed_and_says_what_was_edited(project: Path) -> None:
+    def swept(fraction: float, edited: str, text: str) -> str:
+        hold = project / f"hold-gtl-{fraction}-0"
+        hold.touch()
+
+        def edit() -> None:
+            log = project / "attempts.log"
+            _wait_until(lambda: log.exists() and f"gtl-{fraction}-0" in log.read_text(), 60)
+            write_text(project / edited, text)
+            time.sleep(2 * REFRESH_SECONDS)
+            hold.unlink()
+
+        thread = threading.Thread(target=edit)
+        thread.start()
+        ended = scarcity_sweep(methods=["gtl"], fractions=[fraction], return_state=True)
+        thread.join()
+        assert ended.is_failed()
+        assert ended.message is not None
+        return ended.message
+
+    # A parameter, whatever it is for: what was running ends, nothing more begins.
+    said = swept(1.0, "params.yaml", PARAMS + "bench: {rounds: 3}\n")
+    assert said.startswith("3 ran, 1 skipped. params.yaml was edited while the sweep ran (bench: unset -> ")
+    assert said.endswith("; what has run is kept; start the sweep again")
+    write_text(project / "params.yaml", PARAMS)
+
+    # A file of which an earlier stage was made: what came later is of what it had left.
+    said = swept(0.05, "train.sh", (project / "train.sh").read_text() + "# edited\n")
+    assert "source: what it was made of was edited while the sweep ran" in said
+    assert scarcity_sweep(methods=["gtl"], return_state=True).is_completed()
 
 
 @pytest.mark.usefixtures("server")

@@ -111,6 +111,19 @@ def test_an_evaluation_is_found_again_by_all_that_it_reads(reading: Reading) -> 
             assert used - said <= {"schedule", "evaluation.neighbours"}, point
 
 
+def test_the_state_of_a_fit_is_named_by_every_file_that_its_stage_reads(reading: Reading) -> None:
+    """Tokens, the frozen denoiser, the classifiers: other content must never meet what was trained on this."""
+    trained = {point: named for point, named in reading.keyed.items() if point.stage != "judge"}
+    assert {point.stage for point in trained} >= {"source", "planner", "classifier", "baseline", "ratio"}
+    for point, named in trained.items():
+        read = {path for path in reading.files[point] if path != NAMES_THE_STUDY}
+        assert read and all(read <= one for one in named), (point, read - named[0])
+    # The judge reads tokenizer and texts too, for a part that is fitted anew each time.
+    (judge,) = (point for point in reading.keyed if point.stage == "judge")
+    arrays = {path for path in reading.files[judge] if path.endswith((".npy", "meta.json"))}
+    assert arrays and all(arrays <= one for one in reading.keyed[judge])
+
+
 def test_every_file_that_a_stage_reads_makes_it_stale(reading: Reading) -> None:
     def known(path: str, point: Point) -> bool:
         return path == NAMES_THE_STUDY or any(path == dep or path.startswith(f"{dep}/") for dep in point.deps)

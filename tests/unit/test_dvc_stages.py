@@ -88,6 +88,15 @@ def test_a_stage_depends_on_no_file_of_the_project_that_it_does_not_run(stage: s
     assert len(set(code(stage))) == len(code(stage))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_result_took_stands_beside_it_and_only_reports_read_it(stage: str) -> None:
+    """Seconds and runs differ between two clones that compute the same; whoever read them would be stale."""
+    outs = [out for out in STAGES[stage]["outs"] if isinstance(out, str)]
+    timed = [out for out in outs if out.startswith(("models/", "cells/", "ablation", "markov/source", "markov/cells"))]
+    assert [out for out in outs if out.startswith("runs/")] == [f"runs/{out}" for out in timed]
+    assert stage in ("report", "markov-report") or not [dep for dep in STAGES[stage]["deps"] if dep.startswith("runs")]
+
+
 def test_compiled_code_is_no_dependency() -> None:
     """DVC hashes a folder as a whole, and a first run leaves compiled files in it."""
     assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
@@ -228,7 +237,7 @@ def test_a_stage_of_the_study_runs_in_the_root_where_its_outputs_stay(stage: str
     folder = (ROOT / PARAMS).parent
     assert (folder / STUDY[stage]["wdir"]).resolve() == ROOT
     assert STUDY[stage]["cmd"].startswith("gtl markov ")
-    assert all(str(out).startswith(("markov/", "reports/markov")) for out in STUDY[stage]["outs"])
+    assert all(str(out).startswith(("markov/", "runs/markov/", "reports/markov")) for out in STUDY[stage]["outs"])
     # DVC writes dvc.lock beside dvc.yaml: a stage that depended on the folder would be stale as soon as it has run.
     around = [dep for dep in STUDY[stage]["deps"] if covers(dep, PARAMS.with_name("dvc.lock").as_posix())]
     assert not around

@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from gtl_lightning.files import write_json
-from gtl_lightning.studies.markov.cell import Row, evaluate
+from gtl_lightning.studies.markov.cell import Row, evaluate, timeless
 from gtl_lightning.studies.markov.domains import SCORE_STREAM, chain, chains, generator, load_source
 from gtl_lightning.studies.markov.models import REWEIGHTED, Problem
 from gtl_lightning.studies.markov.settings import Markov
@@ -49,7 +49,7 @@ def _target(
     target = chain("target", diagonal, None, settings.states)
     problem = Problem(settings, source, target, load_source(), settings.overlap.n, seed)
     facts: Row = _facts(problem, diagonal) if REWEIGHTED in methods else {}
-    return (diagonal, seed), facts, [evaluate(problem, method)[0] for method in methods]
+    return (diagonal, seed), facts, [timeless(evaluate(problem, method)[0]) for method in methods]
 
 
 def _facts(problem: Problem, diagonal: float) -> Row:

@@ -8,7 +8,7 @@ from gtl_lightning.studies.markov.domains import chains
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.markov.study import OVERLAP, cells_file, study
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import REPORTS, log
+from gtl_lightning.workspace.paths import REPORTS, log, with_times
 
 
 def markov_report(settings: Markov, params: Params) -> None:
@@ -23,7 +23,8 @@ def markov_report(settings: Markov, params: Params) -> None:
     from gtl_lightning.studies.markov.panels import means
 
     cells = [read_record(cells_file(seed), {"rows": list, "calibration": list}) for seed in settings.seeds]
-    rows = [row for cell in cells for row in cell["rows"]]
+    timed = [with_times(cells_file(seed), cell["rows"]) for seed, cell in zip(settings.seeds, cells, strict=True)]
+    rows = [row for cell in timed for row in cell]
     calibration = [row for cell in cells for row in cell["calibration"]]
     overlap = read_records(OVERLAP)
     write_json(REPORTS / "markov.json", rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import digest, write_json
-from gtl_lightning.studies.markov.cell import Row, evaluate, model_kl
+from gtl_lightning.studies.markov.cell import SECONDS, Row, evaluate, model_kl, timeless
 from gtl_lightning.studies.markov.domains import (
     SCORE_STREAM,
     SOURCE,
@@ -21,7 +21,7 @@ from gtl_lightning.studies.markov.models import METHODS, SEQUENCE_LOSSES, Proble
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import NETWORK, RESULT, log, state_dir
+from gtl_lightning.workspace.paths import NETWORK, RESULT, log, note_run, state_dir
 from gtl_lightning.workspace.spread import spread
 
 if TYPE_CHECKING:
@@ -98,9 +98,10 @@ def markov_source(settings: Markov) -> None:
     )
     network = module.network.member(0)
     excess = model_kl(source, network, settings.length, settings.kl_draws, generator(0, 0, SCORE_STREAM))
-    summary = {"steps": result.best_step, "nelbo": result.best_score, "kl": excess, "seconds": result.seconds}
+    summary = {"steps": result.best_step, "nelbo": result.best_score, "kl": excess}
     save_network(SOURCE / NETWORK, network, summary)
     write_json(SOURCE / RESULT, summary)
+    note_run(SOURCE / RESULT, {"seconds": round(result.seconds, 2)})
     log.info("markov source: KL %.4f nats per sequence at step %d", excess, result.best_step)
 
 
@@ -120,7 +121,9 @@ def markov_cells(settings: Markov, seed: int, params: Params) -> None:
     place = {(n, method): k for k, (n, method) in enumerate(product(settings.sizes, ("source", "bigram", *METHODS)))}
     found.sort(key=lambda pair: place[pair[0]["n"], pair[0]["method"]])
     calibration = [error for _, errors in found for error in errors]
-    write_json(cells_file(seed), {"rows": [row for row, _ in found], "calibration": calibration})
+    write_json(cells_file(seed), {"rows": [timeless(row) for row, _ in found], "calibration": calibration})
+    took = [{key: value for key, value in row.items() if key.endswith(SECONDS)} for row, _ in found]
+    note_run(cells_file(seed), {"rows": took})
 
 
 def _cells(settings: Markov, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
