@@ -45,4 +45,4 @@ class CausalLMModule(TrainedModule):
         target = targets(x_0, pad, prefix)
         # The start is given too.
         attention = prefix_mask(causal_mask(self.network.reads(x_0.shape[1]), x_0.device), prefix + 1)
-        return -self.network.log_prob(x_0, attention)[target].sum(), target.sum()
+        return -self.network.log_prob(x_0, attention=attention)[target].sum(), target.sum()

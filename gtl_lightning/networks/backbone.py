@@ -118,9 +118,7 @@ class Backbone(nn.Module):
             x = x * (1 + scale) + shift
         return x
 
-    def _shifted(
-        self, x_t: Tensor, look: Look, embedded: Tensor | None
-    ) -> tuple[Tensor, Look, int, Tensor | None]:
+    def _shifted(self, x_t: Tensor, look: Look, embedded: Tensor | None) -> tuple[Tensor, Look, int, Tensor | None]:
         """What is read, the look at it, how many of the last states are no token's, and what is read embedded.
 
         The state of token l stands where token l - 1 is read, so that places stay; a window reads its last token too.

@@ -187,7 +187,7 @@ def test_a_prefix_model_learns_the_targets_alone_and_reads_the_prefix_from_both_
     total, count = CausalLMModule(causal).held_out_loss(rows, seed(0))
     assert count == target.sum()
     mask = prefix_mask(causal_mask(L), rows["prefix"] + 1)
-    torch.testing.assert_close(total, -causal.log_prob(x_0, mask)[target].sum())
+    torch.testing.assert_close(total, -causal.log_prob(x_0, attention=mask)[target].sum())
     plain, everything = CausalLMModule(causal).held_out_loss(batch(), seed(0))
     assert torch.equal(plain, -causal.log_prob(x_0).sum()) and everything == (x_0 != PAD).sum()
     assert not torch.allclose(total, -causal.log_prob(x_0)[target].sum())
