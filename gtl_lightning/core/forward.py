@@ -19,6 +19,13 @@ def uniform_noise(shape: tuple[int, ...], generator: torch.Generator | None, dev
     return torch.rand(shape, generator=generator, device=home).to(device)
 
 
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """Float64[shape]; the upper tail that single precision lacks matters with tens of thousands of tokens."""
+    home = device if generator is None else generator.device
+    noise = torch.empty(shape, dtype=torch.float64, device=home).exponential_(generator=generator)
+    return -noise.clamp_(min=1e-300).log_().to(device)
+
+
 def stratified_times(
     batch: int,
     generator: torch.Generator | None = None,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gtl_lightning.core.choices import Draw
+from gtl_lightning.core.forward import gumbel_noise
 from gtl_lightning.core.guard import Guard, check_ids
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, tilt, top_candidates
 from gtl_lightning.core.planners import nucleus
@@ -163,7 +164,5 @@ class Proposal:
         return choice if ids is None else ids.gather(-1, choice[:, None]).squeeze(-1)
 
     def gumbel(self, shape: torch.Size) -> Tensor:
-        """Float64[shape]; the upper tail that single precision lacks matters with tens of thousands of tokens."""
-        home = self.device if self.generator is None else self.generator.device
-        noise = torch.empty(shape, dtype=torch.float64, device=home).exponential_(generator=self.generator)
-        return -noise.clamp_(min=1e-300).log_().to(self.device)
+        """Float64[shape] of the run's generator."""
+        return gumbel_noise(tuple(shape), self.generator, self.device)

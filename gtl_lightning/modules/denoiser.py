@@ -15,9 +15,13 @@ from gtl_lightning.networks import BackboneConfig, Ids, ids_of, log_prob_of
 
 
 def noised(
-    x_0: Tensor, ids: Ids | BackboneConfig, schedule: NoiseSchedule, generator: torch.Generator
+    x_0: Tensor,
+    ids: Ids | BackboneConfig,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw low-variance t and x_t ~ q(x_t | x_0); pads are never noised.
+    """Draw low-variance t and x_t ~ q(x_t | x_0); what is `frozen` Bool[b,l] is never noised, by default the pads.
 
     Returns:
         x_t Long[b,l], t Float[b], masked Bool[b,l].
@@ -25,7 +29,8 @@ def noised(
     t = stratified_times(len(x_0), generator, device=x_0.device)
     # Strata are in order of t: in a batch sorted by domain or length, t would go with it. Shuffled, it does not.
     t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
-    x_t = absorbing_sample(x_0, t, schedule, ids.mask_index, generator, frozen=x_0 == ids.pad_index)
+    frozen = x_0 == ids.pad_index if frozen is None else frozen
+    x_t = absorbing_sample(x_0, t, schedule, ids.mask_index, generator, frozen)
     return x_t, t, (x_t == ids.mask_index) & (x_0 != ids.mask_index)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gtl_lightning.core.protocols import EVERYWHERE, Look, PaddingOnce
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, Block, Modulation, TimeEmbedding, View, rotary_table
+from gtl_lightning.papers.ar2diff import begun, causal_mask, starts
 
 
 class Backbone(nn.Module):
@@ -30,7 +31,9 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=config.cond_dim == 0)
         self.modulation = Modulation(config, parts=2) if config.cond_dim else None
-        self.register_buffer("rotary", rotary_table(config.length, config.width // config.heads), persistent=False)
+        self.register_buffer(
+            "rotary", rotary_table(config.length + config.shift, config.width // config.heads), persistent=False
+        )
 
     @property
     def width(self) -> int:
@@ -41,8 +44,17 @@ class Backbone(nn.Module):
         """As `protocols.Encoder` has it; it reads no `features`."""
         return self(x_t, t, look)
 
+    def reads(self, length: int) -> int:
+        """Positions passed over for `length` tokens: where it is shifted, a start too, and no last token if causal."""
+        return length + (self.config.shift and not self.config.causal)
+
     def forward(
-        self, x_t: Tensor, t: Tensor | None = None, look: Look = EVERYWHERE, embedded: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor | None = None,
+        look: Look = EVERYWHERE,
+        attention: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, at the n positions that `look` wants.
 
@@ -53,6 +65,8 @@ class Backbone(nn.Module):
             x_t: Long[b,l], l at most `config.length`.
             t: Float[b], noise level in [0, 1]; not read when `config.cond_dim` is 0.
             look: which positions.
+            attention: Bool[r,r] or Bool[b,r,r], True = attend, r = `reads(l)`, in place of the network's own, which is
+                everywhere or causal; padding is not attended to in any case.
             embedded: Float[b,l,d], read in the place of the embeddings of x_t, which still says where padding is.
 
         Returns:
@@ -60,16 +74,25 @@ class Backbone(nn.Module):
 
         Raises:
             UserError: the sequence is longer than the network's length.
-            ValueError: a causal network is asked for less than everything, or one conditioned on t gets none.
+            ValueError: a network conditioned on t gets none, or attention is of another size.
         """
-        if self.config.causal and not (look.places is None and look.window is None):
-            raise ValueError("a causal network passes over everything; ask it for no places and no window")
         cond = None
         if self.time is not None:
             if t is None:
                 raise ValueError("this network is conditioned on t: pass the noise level, Float[b]")
             cond = self.time(t)
-        view = self._view(x_t, look)
+        if x_t.shape[1] > self.config.length:
+            raise UserError(
+                f"sequences of {x_t.shape[1]} tokens; this network was made for length = {self.config.length}"
+            )
+        if attention is not None and attention.shape[-2:] != 2 * (self.reads(x_t.shape[1]),):
+            raise ValueError(
+                f"attention of shape {list(attention.shape)}; {self.reads(x_t.shape[1])} positions are read"
+            )
+        beyond = 0
+        if self.config.shift:
+            x_t, look, beyond, embedded = self._shifted(x_t, look, embedded)
+        view = self._view(x_t, look, attention)
         width = view.rotary.shape[1]
         here = slice(view.start, view.start + width)
         x = self.embedding(x_t[:, here]) if embedded is None else embedded[:, here]
@@ -84,32 +107,54 @@ class Backbone(nn.Module):
             before = [kept[: len(x_t)] for kept in look.cache[self]]
         for index, block in enumerate(self.blocks):
             kept = (before[2 * index], before[2 * index + 1]) if before else None
-            last = index == len(self.blocks) - 1
-            x, kept = block(x, cond, view, kept, look.places if last else None)
+            places = look.places if index == len(self.blocks) - 1 else None
+            x, kept = block(x, cond, view if places is None else view.at(places), kept, places)
             after += kept if look.cache is not None else ()
         if look.cache is not None and look.window is None:
             look.cache[self] = [part.contiguous() for part in after]
-        x = self.norm(x)
+        x = self.norm(x[:, : x.shape[1] - beyond] if beyond else x)
         if self.modulation is not None and cond is not None:
             shift, scale = self.modulation(cond)
             x = x * (1 + scale) + shift
         return x
 
-    def _view(self, x_t: Tensor, look: Look) -> View:
-        if x_t.shape[1] > self.config.length:
-            raise UserError(
-                f"sequences of {x_t.shape[1]} tokens; this network was made for length = {self.config.length}"
-            )
-        start, stop = look.window or (0, x_t.shape[1])
-        rotary, causal, pad = self.rotary[:, start:stop], self.config.causal, self.config.pad_index
+    def _shifted(self, x_t: Tensor, look: Look, embedded: Tensor | None) -> tuple[Tensor, Look, int, Tensor | None]:
+        """What is read, the look at it, how many of the last states are no token's, and what is read embedded.
+
+        The state of token l stands where token l - 1 is read, so that places stay; a window reads its last token too.
+        """
+        mask, pad = self.config.mask_index, self.config.pad_index
+        read, beyond = begun(x_t, mask, pad), 0 if self.config.causal or look.places is not None else 1
+        if embedded is not None:
+            start, length = self.embedding.weight[mask], x_t.shape[1]
+            before = torch.cat([start.expand_as(embedded[:, :1]), embedded], dim=1)
+            first = torch.where(starts(x_t, pad)[..., None], start, before[:, :length])
+            embedded = torch.cat([first, before[:, length:]], dim=1)
+        if self.config.causal:
+            read = read[:, :-1]
+        elif look.window is not None:
+            look = replace(look, window=(look.window[0], look.window[1] + 1))
+        return read, look, beyond, embedded
+
+    def _view(self, x_t: Tensor, look: Look, attention: Tensor | None = None) -> View:
+        length = x_t.shape[1]
+        start, stop = look.window or (0, length)
+        rotary, pad = self.rotary[:, start:stop], self.config.pad_index
+        causal = self.config.causal and attention is None
         padded = left = False
         if pad != NO_PAD and x_t.device.type != "meta":
             padded, left = (look.padding or PaddingOnce(x_t)).of(pad)
-        if not padded:
-            return View(rotary, None, causal, start)
-        valid = x_t != pad
-        mask, causal = self._attention_mask(valid)
-        return View(rotary, mask, causal, start, valid.int().argmax(-1) if left else None)
+        valid = x_t != pad if padded else None
+        first = valid.int().argmax(-1) if valid is not None and left else None
+        if causal and (padded or look.places is not None or look.window is not None):
+            attention, causal = causal_mask(length, x_t.device), False
+        mask = None
+        if attention is not None:
+            mask = _square(attention, valid)[:, :, start:stop]
+        elif valid is not None:
+            # A row of pads alone attends everywhere: an empty softmax would be NaN.
+            mask = valid[:, None, None, :] | ~valid.any(dim=-1)[:, None, None, None]
+        return View(rotary, mask, causal, start, first)
 
     def warm_start(self, other: Backbone) -> None:
         """Copy the embedding, time embedding, first blocks and last norm of a backbone of the same width.
@@ -117,7 +162,7 @@ class Backbone(nn.Module):
         Raises:
             UserError: the two do not fit.
         """
-        for name in ("vocab_size", "width", "heads", "cond_dim"):
+        for name in ("vocab_size", "width", "heads", "cond_dim", "shift"):
             mine, theirs = getattr(self.config, name), getattr(other.config, name)
             if mine != theirs:
                 raise UserError(f"cannot warm-start a network of {name} = {mine} from one of {theirs}; make them equal")
@@ -135,12 +180,10 @@ class Backbone(nn.Module):
         for block in self.blocks:
             cast(Block, block).dropout = dropout
 
-    def _attention_mask(self, valid: Tensor) -> tuple[Tensor, bool]:
-        """Bool[b,1,1 or l,l] (True = attend) from Bool[b,l], no padding, and whether SDPA's own causal mask does."""
-        mask = valid[:, None, None, :]
-        if not self.config.causal:
-            # A row of pads alone attends everywhere: an empty softmax would be NaN.
-            return mask | ~valid.any(dim=-1)[:, None, None, None], False
-        length = valid.shape[1]
-        square = torch.ones(length, length, dtype=torch.bool, device=valid.device)
-        return (mask & square.tril()) | torch.eye(length, dtype=torch.bool, device=valid.device), False
+
+def _square(attention: Tensor, valid: Tensor | None) -> Tensor:
+    """Bool[1 or b,1,l,l] from Bool[l,l] or Bool[b,l,l] and `valid` Bool[b,l]; pads attend to themselves at least."""
+    mask = attention.view(-1, 1, *attention.shape[-2:])
+    if valid is None:
+        return mask
+    return (mask & valid[:, None, None, :]) | torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)

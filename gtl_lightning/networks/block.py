@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class BackboneConfig:
         dropout: on the output of every attention and MLP.
         tied: the output projection is the token embedding.
         causal: position i attends to positions up to i only.
+        shift: a start is read before the text, and the state that has read what comes before a token is the token's;
+            unshifted, it is the state of the token's own position.
     """
 
     vocab_size: int
@@ -55,6 +57,7 @@ class BackboneConfig:
     dropout: float = 0.0
     tied: bool = False
     causal: bool = False
+    shift: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built.
@@ -136,6 +139,13 @@ class View:
     causal: bool
     start: int
     first: Tensor | None = None
+
+    def at(self, places: Tensor) -> View:
+        """The same, for queries at `places` Long[b,k] alone."""
+        if self.mask is None or self.mask.shape[2] == 1:
+            return self
+        rows = self.mask.expand(len(places), -1, -1, -1).take_along_dim(places[:, None, :, None], 2)
+        return replace(self, mask=rows)
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gtl_lightning.core.guard import wide
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 
@@ -55,6 +56,10 @@ class Decoder(nn.Module):
         """Size of the hidden states."""
         return self.config.width
 
+    def reads(self, length: int) -> int:
+        """Positions that an attention given to it is over, for a number of tokens (`Backbone.reads`)."""
+        return self.backbone.reads(length)
+
     @property
     def output_embedding(self) -> Tensor:
         """Float[v,d], the projection's weights."""
@@ -66,21 +71,21 @@ class Decoder(nn.Module):
         return self.backbone.embedding.weight
 
     def logits(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Float[...,d] -> Float[...,v] in fp32; with `tokens` Long[...] those of one token a position, Float[...]."""
+        """Float[...,d] -> Float[...,v] in fp32 at least; with `tokens` Long[...] of one each, Float[...]."""
         if tokens is None:
-            return self.output(h).float()
-        return (h.float() * self.output.weight[tokens].float()).sum(-1) + self.output.bias[tokens].float()
+            return wide(self.output(h))
+        return (wide(h) * wide(self.output.weight[tokens])).sum(-1) + wide(self.output.bias[tokens])
 
     def mean_logit(self, h: Tensor) -> Tensor:
         """Float[...,d] -> Float[...]: the mean of `logits` over all tokens but mask and pad, by one dot product."""
         specials = self.config.specials
         count = self.vocab_size - len(specials)
-        row = (self.output.weight.float().sum(0) - self.output.weight[specials].float().sum(0)) / count
-        bias = (self.output.bias.float().sum() - self.output.bias[specials].float().sum()) / count
-        return h.float() @ row + bias
+        weight, bias = wide(self.output.weight), wide(self.output.bias)
+        row = (weight.sum(0) - weight[specials].sum(0)) / count
+        return wide(h) @ row + (bias.sum() - bias[specials].sum()) / count
 
     def decode(self, h: Tensor) -> Tensor:
-        """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32; -inf at mask and pad."""
+        """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32 at least; -inf at mask and pad."""
         logits = self.logits(h)
         # One index at a time: a list of them would travel to the device at every call.
         for index in self.config.specials:

@@ -7,14 +7,14 @@ projection to the vocabulary), so that a sampler or a loss projects only the pos
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.networks.backbone import Backbone
-from gtl_lightning.networks.block import BackboneConfig
+from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.source import log_prob_of
 from gtl_lightning.networks.store import register
@@ -34,13 +34,37 @@ class Frozen:
 class MaskedDenoiser(Decoder):
     """p_theta(x_0^l | z_t) in the SUBS parameterisation (MDLM, arXiv 2406.07524; docs/method.md section 1)."""
 
-    def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
-        """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""
-        return self.backbone(x_t, t, look)
+    @classmethod
+    def from_causal(cls, model: CausalLM, shift: bool = True, causal: bool = False) -> Self:
+        """A denoiser of an autoregressive model's weights, which knows no t (AR2Diff; docs/method.md section 4).
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        Args:
+            model: stays as it is.
+            shift: whether a state predicts the token after the one it stands at, as it did.
+            causal: whether it goes on reading what comes before alone.
+        """
+        with seeded(0):
+            denoiser = cls(replace(model.config, shift=shift, causal=causal))
+        denoiser.load_state_dict(model.state_dict())
+        return denoiser.to(model.output.weight)
+
+    def encode(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        look: Look = EVERYWHERE,
+        features: Tensor | None = None,
+        attention: Tensor | None = None,
+    ) -> Tensor:
+        """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`.
+
+        `attention`: as in `Backbone.forward`.
+        """
+        return self.backbone(x_t, t, look, attention)
+
+    def forward(self, x_t: Tensor, t: Tensor, attention: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
-        log_p = self.decode(self.encode(x_t, t))
+        log_p = self.decode(self.encode(x_t, t, attention=attention))
         own = torch.arange(log_p.shape[-1], device=x_t.device) == x_t[..., None]
         carried = torch.where(own, 0.0, float("-inf"))
         return torch.where((x_t == self.config.mask_index)[..., None], log_p, carried)
@@ -82,9 +106,9 @@ class UniformDenoiser(MaskedDenoiser):
     The mask keeps its id and is never predicted; give `cond_dim` above 0, as only t says how much of z_t to believe.
     """
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, attention: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]."""
-        return self.decode(self.encode(x_t, t))
+        return self.decode(self.encode(x_t, t, attention=attention))
 
 
 @register
@@ -111,37 +135,27 @@ class PositionNetwork(nn.Module):
 class CausalLM(Decoder):
     """An autoregressive model of text, for reference perplexities: position l holds log p(x^l | x^{<l}).
 
-    The input is shifted right by one, with the mask token as the start; the backbone is causal and knows no t.
+    The backbone is causal, shifted with the mask token as the start, and knows no t.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(replace(config, causal=True, cond_dim=0))
+        super().__init__(replace(config, causal=True, shift=True, cond_dim=0))
 
-    def forward(self, x_0: Tensor) -> Tensor:
-        """Long[b,l] -> log-probabilities Float[b,l,v] in fp32; -inf at mask and pad."""
-        return self.decode(self.encode(x_0))
+    def forward(self, x_0: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> log-probabilities Float[b,l,v] in fp32 at least; -inf at mask and pad."""
+        return self.decode(self.encode(x_0, attention=attention))
 
-    def encode(self, x_0: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it.
+    def encode(self, x_0: Tensor, embedded: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float[b,l,d]: position l has read the tokens before it, or what `attention` lets it.
 
         `embedded` Float[b,l,d] is read in the place of the embeddings of x_0, which says where there is padding.
         """
-        pad = self.config.pad_index
-        before = torch.cat([torch.full_like(x_0[:, :1], pad), x_0[:, :-1]], dim=1)
-        # Left padding stays padding: the text starts at its first token.
-        starts = (before == pad) & (x_0 != pad)
-        starts[:, 0] = x_0[:, 0] != pad
-        before = before.masked_fill(starts, self.config.mask_index)
-        if embedded is None:
-            return self.backbone(before)
-        start = self.input_embedding[self.config.mask_index]
-        shifted = torch.cat([start.expand_as(embedded[:, :1]), embedded[:, :-1]], dim=1)
-        return self.backbone(before, embedded=torch.where(starts[..., None], start, shifted))
+        return self.backbone(x_0, None, EVERYWHERE, attention, embedded)
 
-    def log_prob(self, x_0: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads; `embedded` as in `encode`."""
+    def log_prob(self, x_0: Tensor, embedded: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads; `embedded`, `attention` as in `encode`."""
         valid = x_0 != self.config.pad_index
-        values = log_prob_of(self, self.encode(x_0, embedded)[valid], x_0[valid])
+        values = log_prob_of(self, self.encode(x_0, embedded, attention)[valid], x_0[valid])
         return torch.zeros(x_0.shape, dtype=values.dtype, device=x_0.device).masked_scatter(valid, values)
 
     def next_log_probs(self, x_0: Tensor, row: Tensor, position: Tensor) -> Tensor:

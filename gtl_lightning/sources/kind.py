@@ -37,6 +37,10 @@ class Context:
     steps: int
 
 
+def _none(settings: Any) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class SourceKind:
     """One way to come to the source denoiser, which everything later takes as it is.
@@ -48,6 +52,7 @@ class SourceKind:
         settings: the defaults; where there are knobs, their type is the section `source.<name>`.
         reads_causal: whether it starts from, or learns from, the causal model of the source domain, which the stage
             `causal` trains then.
+        causal_options: the kind's settings -> options of `CausalLMModule` in that stage.
     """
 
     name: str
@@ -55,3 +60,4 @@ class SourceKind:
     recipe: Callable[[Context, Any], Build]
     settings: Section = field(default_factory=NoSettings)
     reads_causal: bool = False
+    causal_options: Callable[[Any], Mapping[str, Any]] = _none

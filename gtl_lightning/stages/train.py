@@ -77,17 +77,20 @@ def train_causal(params: Params) -> None:
 
     Where `source.kind` reads none, nothing is trained, and models/causal says so.
     """
-    if not SOURCES[params.source.kind].reads_causal:
-        write_json(CAUSAL.parent / RESULT, {"untrained": f"source.kind = {params.source.kind} reads no causal model"})
+    kind = SOURCES[params.source.kind]
+    if not kind.reads_causal:
+        write_json(CAUSAL.parent / RESULT, {"untrained": f"source.kind = {kind.name} reads no causal model"})
         note_run(CAUSAL.parent / RESULT, {"seconds": 0.0})
         return
     check_machine(params)
     corpus, size = Corpus.open(params), params.networks.denoiser
+    options = kind.causal_options(params.source.own)
 
     def build(optimiser: OptimiserConfig) -> TrainedModule:
-        return CausalLMModule(CausalLM(corpus.backbone(size)), optimiser)
+        return CausalLMModule(CausalLM(corpus.backbone(size)), optimiser, **options)
 
-    _fit_on_source(params, corpus, "causal", build, params.train.causal, {"network": size})
+    settings = {"network": size, "options": sorted(options)}
+    _fit_on_source(params, corpus, "causal", build, params.train.causal, settings)
 
 
 def train_planner(params: Params) -> None:

@@ -69,16 +69,16 @@ def shaken(network: Any) -> Any:
     return network.eval()
 
 
-def networks() -> tuple[MaskedDenoiser, list[Any]]:
+def networks(config: BackboneConfig = CONFIG) -> tuple[MaskedDenoiser, list[Any]]:
     with seeded(1):
-        denoiser = shaken(MaskedDenoiser(CONFIG))
-        own = shaken(TokenRatioNetwork(CONFIG))
+        denoiser = shaken(MaskedDenoiser(config))
+        own = shaken(TokenRatioNetwork(config))
         ratios = [
             own,
             shaken(FeatureTokenRatio(denoiser, rank=4)),
             shaken(FeatureTokenRatio(denoiser, rank=4, own=CONFIG)),
             shaken(DifferenceTokenRatio(denoiser)),
-            shaken(Bag(CONFIG)),
+            shaken(Bag(config)),
             shaken(Tilt(denoiser)),
         ]
     return denoiser, [*ratios, RatioEnsemble(ratios)]

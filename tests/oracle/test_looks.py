@@ -10,7 +10,7 @@ from torch import Tensor
 from gtl_lightning import Blocks, Guidance, TokenRatio, sample
 from gtl_lightning.core.protocols import Cache, Look, PaddingOnce
 from gtl_lightning.modules.ratio import TokenRatioModule
-from gtl_lightning.networks import Backbone, MaskedDenoiser, OnDenoiser, TokenLevel, seeded
+from gtl_lightning.networks import MaskedDenoiser, OnDenoiser, TokenLevel, seeded
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
 from tests.oracle.looking import CONFIG, MASK, Bag, L, Tilt, V, networks, partly_masked, shaken
 
@@ -113,11 +113,12 @@ def prepared(network: Any, x: Tensor, t: Tensor, wanted: str, told: bool, featur
     return Look(**WANTED[wanted], cache=cache, padding=padding)
 
 
+@pytest.mark.parametrize("reading", [{}, {"shift": True}, {"causal": True}, {"causal": True, "shift": True}], ids=str)
 @pytest.mark.parametrize("told", [False, True], ids=["looks for padding", "is told of padding"])
 @pytest.mark.parametrize("wanted", WANTED)
-def test_every_look_gives_entries_of_the_whole_pass(wanted: str, told: bool) -> None:
+def test_every_look_gives_entries_of_the_whole_pass(wanted: str, told: bool, reading: dict[str, bool]) -> None:
     """All networks, with and without the denoiser's features; a pass that fills a cache is the plain one to the bit."""
-    denoiser, ratios = networks()
+    denoiser, ratios = networks(replace(CONFIG, **reading))  # type: ignore[arg-type]
     x, t = partly_masked()
     everywhere = denoiser.encode(x, t)
     features = denoiser.encode(x, t, prepared(denoiser, x, t, wanted, told))
@@ -148,11 +149,6 @@ def test_looks_that_cannot_be() -> None:
         Look(window=(0, 2))
     with pytest.raises(ValueError, match="cache"):
         Look(places=torch.zeros(1, 1, dtype=torch.long), cache={})
-    x, t = partly_masked()
-    causal = Backbone(replace(CONFIG, causal=True, cond_dim=0))
-    for wanted in ("places", "window"):
-        with pytest.raises(ValueError, match="causal"):
-            causal(x, None, prepared(networks()[0], x, t, wanted, told=False))
 
 
 def test_a_window_over_everything_forgets_what_was_kept() -> None:
