@@ -8,30 +8,34 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.denoiser import DenoiserModule, noised, spread
-from gtl_lightning.networks import CausalLM, Frozen, MaskedDenoiser, in_parts, log_prob_of
+from gtl_lightning.networks import CausalLM, Decoder, Frozen, ids_of, in_parts, log_prob_of, log_probs
 from gtl_lightning.papers.tcsm import (
     conditional,
     distillation_loss,
     first_order,
     mean_log_prob,
+    score_loss,
     score_terms,
     weighted,
 )
 from gtl_lightning.papers.tcsm.conditionals import Conditional, Strategy
 
-Terms = Callable[[MaskedDenoiser, Tensor, Tensor], Tensor]
-"""(network, hidden states Float[m,d], true tokens Long[m]) -> Float[m], one term a masked position."""
+Terms = Callable[[Source, Tensor, Tensor], Tensor]
+"""(denoiser, hidden states Float[m,d], true tokens Long[m]) -> Float[m], one term a masked position."""
 
 
-def cross_entropy_terms(network: MaskedDenoiser, h: Tensor, true_ids: Tensor) -> Tensor:
+def cross_entropy_terms(network: Source, h: Tensor, true_ids: Tensor) -> Tensor:
     """Eq. 12 with the forward divergence on data: -log p_theta of the true tokens."""
     return -log_prob_of(network, h, true_ids)
 
 
-def score_form_terms(network: MaskedDenoiser, h: Tensor, true_ids: Tensor, floor: float) -> Tensor:
-    """Eq. 11 with the generalised KL, without a tensor of all tokens beside the cross-entropy's."""
+def score_form_terms(network: Source, h: Tensor, true_ids: Tensor, floor: float) -> Tensor:
+    """Eq. 11 with the generalised KL; without a tensor of all tokens beside the cross-entropy's, of a `Decoder`."""
+    if not isinstance(network, Decoder):
+        return in_parts(lambda h, ids: score_loss(log_probs(network, h), ids, floor), network.vocab_size, h, true_ids)
     log_p_true = log_prob_of(network, h, true_ids)
     mean = mean_log_prob(log_p_true, network.logits(h, true_ids), network.mean_logit(h))
     return score_terms(log_p_true, mean, network.vocab_size - len(network.config.specials), floor)
@@ -45,19 +49,18 @@ class ConcreteScoreModule(DenoiserModule):
         by_level: whether the terms have the weight of eq. 1, or all masked positions of the batch the same.
     """
 
-    network: MaskedDenoiser
-
     def __init__(self, *arguments: Any, terms: Terms, by_level: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.terms, self.by_level = terms, by_level
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Per token, or per masked position where noise levels count alike."""
-        x_0, config = batch["x_0"], self.network.config
-        x_t, t, masked = noised(x_0, config, self.schedule, generator)
-        terms = self.terms(self.network, self.network.encode(x_t, t)[masked], x_0[masked])
+        network, x_0 = cast(Source, self.network), batch["x_0"]
+        ids = ids_of(network)
+        x_t, t, masked = noised(x_0, ids, self.schedule, generator)
+        terms = self.terms(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
         if self.by_level:
-            return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != config.pad_index).sum()
+            return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
         return terms.sum() / masked.sum().clamp(min=1)
 
 
@@ -72,21 +75,20 @@ class DistilledModule(DenoiserModule):
         how: how its conditionals are found.
     """
 
-    network: MaskedDenoiser
-
     def __init__(self, *arguments: Any, teacher: CausalLM, how: Strategy = first_order, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.teacher, self.how = Frozen(teacher), how
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Nats per token."""
-        x_0, config = batch["x_0"], self.network.config
-        x_t, t, masked = noised(x_0, config, self.schedule, generator)
+        network, x_0 = cast(Source, self.network), batch["x_0"]
+        ids = ids_of(network)
+        x_t, t, masked = noised(x_0, ids, self.schedule, generator)
         target = conditional(cast(CausalLM, self.teacher.network), x_0, masked, self.how)
 
         def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
-            return distillation_loss(self.network.decode(h), Conditional(ids, log_pi, log_rest, target.vocab_size))
+            return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
 
-        h = self.network.encode(x_t, t)[masked]
-        terms = in_parts(at, config.vocab_size, h, target.ids, target.log_pi, target.log_rest)
-        return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != config.pad_index).sum()
+        h = network.encode(x_t, t, EVERYWHERE, None)[masked]
+        terms = in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+        return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()

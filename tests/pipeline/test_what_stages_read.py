@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.workspace import params as config
+from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import every_method, inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
 
@@ -41,21 +43,34 @@ NAMES_THE_STUDY = "data/provenance.json"
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> Reading:
-    """Every stage run once, those that sample once more with other settings."""
-    reading = Reading()
+def readings(tmp_path_factory: pytest.TempPathFactory) -> list[Reading]:
+    """Every stage run once, those that sample once more with other settings, the source as every kind."""
     folder = tmp_path_factory.mktemp("reading")
+    found = []
+
+    def run(params: Params, stages: Collection[str] | None = None) -> None:
+        config.write_params(params)
+        found.append(Reading())
+        run_all([point for point in points(params) if stages is None or point.stage in stages], found[-1])
+
     with inside(folder):
         write_sample(Path("data"), seed=0, source_records=400, target_records=300)
-        config.write_params(tiny(*ONE))
-        run_all(points(tiny(*ONE)), reading)
-        other = tiny(*ONE, *OTHER)
-        config.write_params(other)
-        run_all([point for point in points(other) if point.stage in AGAIN], reading)
+        run(tiny(*ONE))
+        run(tiny(*ONE, *OTHER), AGAIN)
         for kind in SOURCES:
-            config.write_params(tiny(*ONE, f"source.kind={kind}"))
-            run_all([point for point in points(other) if point.stage in ("causal", "source")], reading)
-    return reading
+            run(tiny(*ONE, f"source.kind={kind}"), ("causal", "source"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reading(readings: list[Reading]) -> Reading:
+    """What all runs have read together."""
+    whole = Reading()
+    for one in readings:
+        for name in ("params", "files", "said"):
+            for point, read in getattr(one, name).items():
+                getattr(whole, name).setdefault(point, set()).update(read)
+    return whole
 
 
 def listed(what: str, found: set[Any]) -> str:
@@ -111,17 +126,16 @@ def test_an_evaluation_is_found_again_by_all_that_it_reads(reading: Reading) -> 
             assert used - said <= {"schedule", "evaluation.neighbours"}, point
 
 
-def test_the_state_of_a_fit_is_named_by_every_file_that_its_stage_reads(reading: Reading) -> None:
+def test_the_state_of_a_fit_is_named_by_every_file_that_its_stage_reads(readings: list[Reading]) -> None:
     """Tokens, the frozen denoiser, the classifiers: other content must never meet what was trained on this."""
-    trained = {point: named for point, named in reading.keyed.items() if point.stage != "judge"}
-    assert {point.stage for point in trained} >= {"source", "planner", "classifier", "baseline", "ratio"}
-    for point, named in trained.items():
-        read = {path for path in reading.files[point] if path != NAMES_THE_STUDY}
-        assert read and all(read <= one for one in named), (point, read - named[0])
-    # The judge reads tokenizer and texts too, for a part that is fitted anew each time.
-    (judge,) = (point for point in reading.keyed if point.stage == "judge")
-    arrays = {path for path in reading.files[judge] if path.endswith((".npy", "meta.json"))}
-    assert arrays and all(arrays <= one for one in reading.keyed[judge])
+    trained = {point.stage for reading in readings for point in reading.keyed}
+    assert trained >= {"causal", "source", "planner", "classifier", "baseline", "ratio"}
+    for reading in readings:
+        for point, named in reading.keyed.items():
+            read = {path for path in reading.files[point] if path != NAMES_THE_STUDY}
+            if point.stage == "judge":  # which reads tokenizer and texts too, for a part that is fitted anew each time
+                read = {path for path in read if path.endswith((".npy", "meta.json"))}
+            assert read and all(read <= one for one in named), (point, read - named[0])
 
 
 def test_every_file_that_a_stage_reads_makes_it_stale(reading: Reading) -> None:

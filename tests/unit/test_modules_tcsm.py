@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,3 +156,17 @@ def test_texts_of_a_pair_that_differ_in_length_are_refused():
     winner[0] = loser[0] = PAD
     with pytest.raises(UserError, match="different or no length"):
         noised_pairs(winner, loser, MASK, 2, generator(), pad_index=PAD)
+
+
+def test_the_score_form_is_the_same_of_a_denoiser_that_is_no_decoder():
+    """Of the whole law, and of the mean logit: one loss."""
+    network = denoiser()
+    h = torch.randn(7, CONFIG.width, generator=generator())
+    tokens = torch.randint(0, 4, (7,), generator=generator(1))
+    foreign = SimpleNamespace(
+        decode=network.decode, vocab_size=6, mask_index=MASK, pad_index=PAD, logits=network.logits, normalised=True
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            score_form_terms(foreign, h, tokens, 1e-3), score_form_terms(network, h, tokens, 1e-3)
+        )
