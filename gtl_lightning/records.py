@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import SEAL, digest, finite, read_json, reading, refuse_constant
+from gtl_lightning.files import SEAL, decoded, digest, finite, read_json
+from gtl_lightning.inputs import read_text
 
 T = TypeVar("T")
 Shape = Mapping[str, type | tuple[type, ...]]
@@ -88,13 +89,10 @@ def read_lines(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
     Raises:
         UserError: missing, cannot be read, or a line that is no such object: cut off, for example.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        with reading(path), open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                rows.append(
-                    record(json.loads(line, parse_constant=refuse_constant), f"{path}, line {number}", required)
-                )
+        for number, line in enumerate(StringIO(read_text(path)), start=1):
+            rows.append(record(decoded(line), f"{path}, line {number}", required))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}, line {len(rows) + 1} is not valid JSON ({error}); delete the file and run its stage again"

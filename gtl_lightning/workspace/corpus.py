@@ -60,7 +60,7 @@ class Corpus:
         from gtl_lightning.data.dataset import TokenDataset
 
         check_tokens(TOKENS, [f"{split}.{part}.npy" for part in ("tokens", "offsets")])
-        return TokenDataset(TOKENS, split, self.pad_index)
+        return TokenDataset(TOKENS, split, self.pad_index, self.vocab_size)
 
     def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
         """The nested target subset: examples to train on and, in the same proportion, examples to select on.

@@ -9,6 +9,10 @@ from typing import Any
 import yaml
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import read_text
+
+LARGEST = 1 << 18
+"""Bytes of a file of parameters; the reader takes seconds for so many."""
 
 
 def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
@@ -18,11 +22,7 @@ def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, A
         UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `{command}`") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
+        text = read_text(path, LARGEST, f"write it with `{command}`")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
