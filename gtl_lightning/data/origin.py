@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, sha256_file, write_json
+from gtl_lightning.files import sha256_file, write_json
+from gtl_lightning.records import COUNT, Shape, Values, read_record
 
 SNAPSHOT = "snapshot.jsonl.gz"
 PROVENANCE = "provenance.json"
+SHAPE: Shape = {
+    "sha256": str,
+    "kind?": str,
+    "records?": COUNT,
+    "generated?": bool,
+    "fields?": Values(str),
+    "damaged?": Values(COUNT),
+}
 
 #: Our name -> the file's name for every field that is read.
 FIELDS: Mapping[str, str] = {"id": "id", "title": "title", "categories": "categories", "abstract": "abstract"}
@@ -57,8 +66,16 @@ def recorded_fields(folder: Path | str) -> dict[str, str] | None:
 
     A download is stored under our names; what it records are the names at its source.
     """
-    path = Path(folder) / PROVENANCE
-    provenance = read_json(path) if path.is_file() else None
-    if not isinstance(provenance, dict) or provenance.get("kind") != "import":
+    if not (Path(folder) / PROVENANCE).exists():
         return None
-    return check_fields(provenance.get("fields"))
+    provenance = read_provenance(folder)
+    return check_fields(provenance.get("fields")) if provenance.get("kind") == "import" else None
+
+
+def read_provenance(folder: Path | str) -> dict[str, Any]:
+    """What `write_provenance` left.
+
+    Raises:
+        UserError: missing, or of another shape.
+    """
+    return read_record(Path(folder) / PROVENANCE, SHAPE)

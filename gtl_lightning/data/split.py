@@ -18,6 +18,7 @@ from gtl_lightning.data.quarantine import Problem, quarantine
 from gtl_lightning.data.scan import Scan, scan
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path, replacing, write_json
+from gtl_lightning.records import COUNT, Shape, Values
 
 SOURCE_SPLITS = ("source_train", "source_val", "judge_source")
 TARGET_SPLITS = ("target_train", "target_val", "target_test", "judge_target")
@@ -51,6 +52,15 @@ def fraction_size(n: int, fraction: float, min_examples: int = 1) -> int:
             "use a larger fraction, more data or a smaller min_examples"
         )
     return size
+
+
+SUMMARY: Shape = {
+    "records": COUNT,
+    "splits": {name: Values(COUNT) for name in SPLITS},
+    "quarantine": Values(COUNT),
+    "unused": Values(COUNT),
+    "archives?": Values(COUNT),
+}
 
 
 def split_snapshot(
