@@ -96,8 +96,10 @@ class RealText:
                         "text anew: `dvc repro real-text` (or `gtl real`)"
                     )
         widths = {value.ndim == 2 and value.shape[1] for value in features.values()}
-        if features.keys() != {"real", "train"} or len(widths) > 1 or False in widths:
-            raise UserError(f"{FEATURES} holds other tensors than `real` and `train` [n, d]; measure real text anew")
+        if not {"real", "train"} <= features.keys() or len(widths) > 1 or False in widths:
+            raise UserError(
+                f"{FEATURES} lacks `real` or `train`, or they are no [n, d]; measure real text anew (`gtl real`)"
+            )
         return cls(
             featurizer,
             wanted,
