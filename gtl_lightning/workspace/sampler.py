@@ -15,7 +15,7 @@ from gtl_lightning.records import COUNT, Shape, Values, read_record
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
 from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, Cell
+from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, TOKENS, Cell
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,12 @@ class Sampler:
         own = MODELS / (cell.name if cell.fraction is not None else "source")
         frozen = denoiser_path(cell)
         denoiser = load_denoiser(frozen.parent.name, root, device)
+        for key in ("vocab_size", "mask_index"):
+            if getattr(denoiser, key) != getattr(corpus, key):
+                raise UserError(
+                    f"{root / frozen} was trained with {key} = {getattr(denoiser, key)}, and {root / TOKENS}/meta.json "
+                    f"says {getattr(corpus, key)}; train it again (`dvc repro`)"
+                )
         guidance = None
         if guides(cell.method):
             network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
