@@ -33,7 +33,14 @@ def made(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(shutil.copytree(made, tmp_path / "bundle", copy_function=os.link))
-    monkeypatch.setattr("gtl_lightning.workspace.registry.fetch_model", lambda *asked: folder)
+
+    def fetched(*asked: object) -> tuple[Path, dict[str, str]]:
+        """Registered as it lies there: what is spoiled is told by its content alone."""
+        manifest = folder / MANIFEST
+        whole = manifest.is_file() and not manifest.is_symlink()
+        return folder, {MANIFEST: sha256_file(manifest) if whole else "0" * 64}
+
+    monkeypatch.setattr("gtl_lightning.workspace.registry.fetch_model", fetched)
     return folder
 
 

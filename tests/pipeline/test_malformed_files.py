@@ -9,7 +9,7 @@ import torch
 
 from gtl_lightning.bench.results import TEXTS
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import load_tensors, save_tensors, write_json
+from gtl_lightning.files import load_tensors, save_tensors, sha256_file, write_json
 from gtl_lightning.records import Row, Shape, read_record
 from gtl_lightning.studies.markov.page import CELLS, MOVED
 from gtl_lightning.workspace.params import Params
@@ -27,9 +27,11 @@ READ_BY = {
     "real/texts.json": "report",
     "ablation/rows.json": "report",
     "models/classifier-0.3-0/advisor.json": "report",
+    "runs/models/gtl-0.3-0/result.json": "report",
 }
 """JSON, and a command that reads it."""
-MAY_LACK = {ROW, "models/classifier-0.3-0/advisor.json"}
+RUN = "runs/models/gtl-0.3-0/result.json"
+MAY_LACK = {ROW, RUN, "models/classifier-0.3-0/advisor.json"}
 OTHERS = {
     "tokens/target_train.tokens.npy": SAMPLE,
     "tokens/target_train.offsets.npy": SAMPLE,
@@ -64,8 +66,8 @@ KEYS: list[tuple[str, Spoil, str]] = [
     *((ROW, put("sample_gamma", value=value), "sample_gamma") for value in (-1, 1e300, "1", True, {})),
     *((ROW, drop(key), key) for key in ("temperature", "sample_gamma")),
     *((RESULT, put("read", value=value), "read") for value in ([], 5, None, {"models/source": 5})),
-    *((RESULT, put(key, value="many"), key) for key in ("trainable_parameters", "steps", "seconds")),
-    *((RESULT, put(key, value=-1), key) for key in ("trainable_parameters", "steps", "seconds")),
+    *((RESULT, put(key, value="many"), key) for key in ("trainable_parameters", "steps")),
+    *((RESULT, put(key, value=-1), key) for key in ("trainable_parameters", "steps")),
     (RESULT, drop("steps"), "steps"),
     *((REAL, put("measured", key, value=[]), f"measured.{key}") for key in ("featurizer", "samples", "mauve_buckets")),
     (REAL, drop("measured", "samples"), "measured.samples"),
@@ -78,6 +80,7 @@ KEYS: list[tuple[str, Spoil, str]] = [
     (ADVISOR, put("rows", 0, value="a"), "rows.0"),
     *((SUMMARY, put(key, value=7), key) for key in ("splits", "quarantine", "unused")),
     (SUMMARY, put("splits", "source_val", value={"cs": "many"}), "splits.source_val.cs"),
+    *((RUN, put(key, value=value), key) for key, value in (("seconds", "long"), ("seconds", -1), ("rows", [5]))),
     *((ORIGIN, put("sha256", value=value), "sha256") for value in (5, None, [])),
     (ORIGIN, put("generated", value="no"), "generated"),
     (ORIGIN, put("records", value=-1), "records"),
@@ -188,6 +191,9 @@ def test_arrays_that_are_no_texts_are_named(change: str, workspace: Path, line: 
         path = folder / f"target_train.{name}.npy"
         path.unlink()
         np.save(path, array, allow_pickle=True)
+    for name in ("tokens", "offsets"):  # recorded as written: what tells them is what they hold
+        array = f"target_train.{name}.npy"
+        put("files", array, value=sha256_file(folder / array))(folder / "meta.json")
     line.refused(SAMPLE, workspace, "target_train.tokens.npy")
 
 
