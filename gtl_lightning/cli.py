@@ -57,7 +57,11 @@ def main() -> None:
 
 def _refused(line: str, code: int) -> int:
     if line.strip():  # help was shown where a command was missing
-        typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+        # One line, whatever a file's name or content puts into it: no second one, nothing that a terminal obeys.
+        plain = "".join(
+            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(line.split())
+        )
+        typer.secho(f"error: {plain}", fg=typer.colors.RED, err=True)
     return code
 
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import named_regular, open_regular, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,22 +45,6 @@ def writing(path: Path | str) -> Iterator[None]:
             raise MemoryError(str(error)) from error
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose a writable folder with free space") from error
-
-
-@contextmanager
-def reading(path: Path | str, remedy: str = "run the stage that makes it (`dvc repro`)") -> Iterator[None]:
-    """What the machine refuses inside is one line that names `path`.
-
-    Raises:
-        UserError: missing, a folder, no permission, a failing disk.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {remedy}") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot read {path}: {reason}; it must be a readable file, {remedy}") from error
 
 
 @contextmanager
@@ -117,7 +104,7 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         UserError: it cannot be read, or the target not be written.
     """
-    with reading(source), open(source, "rb") as file, atomic_path(target) as temporary, open(temporary, "wb") as out:
+    with open_regular(source) as file, atomic_path(target) as temporary, open(temporary, "wb") as out:
         shutil.copyfileobj(file, out)
 
 
@@ -187,10 +174,19 @@ def read_json(path: Path | str) -> Any:
         UserError: the file is missing, cannot be read, or is not JSON: NaN and infinity are none.
     """
     try:
-        with reading(path):
-            return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse_constant)
+        return decoded(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from error
+
+
+def decoded(text: str) -> Any:
+    """The value of a JSON text, in which a key stands once and every number is one.
+
+    Raises:
+        ValueError: no JSON, NaN, infinity, a number beyond those of the machine, a key twice.
+        RecursionError: too deeply nested.
+    """
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite_number, object_pairs_hook=_unique)
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -221,17 +217,15 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; train it first (`dvc repro`)")
     try:
-        with reading(path), safe_open(str(path), framework="pt") as file:
+        with named_regular(path, "train it first (`dvc repro`)") as name, safe_open(name, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error}); delete it and train again") from error
     meta: Any = None
-    with suppress(KeyError, json.JSONDecodeError):
-        meta = json.loads(header[HEADER])
+    with suppress(KeyError, ValueError, RecursionError):
+        meta = decoded(header[HEADER])
     if not isinstance(meta, dict) or SEAL not in meta:
         raise UserError(
             f"{path} was not written by this project (no `gtl` header with a hash); give a checkpoint made by `gtl`"
@@ -250,7 +244,7 @@ def sha256_file(path: Path | str) -> str:
     Raises:
         UserError: missing, or cannot be read.
     """
-    with reading(path), open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -270,13 +264,20 @@ def _tensor_hash(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def refuse_constant(constant: str) -> None:
-    """What `json.loads` calls at NaN and infinity.
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(f"{constant} is no number of JSON")
+
+def _finite_number(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _no_number(text[:20])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:100]!r} is given twice")
+    return found
 
 
 def finite(value: Any) -> Any:

@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import SEAL, digest, finite, read_json, reading, refuse_constant
+from gtl_lightning.files import SEAL, decoded, digest, finite, read_json
+from gtl_lightning.inputs import read_text
 
 T = TypeVar("T")
-Shape = Mapping[str, type | tuple[type, ...]]
-"""Keys that an object must have, and the types that each may be of; True and False are no numbers."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number of bounds, both included; whole, or null, where it is said."""
+
+    low: float
+    high: float
+    whole: bool = False
+    null: bool = False
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list, every entry of which is of one kind."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Values:
+    """An object, every value of which is of one kind."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Row:
+    """A flat row of a table: `needs` are there, `texts` are texts or null, `free` anything, all else numbers or null.
+
+    True and False count as numbers here, as they do in a table.
+    """
+
+    needs: Shape = field(default_factory=dict)
+    texts: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+
+
+Kind: TypeAlias = "type | tuple[type, ...] | Within | Each | Values | Row | Shape"
+Shape: TypeAlias = Mapping[str, Kind]
+"""Keys that an object must have (may have: `key?`), and of what kind each is; True and False are no numbers."""
 ANY: Shape = {}
 NUMBER = (int, float)
+COUNT = Within(0, 10**12, whole=True)
+AMOUNT = Within(0, 1e12)
+"""Seconds, shares, bytes."""
 NAMES: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -26,7 +70,7 @@ NAMES: dict[type, str] = {
 }
 
 
-def read_record(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
+def read_record(path: Path | str, required: Shape | Row = ANY) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -39,7 +83,7 @@ def read_record(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
     return record(read_json(path), path, required)
 
 
-def record(value: Any, path: Path | str, required: Shape) -> dict[str, Any]:
+def record(value: Any, path: Path | str, required: Shape | Row) -> dict[str, Any]:
     """`value`, if it is an object with the keys and types of `read_record`.
 
     Raises:
@@ -47,14 +91,7 @@ def record(value: Any, path: Path | str, required: Shape) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {_kind(value)} where an object belongs; delete it and run its stage again")
-    for key, wanted in required.items():
-        if key not in value:
-            raise UserError(f"{path} has no {key!r}; delete it and run its stage again")
-        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-        if not isinstance(value[key], kinds) or (isinstance(value[key], bool) and bool not in kinds):
-            raise UserError(
-                f"{path}: {key!r} is {_kind(value[key])}, not {_names(kinds)}; delete it and run its stage again"
-            )
+    _check(value, required, path, "")
     return value
 
 
@@ -73,7 +110,7 @@ def read_list(path: Path | str, kind: type[T]) -> list[T]:
     return items
 
 
-def read_records(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
+def read_records(path: Path | str, required: Shape | Row = ANY) -> list[dict[str, Any]]:
     """Read a JSON list of objects, each with the keys and types of `read_record`.
 
     Raises:
@@ -88,13 +125,10 @@ def read_lines(path: Path | str, required: Shape = ANY) -> list[dict[str, Any]]:
     Raises:
         UserError: missing, cannot be read, or a line that is no such object: cut off, for example.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        with reading(path), open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                rows.append(
-                    record(json.loads(line, parse_constant=refuse_constant), f"{path}, line {number}", required)
-                )
+        for number, line in enumerate(StringIO(read_text(path)), start=1):
+            rows.append(record(decoded(line), f"{path}, line {number}", required))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}, line {len(rows) + 1} is not valid JSON ({error}); delete the file and run its stage again"
@@ -119,6 +153,51 @@ def read_sealed(path: Path | str, required: Shape = ANY) -> dict[str, Any]:
     if digest(content, 64) != seal:
         raise UserError(f"{path} is damaged: its content does not fit its hash; delete it and run its stage again")
     return content
+
+
+def _check_shape(value: Mapping[str, Any], required: Shape, path: Path | str, where: str) -> None:
+    for key, wanted in required.items():
+        name = key.removesuffix("?")
+        if name in value:
+            _check(value[name], wanted, path, f"{where}{name}")
+        elif name == key:
+            raise UserError(f"{path} has no {where + name!r}; delete it and run its stage again")
+
+
+def _check(value: Any, wanted: Kind, path: Path | str, where: str) -> None:
+    """Raise UserError, naming `path` and `where` in it, for a value of another kind."""
+    if isinstance(wanted, Within):
+        kinds = ((int,) if wanted.whole else NUMBER) + ((type(None),) if wanted.null else ())
+        _check(value, kinds, path, where)
+        if value is not None and not wanted.low <= value <= wanted.high:
+            raise UserError(
+                f"{path}: {where!r} is {str(value)[:30]}, not from {wanted.low:g} to {wanted.high:g}; "
+                "delete it and run its stage again"
+            )
+    elif isinstance(wanted, Each):
+        _check(value, list, path, where)
+        for number, item in enumerate(value):
+            _check(item, wanted.kind, path, f"{where}.{number}")
+    elif isinstance(wanted, Values):
+        _check(value, dict, path, where)
+        for key, item in value.items():
+            _check(item, wanted.kind, path, f"{where}.{key[:100]}")
+    elif isinstance(wanted, Row):
+        _check(value, {**wanted.needs, **{f"{name}?": _TEXT for name in wanted.texts}}, path, where)
+        for key in value.keys() - wanted.needs.keys() - wanted.texts - wanted.free:
+            _check(value[key], _CELL, path, f"{where}.{key[:100]}".removeprefix("."))
+    elif isinstance(wanted, Mapping):
+        _check(value, dict, path, where)
+        _check_shape(value, wanted, path, f"{where}." if where else "")
+    else:
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(
+                f"{path}: {where!r} is {_kind(value)}, not {_names(kinds)}; delete it and run its stage again"
+            )
+
+
+_TEXT, _CELL = (str, type(None)), (int, float, bool, type(None))
 
 
 def _items(path: Path | str) -> list[Any]:

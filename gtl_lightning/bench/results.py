@@ -7,17 +7,20 @@ from typing import Any
 
 from gtl_lightning.bench.page import benchmark_page, benchmark_panels, quality_panels
 from gtl_lightning.files import write_text
-from gtl_lightning.records import read_records
+from gtl_lightning.records import Row, read_records
 from gtl_lightning.report.figures import save_figure
 from gtl_lightning.workspace.paths import REPORTS
 
 ROWS = REPORTS / "bench.json"
 PAGE = Path("docs/benchmarks.md")
+TEXTS = frozenset(
+    ("hardware", "date", "torch", "command", "guidance", "planner", "axis", "module", "precision", "method")
+)
 
 
 def measured() -> list[dict[str, Any]]:
     """The rows of reports/bench.json."""
-    return read_records(ROWS, {"profile": str, "group": str}) if ROWS.exists() else []
+    return read_records(ROWS, Row({"profile": str, "part": str, "group": str}, TEXTS)) if ROWS.exists() else []
 
 
 def write_page() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import named_regular
 
 _EMPTY_ARRAY_BYTES = 128
 
@@ -24,15 +25,21 @@ class TokenDataset(Dataset[Tensor]):
         folder: what `tokenize_splits` wrote.
         split: its name.
         pad_index: fills batches.
+        vocab_size: ids that there are, where the arrays are to be looked at for others.
 
     Raises:
         UserError: missing or damaged arrays.
     """
 
-    def __init__(self, folder: Path | str, split: str, pad_index: int) -> None:
+    def __init__(self, folder: Path | str, split: str, pad_index: int, vocab_size: int | None = None) -> None:
         tokens, offsets = (_load(Path(folder) / f"{split}.{part}.npy") for part in ("tokens", "offsets"))
-        if not len(offsets) or offsets[-1] != len(tokens):
+        if not _are_offsets(offsets, tokens):
             raise UserError(f"{Path(folder) / split}.tokens.npy and its offsets disagree; run `gtl tokenize` again")
+        if vocab_size is not None and len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+            raise UserError(
+                f"{Path(folder) / split}.tokens.npy holds ids outside of the vocabulary of {vocab_size}; "
+                "run `gtl tokenize` again"
+            )
         self._set(tokens, offsets, pad_index)
 
     @classmethod
@@ -110,13 +117,25 @@ class TokenDataset(Dataset[Tensor]):
         self._tokens, self._offsets, self.pad_index = tokens, offsets, pad_index
 
 
+def _are_offsets(offsets: NDArray[Any], tokens: NDArray[Any]) -> bool:
+    """Whether `offsets` cut all of `tokens` into texts, none of them empty."""
+    integers = all(array.ndim == 1 and array.dtype.kind in "iu" for array in (offsets, tokens))
+    return bool(
+        integers
+        and len(offsets)
+        and offsets[0] == 0
+        and offsets[-1] == len(tokens)
+        and (np.diff(offsets.astype(np.int64)) > 0).all()
+    )
+
+
 def _load(path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run `gtl tokenize` first") from error
-    except (ValueError, EOFError, OSError) as error:
-        # an empty array is whole and yet cannot be mapped
-        if "empty file" in str(error) and path.stat().st_size >= _EMPTY_ARRAY_BYTES:
-            return np.asarray(np.load(path))
-        raise UserError(f"{path} is truncated or no array file ({error}); run `gtl tokenize` again") from error
+    with named_regular(path, "run `gtl tokenize` first") as name:
+        try:
+            return np.asarray(np.load(name, mmap_mode="r"))
+        except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+            # an empty array is whole and yet cannot be mapped
+            if "empty file" in str(error) and path.stat().st_size >= _EMPTY_ARRAY_BYTES:
+                return np.asarray(np.load(name))
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is truncated or no array file ({reason}); run `gtl tokenize` again") from error

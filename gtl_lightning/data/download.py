@@ -12,9 +12,11 @@ from typing import Any
 
 from gtl_lightning.data.hub import endpoint, hub_reachable
 from gtl_lightning.data.lines import open_gzip
-from gtl_lightning.data.snapshot import FIELDS, SNAPSHOT, check_fields, survey, write_provenance
+from gtl_lightning.data.origin import FIELDS, SNAPSHOT, check_fields, write_provenance
+from gtl_lightning.data.snapshot import survey
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path, read_json, replacing, write_json, writing
+from gtl_lightning.inputs import open_regular
 
 _PARTS = ".download"
 _COPY = 1 << 20
@@ -62,7 +64,7 @@ def download(
     with replacing(folder) as staged:
         with open(staged / SNAPSHOT, "wb") as out:
             for part in range(state["parts"]):  # gzip files joined are a gzip file
-                with open(_part(parts, part), "rb") as file:
+                with open_regular(_part(parts, part)) as file:
                     shutil.copyfileobj(file, out, _COPY)
         try:
             found = survey(staged / SNAPSHOT, name=f"data set {dataset!r} as fetched")

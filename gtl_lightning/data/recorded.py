@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from gtl_lightning.data.snapshot import PROVENANCE, SNAPSHOT
+from gtl_lightning.data.origin import PROVENANCE, SNAPSHOT
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
-from gtl_lightning.records import read_record
+from gtl_lightning.records import Values, read_record
 
 META = "meta.json"
 
@@ -42,7 +42,7 @@ def check_tokens(folder: Path | str, names: Iterable[str]) -> None:
         UserError: no meta.json, one without hashes, or a file of another hash.
     """
     record = Path(folder) / META
-    files = read_record(record, {"files": dict})["files"]
+    files = read_record(record, {"files": Values(str)})["files"]
     for name in names:
         if (path := Path(folder) / name).is_file():
             _check(path, files.get(name), record, "fetch it again (`dvc pull tokens`), or run `gtl tokenize` again")

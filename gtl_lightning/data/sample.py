@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.lines import open_gzip
-from gtl_lightning.data.snapshot import SNAPSHOT, survey, write_provenance
+from gtl_lightning.data.origin import SNAPSHOT, write_provenance
+from gtl_lightning.data.snapshot import survey
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import replacing
 from gtl_lightning.laws.grammar import Floats, Grammar, to_words

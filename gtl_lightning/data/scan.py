@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from gtl_lightning.data.duplicates import BANDS, ROWS, signatures
 from gtl_lightning.data.lines import Progress, unseen
-from gtl_lightning.data.snapshot import Problem, read_records
+from gtl_lightning.data.quarantine import Problem, Quarantine
+from gtl_lightning.data.snapshot import read_records
 
 DUPLICATE_ID = "duplicate-id"
 
@@ -30,6 +31,7 @@ _BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 class Scan:
     """The records of the wanted archives, n of them in file order, and counts of all others.
 
+    `problems` are records whose id another one has.
     `ranked` holds indices in hash order, duplicate ids left out; `place` and `mix` are uniform numbers in [0, 1) that
     depend on the id and the seed alone.
     """
@@ -59,21 +61,21 @@ class Scan:
 def scan(
     snapshot: Path | str,
     spool: IO[bytes],
+    quarantine: Quarantine,
     archives: Collection[str],
     seed: int,
     fields: Mapping[str, str] | None = None,
     progress: Progress = unseen,
 ) -> Scan:
-    """Read a snapshot once, spooling the texts of the wanted `archives` to `spool`.
+    """Read a snapshot once: the texts of the wanted `archives` go to `spool`, damaged lines to `quarantine`.
 
     Of records with the same id the one with the least content hash is kept, so that their order in the file does not
-    matter; the others become problems, as do lines that `read_records` refuses.
+    matter; the others become problems.
 
     Raises:
         UserError: a snapshot that `read_records` refuses.
     """
     key = f"gtl split {seed}".encode()
-    problems: list[Problem] = []
     seen: Counter[str] = Counter()
     digests, content = bytearray(), array("Q")
     line, used = array("q"), array("q")
@@ -86,7 +88,7 @@ def scan(
     for record in read_records(snapshot, fields, progress):
         records += 1
         if isinstance(record, Problem):
-            problems.append(record)
+            quarantine.add(record)
             continue
         name = record.archive
         seen[name] += 1
@@ -114,7 +116,7 @@ def scan(
     repeated[1:] = hashes[by_hash[1:]] == hashes[by_hash[:-1]]
     is_wanted = wanted >= 0
     again = _ids_at(by_hash[repeated], wanted, ids)
-    problems += [Problem(int(lines[i]), DUPLICATE_ID, again.get(int(i))) for i in by_hash[repeated]]
+    problems = [Problem(int(lines[i]), DUPLICATE_ID, again.get(int(i))) for i in by_hash[repeated]]
     ranked = wanted[by_hash[~repeated]]
     return Scan(
         records=records,

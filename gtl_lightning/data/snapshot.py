@@ -11,32 +11,24 @@ from typing import IO, Any, NamedTuple
 
 from gtl_lightning.data.lines import (
     LONGEST_LINE,
-    STANDARD_INPUT,
     Display,
     Progress,
     drain,
-    is_gzip,
     lines_of,
     no_display,
     open_gzip,
     open_source,
     read_lines,
-    shown,
-    tapped,
-    unpacked,
     unseen,
 )
+from gtl_lightning.data.origin import FIELDS, SNAPSHOT, Survey, check_fields, write_provenance
+from gtl_lightning.data.packed import STANDARD_INPUT, is_gzip, shown, tapped, unpacked
+from gtl_lightning.data.quarantine import Problem
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import read_json, replacing, sha256_file, write_json
-
-SNAPSHOT = "snapshot.jsonl.gz"
-PROVENANCE = "provenance.json"
-
-#: Our name -> the file's name for every field that is read.
-FIELDS: Mapping[str, str] = {"id": "id", "title": "title", "categories": "categories", "abstract": "abstract"}
+from gtl_lightning.files import replacing
 
 #: Causes that count as damage (duplicates do not).
-MALFORMED, MISSING_FIELD, EMPTY_ABSTRACT = DAMAGE = ("malformed", "missing-field", "empty-abstract")
+MALFORMED, MISSING_FIELD, EMPTY_ABSTRACT = ("malformed", "missing-field", "empty-abstract")
 
 _decode = json.JSONDecoder().decode
 _HOPELESS_LINES = 1000
@@ -58,38 +50,9 @@ class Record(NamedTuple):
         return archive(self.categories)
 
 
-class Problem(NamedTuple):
-    """A line that is no usable record, why, and its id where one could be read."""
-
-    line: int
-    cause: str
-    id: str | None
-
-
 def archive(categories: str) -> str:
     """Archive of the first category: the text before its dot ("" when there is none)."""
     return categories.partition(" ")[0].partition(".")[0]
-
-
-def check_fields(fields: Mapping[str, str] | None) -> dict[str, str]:
-    """Complete a field mapping with the defaults.
-
-    Raises:
-        UserError: a key that is none of ours.
-    """
-    given = dict(fields or {})
-    if unknown := sorted(set(given) - set(FIELDS)):
-        raise UserError(f"unknown field {unknown[0]!r} in the field mapping; its keys are {', '.join(FIELDS)}")
-    return {**FIELDS, **given}
-
-
-class Survey(NamedTuple):
-    """What a whole snapshot holds: `records` non-blank lines, those usable, the others by cause."""
-
-    records: int
-    usable: int
-    causes: Counter[str]
-    generated: bool
 
 
 def read_records(
@@ -189,32 +152,6 @@ def survey(
     return Survey(usable + causes.total(), usable, causes, generated)
 
 
-def write_provenance(folder: Path | str, *, kind: str, found: Survey, **more: Any) -> dict[str, Any]:
-    """Write provenance.json beside the snapshot: where it came from, how many records, its sha256; damage by cause."""
-    provenance = {
-        "kind": kind,
-        "records": found.records,
-        "sha256": sha256_file(Path(folder) / SNAPSHOT),
-        "generated": found.generated,
-        **({"damaged": dict(sorted(found.causes.items()))} if found.causes else {}),
-        **more,
-    }
-    write_json(Path(folder) / PROVENANCE, provenance)
-    return provenance
-
-
-def recorded_fields(folder: Path | str) -> dict[str, str] | None:
-    """The field names of the snapshot in `folder`, where an import recorded others than ours.
-
-    A download is stored under our names; what it records are the names at its source.
-    """
-    path = Path(folder) / PROVENANCE
-    provenance = read_json(path) if path.is_file() else None
-    if not isinstance(provenance, dict) or provenance.get("kind") != "import":
-        return None
-    return check_fields(provenance.get("fields"))
-
-
 def _records(
     lines: Iterable[tuple[int, bytes]], names: Mapping[str, str], shown_name: str
 ) -> Iterator[Record | Problem]:
@@ -254,11 +191,12 @@ def _copy(path: Path | str, staged: Path, names: Mapping[str, str], progress: Pr
             with open_gzip(target) as out, unpacked(source, path, staged) as text:
                 copied = tapped(text, path, copy=out.write)
                 _check_first(copied, names, shown(path))
-                drain(copied)
+                for _ in lines_of(copied, path):  # to the end, if there is one
+                    pass
 
 
 def _check_first(text: IO[bytes], names: Mapping[str, str], shown_name: str) -> None:
-    first = list(islice(_records(lines_of(text), names, shown_name), _PEEK))
+    first = list(islice(_records(lines_of(text, shown_name), names, shown_name), _PEEK))
     problems = [record for record in first if isinstance(record, Problem)]
     if len(problems) == len(first):
         raise UserError(

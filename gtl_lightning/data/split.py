@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections import Counter
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 
 from gtl_lightning.data.duplicates import group
 from gtl_lightning.data.lines import Display, Progress, no_display
+from gtl_lightning.data.quarantine import Problem, quarantine
 from gtl_lightning.data.scan import Scan, scan
-from gtl_lightning.data.snapshot import DAMAGE, Problem
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import atomic_path, replacing, write_json, write_text
+from gtl_lightning.files import atomic_path, replacing, write_json
+from gtl_lightning.records import COUNT, Shape, Values
 
 SOURCE_SPLITS = ("source_train", "source_val", "judge_source")
 TARGET_SPLITS = ("target_train", "target_val", "target_test", "judge_target")
@@ -52,6 +52,15 @@ def fraction_size(n: int, fraction: float, min_examples: int = 1) -> int:
             "use a larger fraction, more data or a smaller min_examples"
         )
     return size
+
+
+SUMMARY: Shape = {
+    "records": COUNT,
+    "splits": {name: Values(COUNT) for name in SPLITS},
+    "quarantine": Values(COUNT),
+    "unused": Values(COUNT),
+    "archives?": Values(COUNT),
+}
 
 
 def split_snapshot(
@@ -103,22 +112,24 @@ def split_snapshot(
     _check_arguments(source, target, shares, near_duplicate, target_share_in_source)
     out = Path(out)
     # all files together, so that no failure leaves old and new splits side by side, with one text in both
-    with replacing(out) as staged, tempfile.TemporaryFile(dir=staged) as spool:
+    with replacing(out) as staged, tempfile.TemporaryFile(dir=staged) as spool, quarantine(staged) as damaged:
         with display("reading the snapshot") as progress:
-            found = scan(snapshot, spool, {*source, *target}, seed, fields, progress)
+            found = scan(snapshot, spool, damaged, {*source, *target}, seed, fields, progress)
         _check_domains(snapshot, found, source, target)
         with display("comparing texts") as progress:
             kept, doubles = _distinct(found, near_duplicate, progress)
-        quarantine = sorted(found.problems + doubles, key=lambda problem: problem.line)
-        _check_damage(snapshot, found.records, quarantine, out, max_bad_share)
+        doubles += found.problems
+        if damaged.causes.total() > max_bad_share * found.records:
+            damaged.write(out / QUARANTINE, doubles)
+            raise _too_much_damage(snapshot, found.records, damaged.causes, out, max_bad_share)
         domains = _domains(found, kept, source, target, target_share_in_source)
         plan = _assign(found, domains, shares, {"source": max_source, "target": max_target})
         _check_sizes(plan, shares, min_examples)
         _check_plan(found, plan, {*source, *target} if target_share_in_source else {*source}, {*target})
         for name in SPLITS:
             _write_split(staged / f"{name}.parquet", found, plan[name])
-        _write_quarantine(staged / QUARANTINE, quarantine)
-        causes = Counter(problem.cause for problem in quarantine)
+        damaged.write(staged / QUARANTINE, doubles)
+        causes = damaged.causes + Counter(problem.cause for problem in doubles)
         placed = sum(len(rows) for rows in plan.values())
         summary = {
             "records": found.records,
@@ -166,17 +177,14 @@ def _check_domains(snapshot: Path | str, found: Scan, source: Sequence[str], tar
                 raise UserError(f"{snapshot} has no record of the {role} archive {name!r}; archives present: {present}")
 
 
-def _check_damage(
-    snapshot: Path | str, records: int, quarantine: Sequence[Problem], out: Path, max_bad_share: float
-) -> None:
-    causes = Counter(problem.cause for problem in quarantine if problem.cause in DAMAGE)
-    if causes.total() > max_bad_share * records:
-        _write_quarantine(out / QUARANTINE, quarantine)
-        counts = ", ".join(f"{cause} {n}" for cause, n in sorted(causes.items()))
-        raise UserError(
-            f"{snapshot}: {causes.total()} of {records} records are damaged ({counts}), more than max_bad_share = "
-            f"{max_bad_share:g}; see {out / QUARANTINE}, mend the file or raise the share"
-        )
+def _too_much_damage(
+    snapshot: Path | str, records: int, causes: Counter[str], out: Path, max_bad_share: float
+) -> UserError:
+    counts = ", ".join(f"{cause} {n}" for cause, n in sorted(causes.items()))
+    return UserError(
+        f"{snapshot}: {causes.total()} of {records} records are damaged ({counts}), more than max_bad_share = "
+        f"{max_bad_share:g}; see {out / QUARANTINE}, mend the file or raise the share"
+    )
 
 
 def _distinct(found: Scan, near_duplicate: float, progress: Progress) -> tuple[NDArray[np.int64], list[Problem]]:
@@ -275,10 +283,6 @@ def _check_plan(found: Scan, plan: Mapping[str, NDArray[np.int64]], source: set[
             }
         )
     )
-
-
-def _write_quarantine(path: Path, problems: Sequence[Problem]) -> None:
-    write_text(path, "".join(json.dumps(problem._asdict()) + "\n" for problem in problems))
 
 
 def _write_split(path: Path, found: Scan, rows: NDArray[np.int64]) -> None:

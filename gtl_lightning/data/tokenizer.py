@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
 from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import check_regular
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,6 +63,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        check_regular(Path(name))
     tokenizer: Any
     refuse_code(str(name), local_only=True)
     try:

@@ -17,6 +17,7 @@ from gtl_lightning.data.split import SPLITS
 from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, train_tokenizer
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path, replacing, settle, write_json
+from gtl_lightning.inputs import open_regular
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -95,14 +96,18 @@ def read_texts(path: Path | str) -> Iterator[list[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; run `gtl split` first")
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(_CHUNK, columns=["text"]):
-                yield batch.column(0).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:  # the last: pages that do not fit their checksums
-        raise UserError(f"{path} is damaged or no split ({error}); run `gtl split` again") from error
+    with open_regular(path, "run `gtl split` first") as raw:
+        try:
+            with pq.ParquetFile(raw, page_checksum_verification=True) as file:
+                if file.schema_arrow.field("text").type != pa.string():
+                    raise pa.ArrowInvalid("its texts are none")
+                for batch in file.iter_batches(_CHUNK, columns=["text"]):
+                    if batch.column(0).null_count:
+                        raise pa.ArrowInvalid("a text is missing")
+                    yield batch.column(0).to_pylist()
+        except (pa.ArrowException, KeyError, IndexError, OSError, UnicodeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is damaged or no split ({reason}); run `gtl split` again") from error
 
 
 def encode_chunks(

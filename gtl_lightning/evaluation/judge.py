@@ -87,12 +87,20 @@ class Judge:
             UserError: missing, truncated, or not a judge.
         """
         from gtl_lightning.files import load_tensors
+        from gtl_lightning.records import NUMBER, record
 
         tensors, meta = load_tensors(path)
         if meta.get("kind") != KIND:
             raise UserError(f"{path} holds no domain judge; delete it and run the stage that fits the judge")
+        record(meta, path, {"intercept": NUMBER, "auc": NUMBER})
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        vocabulary = tuple(arrays["vocabulary"].tobytes().decode().split("\n"))
+        try:
+            vocabulary = tuple(arrays["vocabulary"].tobytes().decode().split("\n"))
+            fits = {arrays[name].shape for name in ("idf", "coefficients")} == {(len(set(vocabulary)),)}
+        except (KeyError, UnicodeDecodeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path}: its words and their weights do not fit; delete it and fit the judge again")
         return cls(vocabulary, arrays["idf"], arrays["coefficients"], meta["intercept"], meta["auc"])
 
 

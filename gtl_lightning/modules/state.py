@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, make_folder, read_json, remove, sha256_file, write_json, writing
+from gtl_lightning.inputs import named_regular
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Keeper
 from gtl_lightning.networks.store import unshared
@@ -162,10 +163,11 @@ class ForeignStateError(UserError):
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint whose archive fits its checksums: torch itself does not look at them. Nothing in it is executed."""
-    with zipfile.ZipFile(path) as archive:
-        if entry := archive.testzip():
-            raise zipfile.BadZipFile(entry)
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with named_regular(path) as name:
+        with zipfile.ZipFile(name) as archive:
+            if entry := archive.testzip():
+                raise zipfile.BadZipFile(entry)
+        checkpoint: dict[str, Any] = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint
 
 

@@ -12,10 +12,22 @@ from gtl_lightning.core.protocols import Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
-from gtl_lightning.records import ANY, record
+from gtl_lightning.records import ANY, COUNT, Shape, Within, record
 
 T = TypeVar("T", bound=type[nn.Module])
 REGISTRY: dict[str, type[nn.Module]] = {}
+_LEAST = 1 << 20
+CONFIG: Shape = {
+    "vocab_size": Within(1, 2**31, whole=True),
+    **dict.fromkeys(("length", "width"), Within(1, 2**16, whole=True)),
+    **dict.fromkeys(("depth", "heads"), Within(1, 2**10, whole=True)),
+    **dict.fromkeys(("mask_index", "pad_index"), Within(-1, 2**31, whole=True)),
+    "cond_dim?": COUNT,
+    "dropout?": Within(0, 1),
+    "tied?": bool,
+    "causal?": bool,
+}
+"""A `BackboneConfig` as it is stored."""
 
 
 def register(cls: T) -> T:
@@ -61,6 +73,7 @@ def load_network(
         names = " or ".join(cls.__name__ for cls in wanted)
         raise UserError(f"{path} holds a {name}, not a {names}; give the right checkpoint")
     try:
+        _check_size(description, sum(tensor.numel() for tensor in tensors.values()), path)
         with seeded(0):
             network = build(description, denoiser)
         fresh = unshared(network.state_dict())
@@ -75,6 +88,22 @@ def load_network(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: weights and configuration do not fit ({reason}); train it again") from error
     return network.eval()
+
+
+def _check_size(description: dict[str, Any], stored: int, path: Path | str) -> None:
+    """Refuse sizes of another kind, or for which there are not half the weights, before they take memory.
+
+    Raises:
+        UserError: naming the size.
+        ValueError: more weights than are stored.
+    """
+    for member in description.get("members", ()):
+        _check_size(member, stored, path)
+    if "config" in description:
+        config = record(description["config"], path, CONFIG)
+        needed = config["width"] * (config["vocab_size"] + config["depth"] * config["width"])
+        if needed > 2 * stored + _LEAST:
+            raise ValueError(f"a network of {needed} weights and more, and {stored} in the file")
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gtl_lightning.data.download import download
-from gtl_lightning.data.lines import STANDARD_INPUT
+from gtl_lightning.data.origin import check_fields, recorded_fields
+from gtl_lightning.data.packed import STANDARD_INPUT
 from gtl_lightning.data.recorded import check_snapshot
 from gtl_lightning.data.sample import write_sample
-from gtl_lightning.data.snapshot import check_fields, import_snapshot, recorded_fields
+from gtl_lightning.data.snapshot import import_snapshot
 from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.evaluation.features import load_featurizer
 from gtl_lightning.evaluation.mauve import mauve_score
 from gtl_lightning.files import save_tensors, write_json
-from gtl_lightning.records import read_record
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.metrics import text_metrics
 from gtl_lightning.workspace.params import Params
@@ -63,4 +63,4 @@ def measure_real(params: Params) -> None:
 
 def _exact_domain(params: Params) -> str | None:
     target = params.data.target
-    return target[0] if read_record(DATA / "provenance.json").get("generated") and len(target) == 1 else None
+    return target[0] if read_provenance(DATA).get("generated") and len(target) == 1 else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from gtl_lightning.data.origin import read_provenance
+from gtl_lightning.data.split import SUMMARY
 from gtl_lightning.files import write_json
-from gtl_lightning.records import Shape, read_list, read_record, read_records
+from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
 from gtl_lightning.workspace.frozen import guided_files
 from gtl_lightning.workspace.params import Params
@@ -30,9 +32,12 @@ from gtl_lightning.workspace.paths import (
     with_times,
 )
 from gtl_lightning.workspace.provenance import mixtures
+from gtl_lightning.workspace.real import SHAPE
 
 POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
 """What every row of a cell says of where it belongs."""
+TEXTS = frozenset({"verdict", "made_with", "trained_with", "source", "mlflow_run"})
+ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
 SHOWN = ("mauve", "nelbo", "domain_score")
 
 
@@ -42,8 +47,8 @@ def make_report(params: Params) -> None:
     A cell of the grid without a result is shown as a hole, with its reason.
     """
     rows, holes = _rows(params)
-    measured = read_record(REAL_VALUES, {"measured": dict})["measured"]
-    ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS))
+    measured = read_record(REAL_VALUES, SHAPE)["measured"]
+    ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS, Row({**POINT, "axis": str}, TEXTS)))
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
@@ -54,8 +59,8 @@ def make_report(params: Params) -> None:
         ablation=ablation,
         advisor=advisor,
         samples=_samples(params),
-        data_summary=read_record(SPLITS / "summary.json"),
-        provenance=read_record(DATA / "provenance.json"),
+        data_summary=read_record(SPLITS / "summary.json", SUMMARY),
+        provenance=read_provenance(DATA),
         settings={
             "profile": params.profile,
             "methods": ["source", *params.sweep.methods],
@@ -91,7 +96,8 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for cell in _grid(params):
         path = CELLS / cell.name / ROW
         if path.exists():
-            rows.append({**read_record(path, POINT), "train_seconds": _train_seconds(cell), **run_of(path)})
+            row = read_record(path, Row(POINT, TEXTS, frozenset({"gamma_curve", "trials"})))
+            rows.append({**row, "train_seconds": _train_seconds(cell), **run_of(path)})
         else:
             cause = f"{path} does not exist: its stage failed or has not run"
             holes.append({"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "cause": cause})
@@ -119,7 +125,7 @@ def _classifiers(params: Params) -> list[Cell]:
 
 def _advice(cell: Cell) -> list[dict[str, Any]]:
     path = MODELS / cell.name / "advisor.json"
-    return list(read_record(path, {"rows": list})["rows"]) if path.exists() else []
+    return list(read_record(path, {"rows": Each(ADVICE)})["rows"]) if path.exists() else []
 
 
 def _samples(params: Params) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ WITHOUT_RESULT = frozenset(
         "__init__.py",  # names for people's own code, imported when used
         "errors.py",  # one exception
         "resources.py",  # memory and threads of the process
+        "inputs.py",  # opens regular files, and refuses others
         "records.py",  # refuses JSON of another shape, and gives the rest as it was read
         "fields.py",  # parameters: their values come from params.yaml, by which DVC and the state are keyed one by one
         "workspace/params.py",

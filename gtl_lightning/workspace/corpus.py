@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from gtl_lightning.data.recorded import check_tokens
+from gtl_lightning.data.split import SPLITS
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
-from gtl_lightning.records import read_record, record
+from gtl_lightning.records import COUNT, Shape, Within, read_record
 from gtl_lightning.workspace.checks import check_corpus
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, NETWORK, TOKENS
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.data.dataset import TokenDataset
     from gtl_lightning.networks.block import BackboneConfig
+
+SPECIALS = ("mask_index", "pad_index", "eos_index")
+AGAIN = "run `gtl tokenize` again"
+META: Shape = {
+    "vocab_size": Within(1, 2**31, whole=True),
+    **dict.fromkeys(SPECIALS, COUNT),
+    "length": Within(1, 2**16, whole=True),
+    "splits": {split: {"examples": COUNT} for split in SPLITS},
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,14 @@ class Corpus:
         """
         ids = ("vocab_size", "mask_index", "pad_index", "eos_index", "length")
         path = root / TOKENS / "meta.json"
-        meta = read_record(path, {**dict.fromkeys(ids, int), "splits": dict})
-        splits = {
-            split: record(found, f"{path}, {split}", {"examples": int}) for split, found in meta["splits"].items()
-        }
-        corpus = cls(**{key: meta[key] for key in ids}, sizes={split: splits[split]["examples"] for split in splits})
+        meta = read_record(path, META)
+        for key in SPECIALS:
+            if meta[key] >= meta["vocab_size"]:
+                raise UserError(f"{path}: {key!r} is {meta[key]}, which is no id of {meta['vocab_size']}; {AGAIN}")
+        if len({meta[key] for key in SPECIALS}) < len(SPECIALS):
+            raise UserError(f"{path}: two of {', '.join(SPECIALS)} are one id; {AGAIN}")
+        sizes = {split: found["examples"] for split, found in meta["splits"].items()}
+        corpus = cls(**{key: meta[key] for key in ids}, sizes=sizes)
         if root == Path():  # what a registered model holds was looked at when it was made
             check_corpus(params, corpus.vocab_size, corpus.sizes)
         return corpus
@@ -60,7 +73,7 @@ class Corpus:
         from gtl_lightning.data.dataset import TokenDataset
 
         check_tokens(TOKENS, [f"{split}.{part}.npy" for part in ("tokens", "offsets")])
-        return TokenDataset(TOKENS, split, self.pad_index)
+        return TokenDataset(TOKENS, split, self.pad_index, self.vocab_size)
 
     def target(self, fraction: float, min_examples: int) -> tuple[TokenDataset, TokenDataset]:
         """The nested target subset: examples to train on and, in the same proportion, examples to select on.

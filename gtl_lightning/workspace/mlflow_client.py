@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.addresses import without_credentials
+from gtl_lightning.workspace.addresses import SQLITE, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+T = TypeVar("T")
+TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+DEFAULTS = {TIMEOUT: 30, RETRIES: 2, "PGCONNECT_TIMEOUT": 10}
+"""Seconds and counts that hold where the environment says nothing: MLflow's own are 120 and 7, PostgreSQL has none."""
+PATIENCE_SECONDS = 30.0
+"""For one question to a tracker, its repetitions counted."""
+TRANSFERS = ("log_artifact", "log_artifacts", "log_dict")
+"""Calls that take as long as a file is large: every piece of it is bounded by the timeout of a request. A file of
+SQLite, which waits for other writers, is bounded by nothing of ours either."""
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -52,27 +63,72 @@ class _OneLine:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # also while it is unpickled, before it has a client
             raise AttributeError(name)
-        return _told(getattr(self._client, name), self._uri)
+        seconds = None if name in TRANSFERS or self._uri.startswith(SQLITE) else patience()
+        return _told(getattr(self._client, name), self._uri, seconds)
 
 
-def _told(call: Callable[..., Any], uri: str) -> Callable[..., Any]:
+def _told(call: Callable[..., Any], uri: str, seconds: float | None) -> Callable[..., Any]:
     def telling(*args: Any, **kwargs: Any) -> Any:
         with one_line(uri):
-            return call(*args, **kwargs)
+            return call(*args, **kwargs) if seconds is None else within(seconds, lambda: call(*args, **kwargs))
 
     return telling
 
 
-def open_client(uri: str) -> MlflowClient:
-    """A client that fails in one line.
+def patience() -> float:
+    """Seconds that a question may take: longer than usual where somebody has set MLflow's own limits so.
 
     Raises:
-        UserError: the database cannot be opened.
+        UserError: one of them is no count.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    timeout, retries = (_count(name) for name in (TIMEOUT, RETRIES))
+    as_usual = (timeout, retries) == (DEFAULTS[TIMEOUT], DEFAULTS[RETRIES])
+    return PATIENCE_SECONDS if as_usual else PATIENCE_SECONDS + timeout * (retries + 1)
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` gives, or TimeoutError after so many seconds: of a server that sends a byte at a time, too.
+
+    A call that is given up stays behind in a thread, which ends with the process.
+    """
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def _count(name: str) -> int:
+    value = os.environ.get(name) or str(DEFAULTS[name])
+    if not value.isdecimal() or len(value) > 9:
+        raise UserError(f"the environment variable {name} is {value!r}; set it to a whole number, or unset it")
+    return int(value)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client that fails in one line, and within seconds.
+
+    Raises:
+        UserError: the database cannot be opened, or a limit in the environment is no count.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, str(value))
+    seconds = patience()
     from mlflow import MlflowClient
 
-    # It reports every table that it creates, and every error with its traceback: ours is one line.
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    with one_line(uri):
-        return cast("MlflowClient", _OneLine(MlflowClient(tracking_uri=uri), uri))
+    # They report every table that is created, every repetition, every error with its traceback: ours is one line.
+    for package in ("mlflow", "urllib3"):
+        logging.getLogger(package).setLevel(logging.CRITICAL)
+    return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, seconds)(tracking_uri=uri), uri))

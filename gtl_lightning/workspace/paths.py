@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.files import digest, sha256_file, write_json
-from gtl_lightning.records import read_lines, read_record
+from gtl_lightning.records import AMOUNT, Each, Row, read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
 from gtl_lightning.workspace.inputs import check_inputs
 from gtl_lightning.workspace.params import Params
@@ -75,7 +76,7 @@ def study(params: Params) -> Study:
 
 def data_hash() -> str:
     """Short hash of the snapshot that data/ holds."""
-    return str(read_record(DATA / "provenance.json", {"sha256": str})["sha256"])[:12]
+    return str(read_provenance(DATA)["sha256"])[:12]
 
 
 def state_dir(name: str, settings: dict[str, Any], *inputs: Path, code: str) -> Path:
@@ -106,7 +107,7 @@ def note_run(result: Path, values: dict[str, Any]) -> None:
 def run_of(result: Path, root: Path = Path()) -> dict[str, Any]:
     """What `note_run` noted; empty for a result that came without it."""
     path = root / RUNS / result
-    return read_record(path) if path.exists() else {}
+    return read_record(path, {"seconds?": AMOUNT, "rows?": Each(Row())}) if path.exists() else {}
 
 
 def with_times(result: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

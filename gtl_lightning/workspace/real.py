@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, sha256_file
-from gtl_lightning.records import Shape, read_record
+from gtl_lightning.records import COUNT, NUMBER, Shape, Values, read_record
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, REAL, REAL_VALUES, TOKENS
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from gtl_lightning.evaluation.features import Featurizer
 
 FEATURES = REAL / "features.safetensors"
-SHAPE: Shape = {"measured": dict, "exact_domain": (str, type(None)), "values": dict}
+SHAPE: Shape = {
+    "measured": {
+        **dict.fromkeys(("featurizer", "tokens"), str),
+        **dict.fromkeys(("samples", "neighbours", "mauve_buckets", "mauve_seeds"), COUNT),
+    },
+    "exact_domain": (str, type(None)),
+    "values": Values((*NUMBER, type(None))),
+}
 JUDGE = MODELS / "judge"
 SHOWN_TEXTS = 32
 """Real and generated texts kept for people to read, in the report and in MLflow."""
@@ -88,6 +95,11 @@ class RealText:
                         f"{place} was measured with {key} = {found.get(key)}, and {value} is asked for; measure real "
                         "text anew: `dvc repro real-text` (or `gtl real`)"
                     )
+        widths = {value.ndim == 2 and value.shape[1] for value in features.values()}
+        if not {"real", "train"} <= features.keys() or len(widths) > 1 or False in widths:
+            raise UserError(
+                f"{FEATURES} lacks `real` or `train`, or they are no [n, d]; measure real text anew (`gtl real`)"
+            )
         return cls(
             featurizer,
             wanted,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
-from gtl_lightning.records import Shape, read_record
+from gtl_lightning.records import COUNT, Shape, Values, read_record
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
 from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, Cell
+from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, TOKENS, Cell
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.core.trace import Tell
 
-COST: Shape = {"trainable_parameters": int, "steps": int}
+COST: Shape = {"trainable_parameters": COUNT, "steps": COUNT}
+TRAINED: Shape = {**COST, "read": Values(str), "best_step?": COUNT, "made_with?": str}
 """What a training says of its cost."""
 
 
@@ -65,6 +66,12 @@ class Sampler:
         own = MODELS / (cell.name if cell.fraction is not None else "source")
         frozen = denoiser_path(cell)
         denoiser = load_denoiser(frozen.parent.name, root, device)
+        for key in ("vocab_size", "mask_index"):
+            if getattr(denoiser, key) != getattr(corpus, key):
+                raise UserError(
+                    f"{root / frozen} was trained with {key} = {getattr(denoiser, key)}, and {root / TOKENS}/meta.json "
+                    f"says {getattr(corpus, key)}; train it again (`dvc repro`)"
+                )
         guidance = None
         if guides(cell.method):
             network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
@@ -74,7 +81,7 @@ class Sampler:
                 n_ratio=params.sampling.n_ratio_sequence if by_sequence else params.sampling.n_ratio,
             )
         versions = {str(path): sha256_file(root / path)[:12] for path in (frozen, own / NETWORK)}
-        training = read_record(root / own / RESULT) if cell.fraction is not None else {}
+        training = read_record(root / own / RESULT, TRAINED) if cell.fraction is not None else {}
         beside = training.get("read", {}).get(str(frozen))
         if guidance is not None and beside not in (None, versions[str(frozen)]):
             raise UserError(
@@ -82,7 +89,7 @@ class Sampler:
                 f"again (`dvc repro`, or `gtl train {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
             )
         if guidance is not None and frozen != SOURCE:
-            training = _with_denoiser(training, read_record(root / frozen.parent / RESULT, COST))
+            training = _with_denoiser(training, read_record(root / frozen.parent / RESULT, TRAINED))
         return cls(
             denoiser=denoiser,
             guidance=guidance,

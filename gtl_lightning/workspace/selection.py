@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gtl_lightning.fields import STRONGEST
 from gtl_lightning.methods import guides
-from gtl_lightning.records import NUMBER, read_record
+from gtl_lightning.records import Within, read_record
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, ROW, Cell, log
 from gtl_lightning.workspace.progress import progress_bar
@@ -77,7 +78,7 @@ def chosen_setting(params: Params, cell: Cell, root: Path) -> Setting:
     temperature = params.sampling.temperature
     if not path.exists():
         return Setting(temperature, 1.0 if guides(cell.method) else None)
-    row = read_record(path, {"temperature": NUMBER, "sample_gamma": (*NUMBER, type(None))})
+    row = read_record(path, {"temperature": Within(0, STRONGEST), "sample_gamma": Within(0, STRONGEST, null=True)})
     return Setting(row["temperature"] if params.sampling.also_temperatures else temperature, row["sample_gamma"])
 
 

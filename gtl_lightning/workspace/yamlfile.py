@@ -9,6 +9,11 @@ from typing import Any
 import yaml
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import read_text
+
+LARGEST = 1 << 18
+"""Bytes of a file of parameters; the reader takes seconds for so many."""
+_MOST_VALUES, _DEEPEST, _LARGEST_NUMBER = 10**5, 50, 10**300
 
 
 def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
@@ -18,11 +23,7 @@ def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, A
         UserError: missing, unreadable, no UTF-8, no YAML, a key given twice, or no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `{command}`") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file of parameters") from error
+        text = read_text(path, LARGEST, f"write it with `{command}`")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8"
@@ -39,12 +40,39 @@ def parse(text: str, origin: str) -> Any:
     from ruamel.yaml.constructor import DuplicateKeyError
 
     try:
-        return YAML(typ="safe").load(text)
+        value = YAML(typ="safe").load(text)
+        _check(value, [_MOST_VALUES])
     except DuplicateKeyError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
     except YAMLError as error:
         raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
+    except (ValueError, RecursionError) as error:  # a 13th month; what is nested a thousand times
+        raise UserError(f"{origin} holds what is no parameter ({' '.join(str(error).split())[:200]})") from error
+    return value
+
+
+def _check(value: Any, left: list[int], depth: int = 0) -> None:
+    """Refuse what JSON has no word for, and what aliases make of a few lines.
+
+    Raises:
+        ValueError: naming it.
+    """
+    left[0] -= 1
+    if left[0] < 0 or depth > _DEEPEST:
+        raise ValueError(f"more than {_MOST_VALUES} values, or nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"a key that is no text: {str(key)[:50]}")
+            _check(item, left, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, left, depth + 1)
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(f"a {type(value).__name__}, {str(value)[:50]}; put a text into quotes")
+    elif isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
+        raise ValueError("a number of more than 300 digits")
 
 
 def flow(value: Any) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from gtl_lightning.data.snapshot import Problem, Record, import_snapshot, read_records
+from gtl_lightning.data.quarantine import Problem
+from gtl_lightning.data.snapshot import Record, import_snapshot, read_records
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json
 

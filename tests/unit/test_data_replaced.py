@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_the_old_records(data: Path, tmp_path: Path, monkeypatch: 
     def stop(*args: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gtl_lightning.data.snapshot.sha256_file", stop)
+    monkeypatch.setattr("gtl_lightning.data.origin.sha256_file", stop)
     with pytest.raises(KeyboardInterrupt):
         import_snapshot(tmp_path / "new", data)
     assert contents(data) == before

@@ -252,11 +252,12 @@ def test_pandera_refuses_a_plan_with_a_record_twice(tmp_path: Path) -> None:
     from pandera.errors import SchemaError, SchemaErrors
 
     from gtl_lightning.data import split as module
+    from gtl_lightning.data.quarantine import quarantine
     from gtl_lightning.data.scan import scan
 
     path = write(tmp_path / "s.gz", records(40))
-    with (tmp_path / "spool").open("w+b") as spool:
-        found = scan(path, spool, {"cs", "physics"}, 0)
+    with (tmp_path / "spool").open("w+b") as spool, quarantine(tmp_path) as damaged:
+        found = scan(path, spool, damaged, {"cs", "physics"}, 0)
     empty = {name: found.ranked[:0] for name in SPLITS}
     cs, physics = (found.ranked[found.archive[found.ranked] == name] for name in ("cs", "physics"))
     good = {**empty, "source_train": cs, "target_train": physics}

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from gtl_lightning.files import write_json
-from gtl_lightning.records import read_record, read_records
+from gtl_lightning.records import AMOUNT, COUNT, NUMBER, Each, Row, Shape, read_record, read_records
 from gtl_lightning.studies.markov.domains import chains
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.markov.study import OVERLAP, cells_file, study
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import REPORTS, log, with_times
+
+TEXTS = frozenset({"made_with", "mlflow_run"})
+MEASURED: Shape = {"method": str, "n": COUNT, "seed": COUNT}
+TRANSITION = Each(Each(AMOUNT))
+CELLS: Shape = {
+    "rows": Each(Row({**MEASURED, "transition": TRANSITION, "row_kl": NUMBER, "diagonal": NUMBER}, TEXTS)),
+    "calibration": Each(Row({**MEASURED, "level": NUMBER}, TEXTS)),
+}
+ADVISED = dict.fromkeys(("verdict", "verdict_reweighting", "sentence"), str)
+MOVED = Row({**MEASURED, **ADVISED, "diagonal_target": NUMBER}, TEXTS, frozenset({"transition"}))
 
 
 def markov_report(settings: Markov, params: Params) -> None:
@@ -22,11 +32,11 @@ def markov_report(settings: Markov, params: Params) -> None:
     from gtl_lightning.studies.markov.document import write_markov_report
     from gtl_lightning.studies.markov.panels import means
 
-    cells = [read_record(cells_file(seed), {"rows": list, "calibration": list}) for seed in settings.seeds]
+    cells = [read_record(cells_file(seed), CELLS) for seed in settings.seeds]
     timed = [with_times(cells_file(seed), cell["rows"]) for seed, cell in zip(settings.seeds, cells, strict=True)]
     rows = [row for cell in timed for row in cell]
     calibration = [row for cell in cells for row in cell["calibration"]]
-    overlap = read_records(OVERLAP)
+    overlap = read_records(OVERLAP, MOVED)
     write_json(REPORTS / "markov.json", rows)
     write_json(REPORTS / "markov_calibration.json", calibration)
     write_json(REPORTS / "markov_overlap.json", overlap)
