@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Lora, Training
+from gtl_lightning.methods.fitting import optimiser
 from gtl_lightning.studies.markov.domains import (
     CHOICE_STREAM,
     FOLD_STREAM,
@@ -19,7 +20,6 @@ from gtl_lightning.studies.markov.domains import (
     source_sequences,
 )
 from gtl_lightning.studies.markov.settings import Markov
-from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.paths import NETWORK, state_dir
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import digest, write_json
+from gtl_lightning.methods.fitting import optimiser
 from gtl_lightning.studies.markov.cell import SECONDS, Row, evaluate, model_kl, timeless
 from gtl_lightning.studies.markov.domains import (
     SCORE_STREAM,
@@ -19,7 +20,6 @@ from gtl_lightning.studies.markov.domains import (
 )
 from gtl_lightning.studies.markov.models import METHODS, SEQUENCE_LOSSES, Problem
 from gtl_lightning.studies.markov.settings import Markov
-from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import NETWORK, RESULT, log, note_run, state_dir
 from gtl_lightning.workspace.spread import spread
