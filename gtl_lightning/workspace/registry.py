@@ -67,7 +67,7 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
     Raises:
         UserError: no such model or alias, an unreachable tracker, a damaged artifact; the extra `pipeline` is missing.
     """
-    with extra("load_model"), fetched(name, tracking_uri) as folder:
+    with extra("load_model", "mlflow"), fetched(name, tracking_uri) as folder:
         params, cell = open_bundle(folder)
         sampler = Sampler.open(params, cell, folder)
         setting = chosen_setting(params, cell, folder)
