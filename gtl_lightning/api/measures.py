@@ -24,7 +24,8 @@ from gtl_lightning.evaluation.noised_ratio import diagnose_levels
 from gtl_lightning.evaluation.overlap import Advice
 from gtl_lightning.evaluation.overlap import advise as advise_on
 from gtl_lightning.fields import CLASSIFIER, Network
-from gtl_lightning.methods.fitting import held_out_draws, optimiser
+from gtl_lightning.methods.fitting import held_out_draws
+from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.classifier import ClassifierModule
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.networks import Ids, SequenceRatioNetwork, seeded
@@ -207,7 +208,8 @@ def _classifier(
     with seeded(seed):
         network = SequenceRatioNetwork(backbone_of(Network(), vocab_size, ids, longest))
     draws = held_out_draws(len(texts[-1]), 128)
-    module = ClassifierModule(network, noised=True, optimiser=optimiser(CLASSIFIER, CLASSIFIER.lr), draws=draws)
+    adamw = OptimiserConfig.of(CLASSIFIER, CLASSIFIER.lr)
+    module = ClassifierModule(network, noised=True, optimiser=adamw, draws=draws)
     data = DomainDataModule(
         *texts,
         batch=CLASSIFIER.batch,

@@ -28,7 +28,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
 from gtl_lightning.files import temporary_folder
 from gtl_lightning.methods import METHODS
-from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe, held_out_draws, lowest, optimiser
+from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe, held_out_draws, lowest
 from gtl_lightning.methods.method import Context, Recipe, Role, Settings
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.fit import FitResult, MakesTrainer, fit, lent
@@ -218,7 +218,7 @@ def _fit(
         data = TextDataModule(recipe.target, val, **cut)
 
     def at(lr: float) -> Trained:
-        module = build(optimiser(training, lr))
+        module = build(OptimiserConfig.of(training, lr))
         result = fit(
             module,
             data,

@@ -97,18 +97,6 @@ def averaged(networks: Sequence[nn.Module]) -> nn.Module:
     return networks[0] if len(networks) == 1 else RatioEnsemble(networks)
 
 
-def optimiser(training: Training, lr: float) -> OptimiserConfig:
-    """AdamW's settings of a training run with peak learning rate `lr`."""
-    from gtl_lightning.modules.base import OptimiserConfig
-
-    return OptimiserConfig(
-        lr=lr,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
-        grad_clip=training.clip,
-    )
-
-
 def held_out_draws(examples: int, wanted: int) -> int:
     """Noise draws of each held-out example: few examples are drawn more often, until their draws are `wanted`."""
     return max(VAL_DRAWS, math.ceil(wanted / examples))

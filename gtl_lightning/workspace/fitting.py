@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
-from gtl_lightning.methods.fitting import Trained, held_out_draws, lowest, optimiser
+from gtl_lightning.methods.fitting import Trained, held_out_draws, lowest
 from gtl_lightning.workspace.corpus import Corpus, device_of, token_files
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study, trainable_parameters
@@ -73,9 +73,11 @@ def fit_best(
     Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
     several networks alike.
     """
+    from gtl_lightning.modules.base import OptimiserConfig
+
     tried = []
     for lr in (training.lr, *training.also_lr):
-        module = build(optimiser(training, lr))
+        module = build(OptimiserConfig.of(training, lr))
         parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)

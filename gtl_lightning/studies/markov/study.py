@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import digest, write_json
-from gtl_lightning.methods.fitting import optimiser
 from gtl_lightning.studies.markov.cell import SECONDS, Row, evaluate, model_kl, timeless
 from gtl_lightning.studies.markov.domains import (
     SCORE_STREAM,
@@ -55,6 +54,7 @@ def markov_source(settings: Markov) -> None:
 
     import torch
 
+    from gtl_lightning.modules.base import OptimiserConfig
     from gtl_lightning.modules.fit import fit
     from gtl_lightning.networks import MaskedDenoiser, save_network
     from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
@@ -70,7 +70,7 @@ def markov_source(settings: Markov) -> None:
         **settings.denoiser.model_dump(),
     )
     with seeded(0):
-        module = StackedDenoiser([MaskedDenoiser(config)], None, optimiser(training, training.lr))
+        module = StackedDenoiser([MaskedDenoiser(config)], None, OptimiserConfig.of(training, training.lr))
     kept, held_out = torch.arange(len(rows)).split([settings.source_sequences, SOURCE_HELD_OUT])
     data = FoldData(
         rows,
