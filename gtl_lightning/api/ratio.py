@@ -5,19 +5,18 @@ The methods are those of the registry, by their own recipes: what the pipeline t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
-from pydantic import ValidationError
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, as_source, check_pair, device_of, held_out_of
+from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, settings_of, staying
 from gtl_lightning.core.guard import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
@@ -26,10 +25,9 @@ from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule, TextDataModule
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
-from gtl_lightning.files import temporary_folder
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe, held_out_draws, lowest
-from gtl_lightning.methods.method import Context, Recipe, Role, Settings
+from gtl_lightning.methods.method import Context, Recipe, Role
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.fit import FitResult, MakesTrainer, fit, lent
 from gtl_lightning.networks import BackboneConfig, Ids, Plain, load_network, read_meta, save_network
@@ -37,7 +35,6 @@ from gtl_lightning.networks.block import NO_PAD
 from gtl_lightning.records import record
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerFast
 
 HELD_OUT = 0.1
@@ -264,62 +261,3 @@ def _context(
         device=device_of(frozen),
         progress=lambda what: None,
     )
-
-
-def backbone_of(network: Network, vocab_size: int, ids: Ids, length: int) -> BackboneConfig:
-    """The configuration of a network over these tokens."""
-    return BackboneConfig(
-        vocab_size, length, mask_index=ids.mask_index, pad_index=ids.pad_index, **network.model_dump()
-    )
-
-
-def settings_of(method: str, settings: dict[str, Any], training: dict[str, Any]) -> Any:
-    """A method's settings: its own, what is given in their place, and of `training` what is not None.
-
-    Raises:
-        UserError: no ratio of that name, a setting that it has not, a value out of range.
-    """
-    ratios = [name for name, one in METHODS.items() if one.kind == "ratio"]
-    if method not in ratios:
-        raise UserError(f"method = {method!r} is no ratio; choose one of {', '.join(ratios)}")
-    default: Settings = METHODS[method].settings
-    given = {key: value for key, value in training.items() if value is not None}
-    train = default.train.model_dump() | given
-    if isinstance(steps := given.get("steps"), int):  # what fits the method's own length is cut to the one given
-        cut = {"warmup": min(train["warmup"], steps // 4), "check_every": min(train["check_every"], steps)}
-        train |= {key: value for key, value in cut.items() if key not in given}
-    try:
-        return type(default).model_validate({**default.model_dump(), "train": train, **settings})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "train")
-        raise UserError(f"{method}: {key or 'its settings'}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-def accelerator_of(denoiser: object, accelerator: str) -> str:
-    """Lightning's word; a function's weights stay where they are."""
-    if accelerator != "auto" or isinstance(denoiser, nn.Module):
-        return accelerator
-    return "gpu" if device_of(denoiser).type == "cuda" else "cpu"
-
-
-@contextmanager
-def staying(*networks: object) -> Iterator[torch.device]:
-    """Yield the device of the first network; modules among them are put back to where they were."""
-    homes = [(network, device_of(network)) for network in networks]
-    try:
-        yield homes[0][1]
-    finally:
-        for network, home in homes:
-            if isinstance(network, nn.Module) and device_of(network) != home:
-                network.to(home)
-
-
-@contextmanager
-def fit_folder(folder: Path | str | None) -> Iterator[Path]:
-    """Where training keeps its state: the folder, or one that is gone afterwards."""
-    if folder is not None:
-        yield Path(folder)
-        return
-    with temporary_folder() as temporary:
-        yield temporary

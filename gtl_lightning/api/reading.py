@@ -17,7 +17,7 @@ from gtl_lightning.core.protocols import Denoiser, Source, untouched
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences
-from gtl_lightning.networks import Ids, Plain
+from gtl_lightning.networks import Ids, Plain, ids_of
 from gtl_lightning.networks.block import NO_PAD
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Reading:
         if isinstance(texts, str) or not len(texts):
             raise UserError(f"{what} {'is one string' if isinstance(texts, str) else 'is empty'}; give a list of texts")
         written = isinstance(texts[0], str)
-        rows = self._encoded(texts, what) if written else as_sequences(self._ids(texts, what), self.ids.pad_index)
+        rows = self._encoded(texts, what) if written else self._unpadded(texts, what)
         lengths = np.array([len(row) for row in rows])
         if self.length is not None and lengths.max() > self.length:
             raise UserError(f"{what} holds a text of {lengths.max()} tokens; length = {self.length} allows no more")
@@ -86,16 +86,22 @@ class Reading:
             raise UserError(f"{what} holds the mask, id {self.ids.mask_index}; give finished texts")
         return TokenDataset.from_arrays(flat.numpy(), np.cumsum([0, *lengths]), self.ids.pad_index)
 
-    def _ids(self, texts: Any, what: str) -> Tensor | list[Tensor]:
+    def _unpadded(self, texts: Any, what: str) -> list[Tensor]:
+        try:
+            return as_sequences(self._ids(texts), self.ids.pad_index)
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from error
+
+    def _ids(self, texts: Any) -> Tensor | list[Tensor]:
         whole = isinstance(texts, Tensor | np.ndarray)
         try:
             rows = [torch.as_tensor(texts)] if whole else [torch.as_tensor(row) for row in texts]
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{what} holds what are no token ids ({str(error).splitlines()[0]})") from error
+            raise UserError(f"it holds what are no token ids ({str(error).splitlines()[0]})") from error
         if any(row.is_floating_point() or row.is_complex() or row.dtype == torch.bool for row in rows if row.numel()):
-            raise UserError(f"{what} holds numbers that are no token ids; give whole numbers")
+            raise UserError("it holds numbers that are no token ids; give whole numbers")
         if any(row.dim() != 1 + whole or not row.shape[-1] for row in rows):
-            raise UserError(f"{what} holds a text without tokens, or is no Long[n,l]; give n sequences of ids")
+            raise UserError("it holds a text without tokens, or is no Long[n,l]; give n sequences of ids")
         return rows[0] if whole else rows
 
     def _encoded(self, texts: Any, what: str) -> list[Tensor]:
@@ -117,7 +123,7 @@ def as_source(denoiser: Denoiser, ids: Ids, length: int) -> Source:
 
     Raises:
         UserError: it is no function; gives another shape than Float[b,l,v], NaN or infinity; names another mask as its
-            own; the mask or the padding is none of its ids.
+            own; the mask or the padding is none of its ids, or the padding not the `Source`'s own.
     """
     if not callable(denoiser):
         raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
@@ -138,6 +144,9 @@ def as_source(denoiser: Denoiser, ids: Ids, length: int) -> Source:
     if ids.pad_index != NO_PAD and not 0 <= ids.pad_index < vocab_size:
         raise UserError(f"pad_index = {ids.pad_index} is no id of the denoiser's {vocab_size} tokens")
     if isinstance(denoiser, torch.nn.Module) and isinstance(denoiser, Source):
+        if ids.pad_index not in (NO_PAD, ids_of(denoiser).pad_index):
+            own = getattr(denoiser, "pad_index", None)
+            raise UserError(f"pad_index = {ids.pad_index}, but that of the {called(denoiser, 'denoiser')} is {own}")
         return denoiser
     return Plain(denoiser, ids, vocab_size)
 

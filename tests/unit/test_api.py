@@ -377,6 +377,9 @@ class Gives(nn.Module):
         return torch.full((*x_t.shape, *self.shape), self.value)
 
 
+TERNARY = texts(P, 60, length=3).clamp(max=1)
+
+
 class Small(nn.Embedding):
     """It forgot the mask."""
 
@@ -409,6 +412,14 @@ REFUSED = {
     "a mask below 0": (exact, SOURCE, TARGET, {"mask_index": -1}, "mask_index = -1 is no token id"),
     "another mask": (Foreign(), SOURCE, TARGET, {"mask_index": 7}, "mask_index = 7, but the mask of the denoiser"),
     "a padding too large": (exact, SOURCE, TARGET, {"pad_index": 9}, "pad_index = 9 is no id"),
+    "another padding": (
+        Foreign(),
+        TERNARY,
+        TERNARY[1:],
+        {"pad_index": 2},
+        "but that of the denoiser (Foreign) is None",
+    ),
+    "padding alone": (exact, [[0, 1], [2, 2]], TARGET, {"pad_index": 2}, "source_texts: token sequence 1 is empty"),
     "NaN": (Gives(4, value=math.nan), SOURCE, TARGET, {}, "the denoiser (Gives) gave NaN"),
     "no vocabulary": (Gives(), SOURCE, TARGET, {}, "gave a tensor of shape [2, 2]"),
     "two vocabularies": (Gives(4, 4), SOURCE, TARGET, {}, "gave a tensor of shape [2, 2, 4, 4]"),
