@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from gtl_lightning.api.reading import Reading, Texts, check_pair, device_of, held_out_of
+from gtl_lightning.api.reading import Reading, Texts, check_batches, check_pair, device_of, held_out_of
 from gtl_lightning.api.training import backbone_of, fit_folder
 from gtl_lightning.core.guard import evaluating
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
@@ -182,7 +182,8 @@ def advise(
     source, target = reading.read(source_texts, "source_texts"), reading.read(target_texts, "target_texts")
     ids = reading.ids
     vocab_size = 1 + max(int(source.flat.max()), int(target.flat.max()), *ids)
-    check_pair(source, target, vocab_size)
+    check_batches(vocab_size, source_texts=source, target_texts=target)
+    check_pair(source, target)
     with extra("advise", "sklearn"):  # missing, it is to be missed before anything is trained
         pass
     if classifier is None:

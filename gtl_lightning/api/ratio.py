@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from gtl_lightning.api.reading import Reading, Texts, as_source, check_pair, device_of, held_out_of
+from gtl_lightning.api.reading import Reading, Texts, as_source, check_batches, check_pair, device_of, held_out_of
 from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, settings_of, staying
 from gtl_lightning.core.guard import evaluating
 from gtl_lightning.core.guidance import TokenRatio
@@ -166,7 +166,8 @@ def train_ratio(
     source, target = reading.read(source_texts, "source_texts"), reading.read(target_texts, "target_texts")
     longest = length or int(max(source.lengths.max(), target.lengths.max()))
     frozen = as_source(denoiser, reading.ids, longest)
-    check_pair(source, target, frozen.vocab_size)
+    check_batches(frozen.vocab_size, source_texts=source, target_texts=target)
+    check_pair(source, target)
     method = method or ("gtl" if isinstance(frozen, Plain) else "gtl-head")
     training = {"steps": steps, "batch": batch, "lr": lr, "check_every": check_every, "patience": patience}
     own = settings_of(method, settings, training)
@@ -176,6 +177,7 @@ def train_ratio(
         train, val = held_out_of(target, HELD_OUT, seed, "target_texts")
     else:
         train, val = target, reading.read(held_out, "held_out")
+        check_batches(frozen.vocab_size, source_texts=source, held_out=val)
     context = _context(frozen, source, train, val, longest, seed, method)
     recipe = METHODS[method].recipe(context, own)
     if isinstance(trainer, pl.Trainer) and recipe.members > 1:

@@ -151,17 +151,27 @@ def as_source(denoiser: Denoiser, ids: Ids, length: int) -> Source:
     return Plain(denoiser, ids, vocab_size)
 
 
-def check_pair(source: TokenDataset, target: TokenDataset, vocab_size: int) -> None:
-    """Refuse texts that are not of two domains, or not of this vocabulary.
+def check_pair(source: TokenDataset, target: TokenDataset) -> None:
+    """Refuse texts that are not of two domains.
 
     Raises:
-        UserError: the same texts on both sides, or an id outside the vocabulary.
+        UserError: the same texts on both sides.
     """
-    for name, texts in (("source_texts", source), ("target_texts", target)):
-        check_ids(texts.flat, vocab_size, name)
     # Each as often, not just the same ones: short texts of two domains may well be the same.
     if Counter(tuple(row.tolist()) for row in source) == Counter(tuple(row.tolist()) for row in target):
         raise UserError("source_texts and target_texts are the same texts, so their ratio is 1; give two domains")
+
+
+def check_batches(vocab_size: int, **texts: TokenDataset) -> None:
+    """Refuse texts that cannot stand in one batch, each by its name.
+
+    Raises:
+        UserError: an id outside the vocabulary, or two lengths without a padding.
+    """
+    for name, each in texts.items():
+        check_ids(each.flat, vocab_size, name)
+    if len({int(each.lengths[0]) for each in texts.values() if each.pad_index == NO_PAD}) > 1:
+        raise UserError(f"{' and '.join(texts)} differ in length; give pad_index=..., which fills up the short ones")
 
 
 def held_out_of(texts: TokenDataset, share: float, seed: int, what: str) -> tuple[TokenDataset, TokenDataset]:

@@ -403,6 +403,7 @@ REFUSED = {
     "fractions": (exact, SOURCE.float(), TARGET, {}, "numbers that are no token ids"),
     "three axes": (exact, SOURCE[None], TARGET, {}, "no Long[n,l]"),
     "two lengths": (exact, [[1], [1, 2]], TARGET, {}, "several lengths; give pad_index"),
+    "one length each": (exact, SOURCE, TERNARY, {}, "differ in length; give pad_index"),
     "too long": (exact, SOURCE, TARGET, {"length": 1}, "holds a text of 2 tokens; length = 1"),
     "an id too large": (exact, SOURCE, TARGET + 3, {"mask_index": 3}, "target_texts"),
     "an id outside": (exact, SOURCE + 4, TARGET, {}, "source_texts holds token 6; ids must lie in 0..3"),
