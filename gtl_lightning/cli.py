@@ -7,23 +7,46 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from gtl_lightning.commands import cells, configure, data, sample, timing
-from gtl_lightning.errors import UserError, environment_fault
+from gtl_lightning.commands import cells, configure, data, methods, sample, timing
+from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, not_installed
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.markov import commands as markov
 from gtl_lightning.workspace.inputs import watched
 
-app = typer.Typer(
-    help="Guided transfer learning for discrete diffusion models.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-for _group in (configure, data, cells, sample, timing):
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+for _group in (configure, data, cells, sample, timing, methods):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
 
 INTERRUPTED = 130
+WITHOUT_EXTRA = ("methods",)
+"""Commands that the package alone serves."""
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gtl-lightning {version('gtl-lightning')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
+    """Guided transfer learning for discrete diffusion models."""
+    command = context.invoked_subcommand
+    if command is None or command in WITHOUT_EXTRA or "--help" in sys.argv:
+        return
+    with extra(f"gtl {command}", *EXTRAS["pipeline"], *EXTRAS["report"]):
+        pass
 
 
 def main() -> None:
@@ -46,6 +69,10 @@ def main() -> None:
         code = _refused(str(error), 2)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (line := not_installed(error, "this command")) is None:
+            raise
+        code = _refused(line, 2)
     except Exception as error:
         if (line := environment_fault(error)) is None:
             raise

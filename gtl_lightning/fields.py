@@ -98,6 +98,10 @@ class Training(Section):
         return self
 
 
+CLASSIFIER = Training(steps=125, lr=1e-3, weight_decay=0.1, ema=0.0)
+"""Of a domain classifier."""
+
+
 class Lora(Section):
     """Low-rank fine-tuning (peft)."""
 

@@ -108,7 +108,7 @@ def check_weights(network: nn.Module) -> None:
             )
 
 
-def _held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
+def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
     """The modules behind a callable: itself, or what it reaches.
 
     That is what it is bound to, closes over, applies partially, has as attributes, takes as defaults or names globally,
@@ -128,7 +128,7 @@ def _held(network: object, deep: int = 3, seen: set[int] | None = None) -> Itera
             callable(part) and not isinstance(part, type)
         )
         if deep and kept:
-            yield from _held(part, deep - 1, seen)
+            yield from held(part, deep - 1, seen)
 
 
 def _reached(holder: object) -> Iterator[object]:
@@ -157,10 +157,10 @@ def _reached(holder: object) -> Iterator[object]:
 def evaluating(*networks: object) -> Iterator[None]:
     """Inside, modules among the networks are in eval mode, so that no dropout samples; afterwards as they were.
 
-    So are those that a partial, a bound method, a function or an object holds (`_held`).
+    So are those that a partial, a bound method, a function or an object holds (`held`).
     """
     before: list[tuple[nn.Module, bool]] = []
-    for root in (root for network in networks for root in _held(network)):
+    for root in (root for network in networks for root in held(network)):
         modes = [(module, module.training) for module in root.modules()]
         if any(training for _, training in modes):
             before += modes

@@ -89,6 +89,11 @@ class TokenDataset(Dataset[Tensor]):
         """Tokens of each example: [n]."""
         return np.diff(self._offsets)
 
+    @property
+    def flat(self) -> Tensor:
+        """The tokens of all examples, one after the other: a copy."""
+        return torch.from_numpy(self._tokens[self._offsets[0] : self._offsets[-1]].astype(np.int64))
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Examples padded to the longest of them: Long[b, l]."""
         rows = np.asarray(indices, np.int64)

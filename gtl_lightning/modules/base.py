@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gtl_lightning.core.guard import check_weights
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
+from gtl_lightning.fields import Training
 from gtl_lightning.networks import Frozen
 
 Batch = dict[str, Tensor]
@@ -42,6 +43,11 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     grad_clip: float = 1.0
     final_share: float = 0.05
+
+    @classmethod
+    def of(cls, training: Training, lr: float) -> OptimiserConfig:
+        """Of a training run with peak learning rate `lr`."""
+        return cls(lr, training.weight_decay, training.warmup, grad_clip=training.clip)
 
     def factor(self, step: int, total: int) -> float:
         """Learning rate at `step` (from 0) of `total`, over the peak."""

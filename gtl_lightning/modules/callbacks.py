@@ -101,6 +101,8 @@ class Keeper(Checkpoint):
         """
         step = trainer.global_step
         if step % self.check_every:
+            if trainer.should_stop:  # another callback's word: what was best at the last check stands
+                return
             raise UserError(
                 f"training data ran out at step {step}, checks are every {self.check_every} steps; "
                 "give a data module of that many steps per epoch"

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from gtl_lightning.records import sealed
 from gtl_lightning.resources import lacks_memory
 
 log = logging.getLogger(__name__)
+MakesTrainer = Callable[..., pl.Trainer]
 BF16_WIDTH = 128
 """Narrower networks lose more in casting than they gain in bf16 on a CPU."""
 
@@ -65,6 +66,8 @@ def fit(
     devices: int = 1,
     accumulate: int = 1,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    trainer: MakesTrainer = pl.Trainer,
 ) -> FitResult:
     """Train until `steps` or until `patience` checks in a row brought nothing better; best weights end in the module.
 
@@ -88,6 +91,8 @@ def fit(
         devices: processes that share each batch (DDP), one a GPU; the data module must come in parts for them.
         accumulate: batches of the data module that make one step.
         progress: show a bar or lines.
+        callbacks: further ones of Lightning.
+        trainer: makes the Trainer, from the arguments that this function would give it.
 
     Raises:
         UserError: NaN loss, a second process in the same folder, a broken or foreign state, a folder that cannot be
@@ -120,25 +125,24 @@ def fit(
         module.seed, module.total_steps = seed, checks * check_every
         averaging = Averaging(ema_decay) if ema_decay else None
         keeper = Keeper(folder, check_every, patience, averaging)
-        callbacks: list[Callback] = [keeper, *([averaging] if averaging else [])]
-        if progress:
-            callbacks.append(Reporter(type(module).__name__, checks * check_every))
+        reporter = Reporter(type(module).__name__, checks * check_every) if progress else None
+        own = [callback for callback in (keeper, averaging, reporter) if callback is not None]
         resume = resumable(folder, settings, keeper, module)
         if not (resume and (keeper.out_of_patience or len(keeper.history) >= checks)):
             with _quiet(), torch.random.fork_rng():
-                trainer = pl.Trainer(
+                made = trainer(
                     accelerator=accelerator,
                     devices=devices,
                     strategy="ddp_spawn" if devices > 1 else "auto",
                     accumulate_grad_batches=accumulate,
                     use_distributed_sampler=False,  # the data module cuts batches itself
-                    precision=resolved,  # type: ignore[arg-type]  # Lightning's type is a Literal
+                    precision=resolved,
                     max_epochs=checks,
                     limit_train_batches=check_every * accumulate,
                     reload_dataloaders_every_n_epochs=1,
                     num_sanity_val_steps=0,
                     gradient_clip_val=module.optimiser.grad_clip,
-                    callbacks=callbacks,
+                    callbacks=[*own, *callbacks],
                     logger=logger if logger is not None else False,
                     log_every_n_steps=max(1, min(50, check_every)),
                     enable_progress_bar=False,
@@ -146,9 +150,11 @@ def fit(
                     inference_mode=False,  # the moving average swaps weights around validation
                     default_root_dir=folder,
                 )
-                _run(trainer, module, datamodule, resume)
+                _run(made, module, datamodule, resume)
             if devices > 1:  # the processes are gone, and with them what their keepers knew
                 resumable(folder, settings, keeper, module)
+        if not keeper.history:
+            raise UserError(f"training was stopped before its first check, at step {check_every}: nothing is kept")
         result = FitResult(
             best_score=keeper.best_score,
             best_step=keeper.best_step,
@@ -161,6 +167,31 @@ def fit(
         write_json(folder / RESULT, sealed(ended))
         remove(folder / LAST, folder / PREVIOUS)
         return result
+
+
+def lent(trainer: pl.Trainer) -> MakesTrainer:
+    """A Trainer that exists, as `fit` takes it, for one fit.
+
+    Where and how precisely it computes, its loggers and callbacks stay as they are; what `fit` says of length, checks
+    and what is kept takes the place of its own.
+    """
+
+    def take(*, callbacks: list[Callback], max_epochs: int, gradient_clip_val: float, **others: Any) -> pl.Trainer:
+        if trainer.global_step:
+            raise UserError(
+                "this Trainer has trained already, and it trains one network; "
+                "give a function that makes one, trainer=lambda **arguments: Trainer(**arguments)"
+            )
+        held: list[Callback] = vars(trainer)["callbacks"]
+        held.extend(callbacks)
+        trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = max_epochs, -1
+        for name in ("limit_train_batches", "reload_dataloaders_every_n_epochs", "num_sanity_val_steps"):
+            setattr(trainer, name, others[name])
+        trainer.gradient_clip_val = gradient_clip_val
+        trainer.fit_loop.epoch_loop.val_loop.inference_mode = others["inference_mode"]
+        return trainer
+
+    return take
 
 
 def resolve_precision(precision: str, width: int, accelerator: str = "auto") -> str:

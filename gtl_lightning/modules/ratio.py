@@ -165,7 +165,7 @@ class TokenRatioModule(TrainedModule):
         x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
         features = self._features(x_t, t) if isinstance(self.network, OnDenoiser) else None
         h = self.network.encode(x_t, t, features=features)
-        total = h.sum() * 0.0  # a batch without target examples still has a gradient
+        total = h[:0].sum()  # 0: a batch without target examples still has a gradient
         if self.bce_weight > 0:
             g_true = spread(self.network.decode_at(h[masked], x_0[masked]), masked)
             terms = token_bce_loss(g_true, masked, is_target, share_target=self.share_target)

@@ -14,6 +14,7 @@ from gtl_lightning.networks.heads import (
     UniformDenoiser,
 )
 from gtl_lightning.networks.on_denoiser import DifferenceTokenRatio, FeatureTokenRatio, OnDenoiser
+from gtl_lightning.networks.plain import Plain
 from gtl_lightning.networks.projection import in_parts
 from gtl_lightning.networks.ratios import TokenLevel, TokenRatioNetwork
 from gtl_lightning.networks.source import Ids, ids_of, likeliest, log_prob_of, log_probs
@@ -31,6 +32,7 @@ __all__ = [
     "Ids",
     "MaskedDenoiser",
     "OnDenoiser",
+    "Plain",
     "PositionNetwork",
     "RatioEnsemble",
     "SequenceRatioNetwork",

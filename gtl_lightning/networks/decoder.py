@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from copy import deepcopy
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtl_lightning.core.guard import wide
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
+from gtl_lightning.networks.source import weights_hash
 
 
 class Decoder(nn.Module):
@@ -94,11 +93,7 @@ class Decoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Short hash of all weights: says which denoiser a `FeatureTokenRatio` was trained on."""
-        sha = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return weights_hash(self)
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
         """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""

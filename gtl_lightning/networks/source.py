@@ -1,11 +1,12 @@
-"""What losses ask of a source: its special ids, and its law at some positions, the vocabulary in parts."""
+"""What is asked of a source: its special ids, its law at some positions, the vocabulary in parts; its weights' hash."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtl_lightning.core.guard import law
 from gtl_lightning.networks.block import NO_PAD
@@ -62,3 +63,12 @@ def log_prob_of(source: Predicts, h: Tensor, tokens: Tensor) -> Tensor:
 def likeliest(source: Predicts, h: Tensor) -> Tensor:
     """Float[m,d] -> Long[m]: the most likely tokens, the vocabulary in parts."""
     return in_parts(lambda h: log_probs(source, h).argmax(-1), source.vocab_size, h)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Short hash of a network's weights and of their names."""
+    sha = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +14,7 @@ from gtl_lightning.evaluation.judge import fit_judge
 from gtl_lightning.fields import Training
 from gtl_lightning.files import write_json
 from gtl_lightning.methods import METHODS
+from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe
 from gtl_lightning.methods.method import Context, Role
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
@@ -32,17 +31,7 @@ from gtl_lightning.sources import SOURCES
 from gtl_lightning.sources.kind import Context as SourceContext
 from gtl_lightning.workspace.advice import advise_cell
 from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
-from gtl_lightning.workspace.fitting import (
-    Trained,
-    averaged,
-    domains_of,
-    fit_and_save,
-    fit_best,
-    lowest,
-    save_trained,
-    scoring,
-    texts_of,
-)
+from gtl_lightning.workspace.fitting import domains_of, fit_and_save, fit_best, save_trained, scoring, texts_of
 from gtl_lightning.workspace.frozen import frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
@@ -209,34 +198,22 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read), own)
     data = domains_of if recipe.both_domains else texts_of
     settings = {"method": own.model_dump(exclude={"train"}), "schedule": params.schedule, **recipe.depends}
-    members: list[Trained] = []
-    for member in range(recipe.members):
-        own_seed = seed + 1000 * member
-        # The first member tells the learning rate; the others take it.
-        rates = {"lr": members[0].lr, "also_lr": ()} if members else {}
-        tried = [
-            fit_best(
-                params,
-                cell,
-                partial(_built, build, own_seed),
-                data(params, recipe.target, val, own.train, corpus, own_seed),
-                own.train.model_copy(update=rates),
-                {**settings, "variant": name, "member": member},
-                read,
-                part=name if recipe.members == 1 else f"{name}-{member}",
-                seed=own_seed,
-            )
-            for name, build in recipe.builds.items()
-        ]
-        best = lowest(tried)
-        members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
+
+    def fit_one(attempt: Attempt, build: Callable[[OptimiserConfig], TrainedModule]) -> Trained:
+        return fit_best(
+            params,
+            cell,
+            build,
+            data(params, recipe.target, val, own.train, corpus, attempt.seed),
+            attempt.training,
+            {**settings, "variant": attempt.variant, "member": attempt.member},
+            read,
+            part=attempt.part,
+            seed=attempt.seed,
+        )
+
+    members = fit_recipe(recipe, own.train, seed, fit_one)
     save_trained(MODELS / cell.name, averaged([member.network for member in members]), members, read=read)
-
-
-def _built(
-    build: Callable[[OptimiserConfig, int], TrainedModule], seed: int, optimiser: OptimiserConfig
-) -> TrainedModule:
-    return build(optimiser, seed)
 
 
 def context_of(

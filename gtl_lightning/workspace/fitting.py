@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
+from gtl_lightning.methods.fitting import Trained, held_out_draws, lowest
 from gtl_lightning.workspace.corpus import Corpus, device_of, token_files
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study, trainable_parameters
@@ -17,8 +17,6 @@ from gtl_lightning.workspace.provenance import made_with
 
 TRAINING = "gtl_lightning.stages.train"
 """Where every training of the pipeline starts."""
-VAL_DRAWS = 2
-"""Noise draws of each held-out example in a training's score, at least."""
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -59,20 +57,6 @@ def fit_and_save(
     save_trained(folder, trained.network, [trained], part=part)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from."""
-
-    network: nn.Module
-    result: FitResult
-    lr: float
-    parameters: int
-    steps: int
-    seconds: float
-    made_with: str
-    part: str
-
-
 def fit_best(
     params: Params,
     cell: Cell,
@@ -89,20 +73,16 @@ def fit_best(
     Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
     several networks alike.
     """
+    from gtl_lightning.modules.base import OptimiserConfig
+
     tried = []
     for lr in (training.lr, *training.also_lr):
-        module = build(optimiser(training, lr))
+        module = build(OptimiserConfig.of(training, lr))
         parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
         tried.append(Trained(module.network, result, lr, parameters, result.steps, result.seconds, made, part))
     return lowest(tried)
-
-
-def lowest(tried: Sequence[Trained]) -> Trained:
-    """The lowest held-out score, of equal ones the first, at the cost of all that were tried."""
-    best = min(tried, key=lambda trained: trained.result.best_score)
-    return replace(best, steps=sum(one.steps for one in tried), seconds=sum(one.seconds for one in tried))
 
 
 def _fit_tracked(
@@ -169,13 +149,6 @@ def _fit_tracked(
     return result, made
 
 
-def averaged(networks: Sequence[nn.Module]) -> nn.Module:
-    """The network, or several that are trained alike as one."""
-    from gtl_lightning.networks import RatioEnsemble
-
-    return networks[0] if len(networks) == 1 else RatioEnsemble(networks)
-
-
 def save_trained(
     folder: Path,
     network: nn.Module,
@@ -208,18 +181,6 @@ def save_trained(
     note_run(path, {"seconds": round(sum(member.seconds for member in trained), 2)})
 
 
-def optimiser(training: Training, lr: float) -> OptimiserConfig:
-    """AdamW's settings of a training run with peak learning rate `lr`."""
-    from gtl_lightning.modules.base import OptimiserConfig
-
-    return OptimiserConfig(
-        lr=lr,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
-        grad_clip=training.clip,
-    )
-
-
 def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:
     """Arguments of every module: the noise schedule, and the noise draws of each held-out example in a score.
 
@@ -227,7 +188,7 @@ def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:
     """
     from gtl_lightning.core.schedule import schedule
 
-    draws = max(VAL_DRAWS, math.ceil(params.train.val_examples / len(val)))
+    draws = held_out_draws(len(val), params.train.val_examples)
     return {"schedule": schedule(params.schedule), "draws": draws}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gtl_lightning.core.guidance import Guidance
 from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.tokenizer import decode
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, extra
 from gtl_lightning.files import temporary_folder
 from gtl_lightning.workspace.bundle import MANIFEST, check_manifest, from_bundle, open_bundle
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
@@ -65,9 +65,9 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
         tracking_uri: of the tracker; None takes MLFLOW_TRACKING_URI, else params.yaml's, else the default.
 
     Raises:
-        UserError: no such model or alias, an unreachable tracker, a damaged artifact.
+        UserError: no such model or alias, an unreachable tracker, a damaged artifact; the extra `pipeline` is missing.
     """
-    with fetched(name, tracking_uri) as folder:
+    with extra("load_model", "mlflow"), fetched(name, tracking_uri) as folder:
         params, cell = open_bundle(folder)
         sampler = Sampler.open(params, cell, folder)
         setting = chosen_setting(params, cell, folder)

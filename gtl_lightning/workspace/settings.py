@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, StringConstraints, create_model, model_validator
 
 from gtl_lightning.fields import (
+    CLASSIFIER,
     LARGEST_COUNT,
     Candidates,
     Few,
@@ -123,9 +124,7 @@ class Train(Section):
         Training(steps=200, lr=1e-3, ema=0.0, check_every=50, patience=3), description="learned reveal order"
     )
     reference: Training = Field(Training(ema=0.0, check_every=50, patience=2), description="reference model")
-    classifier: Training = Field(
-        Training(steps=125, lr=1e-3, weight_decay=0.1, ema=0.0), description="domain classifiers"
-    )
+    classifier: Training = Field(CLASSIFIER, description="domain classifiers")
 
 
 class Classifier(Section):

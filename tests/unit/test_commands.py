@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import typer.main
 
 from flows.cli import app, main
-from gtl_lightning.methods import names
+from gtl_lightning.methods import METHODS, names
 from gtl_lightning.studies.markov.params import write_settings
 from gtl_lightning.studies.markov.settings import Markov
+from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.params import configure, write_params
 from tests.unit.trees import snapshot
 
@@ -145,6 +147,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         "seed": [(("--seed", "-1"), "--seed -1 is out of range"), (("--seed", str(2**32)), f"--seed {2**32}")],
         "out": [(("--out", "snapshot"), "--out snapshot cannot be written: it is a file")],
     },
+    "methods": {},
     "reconcile": {
         "lost_host": [(("--lost-host", ""), "--lost-host")],
         "crashed": [(("--crashed=perhaps",), "--crashed")],
@@ -221,3 +224,24 @@ def test_help_changes_nothing(
     assert run((*command.split(), "--help"), monkeypatch) == 0
     assert "Usage" in capsys.readouterr().out
     assert snapshot(workspace) == before
+
+
+def test_the_version_is_that_of_the_package(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run(("--version",), monkeypatch) == 0
+    assert capsys.readouterr().out == f"gtl-lightning {version}\n"
+
+
+def test_methods_lists_what_there_is(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line a method: its name, its list in params.yaml, what it trains, what it is."""
+    assert run(("methods",), monkeypatch) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "LIST", "TRAINS"]
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    for line, method in zip(lines, METHODS.values(), strict=True):
+        assert line.split()[1:4] == [f"sweep.{method.roll}", "a", method.kind]
+        assert line.endswith(f"  {method.help}")

@@ -203,3 +203,38 @@ def test_what_prefect_and_dvc_are_said_to_do_is_said_of_functions_that_they_have
 def test_the_page_on_flows_has_every_file() -> None:
     files = {path.name for path in (ROOT / "flows").glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"^\| `(\w+\.py)`", FLOWS, re.MULTILINE)) == files
+
+
+def python_of(page: Path) -> str:
+    """The page's Python that calls the public functions, in order."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return "\n".join(block for block in blocks if "torch" not in block)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_lines_of_python_run_as_they_stand(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On counting sequences: the names that they take from the reader are given here."""
+    import torch
+
+    import gtl_lightning
+
+    monkeypatch.chdir(tmp_path)
+    start, steps = torch.arange(200)[:, None] % 5, torch.arange(6)
+    source, target = (start + steps) % 5, (start - steps) % 5
+    words = [f"the {n % 7} th text" for n in range(40)]
+    names = {name: getattr(gtl_lightning, name) for name in gtl_lightning.__all__}
+    names |= {"source_texts": source, "target_texts": target, "MASK": 5, "generated": words, "real": words[::-1]}
+    names |= {"validation_texts": target[:20], "test_texts": target[20:40]}
+    names["denoiser"] = lambda x_t, t: torch.zeros(*x_t.shape, 6)
+    exec(python_of(ROOT / page), names)
+    found = names.get("result") or gtl_lightning.nelbo(names["denoiser"], target, names["guidance"])
+    assert found.nats_per_token < 1.6  # the denoiser's own is log 5
+
+
+def test_every_public_function_stands_on_the_page_on_python() -> None:
+    import gtl_lightning
+
+    text = (ROOT / "docs/python.md").read_text()
+    for name in gtl_lightning.__all__:
+        if name[0].islower():
+            assert re.search(rf"\b{name}\b", text), name

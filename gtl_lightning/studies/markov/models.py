@@ -19,7 +19,6 @@ from gtl_lightning.studies.markov.domains import (
     source_sequences,
 )
 from gtl_lightning.studies.markov.settings import Markov
-from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.paths import NETWORK, state_dir
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.core.guidance import Guidance
     from gtl_lightning.laws.chains import MarkovChain
+    from gtl_lightning.modules.base import OptimiserConfig
     from gtl_lightning.modules.fit import FitResult
     from gtl_lightning.networks import MaskedDenoiser
     from gtl_lightning.studies.markov.folds import FoldData
@@ -306,6 +306,8 @@ def sample_model(model: Model, settings: Markov, seed: int) -> Tensor:
     )
 
 
-def held(training: Training) -> Any:
+def held(training: Training) -> OptimiserConfig:
     """AdamW whose learning rate stays after the warm-up: the weights after s steps do not depend on the most."""
-    return replace(optimiser(training, training.lr), final_share=1.0)
+    from gtl_lightning.modules.base import OptimiserConfig
+
+    return replace(OptimiserConfig.of(training, training.lr), final_share=1.0)

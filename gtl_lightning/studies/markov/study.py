@@ -19,7 +19,6 @@ from gtl_lightning.studies.markov.domains import (
 )
 from gtl_lightning.studies.markov.models import METHODS, SEQUENCE_LOSSES, Problem
 from gtl_lightning.studies.markov.settings import Markov
-from gtl_lightning.workspace.fitting import optimiser
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import NETWORK, RESULT, log, note_run, state_dir
 from gtl_lightning.workspace.spread import spread
@@ -55,6 +54,7 @@ def markov_source(settings: Markov) -> None:
 
     import torch
 
+    from gtl_lightning.modules.base import OptimiserConfig
     from gtl_lightning.modules.fit import fit
     from gtl_lightning.networks import MaskedDenoiser, save_network
     from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
@@ -70,7 +70,7 @@ def markov_source(settings: Markov) -> None:
         **settings.denoiser.model_dump(),
     )
     with seeded(0):
-        module = StackedDenoiser([MaskedDenoiser(config)], None, optimiser(training, training.lr))
+        module = StackedDenoiser([MaskedDenoiser(config)], None, OptimiserConfig.of(training, training.lr))
     kept, held_out = torch.arange(len(rows)).split([settings.source_sequences, SOURCE_HELD_OUT])
     data = FoldData(
         rows,
