@@ -53,10 +53,10 @@ def test_blocks_are_filled_from_left_to_right_and_few_passes_are_whole(monkeypat
     widths: list[int] = []
     run = Backbone.forward
 
-    def counted(self: Any, x_t: Tensor, t: Tensor, look: Look) -> Any:
+    def counted(self: Any, x_t: Tensor, t: Tensor, look: Look, *more: Any) -> Any:
         start, stop = look.window or (0, x_t.shape[1])
         widths.append(stop - start)
-        return run(self, x_t, t, look)
+        return run(self, x_t, t, look, *more)
 
     monkeypatch.setattr(Backbone, "forward", counted)
     for ratio in (ratios[0], *ratios[2:4]):
