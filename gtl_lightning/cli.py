@@ -12,16 +12,18 @@ from typing import Annotated
 
 import typer
 
-from gtl_lightning.commands import cells, configure, data, methods, sample, timing
+from gtl_lightning.commands import cells, configure, data, methods, reward, sample, timing
 from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, not_installed
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.markov import commands as markov
+from gtl_lightning.studies.tcsm import commands as tcsm
 from gtl_lightning.workspace.inputs import watched
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _group in (configure, data, cells, sample, timing, methods):
+for _group in (configure, data, cells, sample, reward, timing, methods):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
+app.add_typer(tcsm.app, name="tcsm")
 
 INTERRUPTED = 130
 WITHOUT_EXTRA = ("methods",)

@@ -221,7 +221,7 @@ def _growth_table(rows: list[Row]) -> Table:
 
 
 def _training_table(rows: list[Row]) -> Table:
-    what = ("module", "precision", "batch", "length", "ms a step", "± %")
+    what = ("module", "precision", "batch", "length", "ms a step", "± %", "/ NELBO's")
     columns = (*what, "tokens/s", "GFLOP a step", "share", "loading / step", "peak MB")
     lines = tuple(
         (
@@ -231,6 +231,7 @@ def _training_table(rows: list[Row]) -> Table:
             str(row["length"]),
             number(1000 * row["seconds_per_step"], 1),
             number(100 * row["spread"], 0),
+            number(row.get("over_nelbo"), 2),
             number(row["tokens_per_second"], 0),
             number(row["gflop_per_step"], 2),
             _share(row["share_of_rate"]),

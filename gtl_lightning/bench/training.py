@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,13 @@ from gtl_lightning.data.loading import DomainDataModule
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
 from gtl_lightning.modules.classifier import ClassifierModule
+from gtl_lightning.modules.concrete_score import (
+    ConcreteScoreModule,
+    DistilledModule,
+    KeptModule,
+    cross_entropy_terms,
+    score_form_terms,
+)
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.fit import resolve_precision
 from gtl_lightning.modules.planner import PlannerModule
@@ -26,11 +34,16 @@ from gtl_lightning.networks import CausalLM, SequenceRatioNetwork
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 _EXAMPLES, _LOADED = 4096, 32
+NELBO = "source"
+"""The module whose step the others that train a denoiser are compared with."""
+KEPT = 32
+"""Tokens of a law that distillation keeps."""
 
 
 def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     """Every kind of module that the pipeline trains; networks with random weights."""
-    yield "source", DenoiserModule(bench.denoiser.trainable_copy())
+    yield NELBO, DenoiserModule(bench.denoiser.trainable_copy())
+    yield from objectives(bench)
     for name, ratio, method in (("ratio", "token", "gtl"), ("head", "head", "gtl-head"), ("warm", "warm", "gtl-warm")):
         loss = bench.params.methods.of(method)
         weights = {key: getattr(loss, key) for key in ("bce_weight", "nll_weight", "martingale_weight")}
@@ -43,6 +56,26 @@ def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     yield "reference", CausalLMModule(CausalLM(bench.backbone(bench.sizes["reference"])))
 
 
+def objectives(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
+    """What pre-trains a denoiser beside the NELBO (docs/method.md 3.6), and distillation from laws that were kept."""
+    denoiser = bench.denoiser
+    score = partial(score_form_terms, floor=1e-3)
+    yield "tcsm-score", ConcreteScoreModule(denoiser.trainable_copy(), terms=score, by_level=True)
+    yield "tcsm-distribution", ConcreteScoreModule(denoiser.trainable_copy(), terms=cross_entropy_terms, by_level=False)
+    teacher = CausalLM(bench.backbone(bench.sizes["denoiser"])).to(bench.device)
+    yield "tcsm-distilled", DistilledModule(denoiser.trainable_copy(), teacher=teacher)
+    yield f"tcsm-kept-{KEPT}", KeptModule(denoiser.trainable_copy())
+
+
+def kept_laws(bench: Bench, x_0: Tensor) -> dict[str, Tensor]:
+    """What a batch of `KeptModule` holds beside x_0: some tokens at each position, all equally likely."""
+    k = min(KEPT, bench.vocab_size)
+    ids = torch.rand(*x_0.shape, bench.vocab_size, device=x_0.device).topk(k, -1).indices
+    share = math.log(1 / (k + 1))
+    log_pi = torch.full(ids.shape, share, device=x_0.device)
+    return {"ids": ids, "log_pi": log_pi, "log_rest": log_pi[..., 0]}
+
+
 def training_rows(bench: Bench) -> list[Row]:
     """Tokens per second and share of the matrix-product rate, by module."""
     settings, device = bench.settings, bench.device
@@ -51,13 +84,17 @@ def training_rows(bench: Bench) -> list[Row]:
     x_0 = torch.randint(2, bench.vocab_size, shape, generator=generator, device=device)
     batch = {"x_0": x_0, "is_target": torch.arange(len(x_0), device=device) % 2 == 0}
     loading = loading_seconds(bench)
+    batch |= kept_laws(bench, x_0)
+    plain = DenoiserModule(bench.denoiser.trainable_copy()).to(device).train()
     rows = []
     for name, module in modules(bench):
         module.to(device).train()
         precision = resolve_precision(bench.params.machine.precision, module.width, bench.params.machine.accelerator)
         step = training_step(module, batch, precision)
         product = matrix_product(device, PRECISIONS[precision], settings.matrix)
-        found = paired({"step": step, "product": product}, settings.rounds, device, settings.seconds)
+        # Beside each of them, so that what else the machine does is in both.
+        beside = {"nelbo": training_step(plain, batch, precision)} if name.startswith("tcsm") else {}
+        found = paired({"step": step, "product": product, **beside}, settings.rounds, device, settings.seconds)
         times = found["step"]
         counted = flops(step)
         memory = peak_memory(step, device)
@@ -72,6 +109,7 @@ def training_rows(bench: Bench) -> list[Row]:
                 "seconds_per_step": times.median,
                 "spread": times.spread,
                 "rounds": len(times.seconds),
+                "over_nelbo": times.over(found["nelbo"])[0] if beside else None,
                 "tokens_per_second": math.prod(shape) / times.median,
                 "gflop_per_step": counted / 1e9,
                 "share_of_rate": share_of_rate(counted, times, settings.matrix, found["product"]),

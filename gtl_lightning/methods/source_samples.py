@@ -1,14 +1,19 @@
-"""Texts that the frozen source denoiser writes: what a reward weighs, and what target text is preferred to."""
+"""Texts that a frozen denoiser writes: what a reward weighs, and what target text is preferred to."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.methods.method import Context
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import torch
+
+    from gtl_lightning.core.guidance import Guidance
+    from gtl_lightning.core.protocols import Source
+    from gtl_lightning.core.schedule import NoiseSchedule
     from gtl_lightning.data.dataset import TokenDataset
 
 TOGETHER = 64
@@ -16,10 +21,29 @@ TOGETHER = 64
 
 
 def source_samples(context: Context, lengths: Sequence[int]) -> TokenDataset:
+    """One text of each length, in that order, from the joint law of the cell's source denoiser.
+
+    What is drawn depends on the cell's seed and on how often each length is asked for.
+    """
+    source, schedule = context.frozen("source").to(context.device), context.scoring["schedule"]
+    pad_index = context.target.pad_index
+    return drawn_texts(source, lengths, context.seed, schedule, context.device, pad_index, context.progress)
+
+
+def drawn_texts(
+    source: Source,
+    lengths: Sequence[int],
+    seed: int,
+    schedule: NoiseSchedule,
+    device: torch.device,
+    pad_index: int,
+    progress: Callable[[str], Any],
+    guidance: Guidance | None = None,
+) -> TokenDataset:
     """One text of each length, in that order, from the *joint* law p(x_0): one position a step, in random order.
 
     One factorised step of the denoiser would draw the positions independently, which is another law (docs/method.md
-    3.4). What is drawn depends on the cell's seed and on how often each length is asked for.
+    3.4).
     """
     import numpy as np
     import torch
@@ -27,10 +51,9 @@ def source_samples(context: Context, lengths: Sequence[int]) -> TokenDataset:
     from gtl_lightning.core.sampling import sample
     from gtl_lightning.data.dataset import TokenDataset
 
-    source = context.frozen("source").to(context.device)
-    generator = torch.Generator(context.device).manual_seed(context.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     wanted, texts = np.asarray(lengths, np.int64), [np.zeros(0, np.int64)] * len(lengths)
-    with context.progress("sampling the source") as report:
+    with progress("sampling the source") as report:
         done = 0
         for length in np.unique(wanted):
             for rows in np.array_split(at := np.flatnonzero(wanted == length), -(-len(at) // TOGETHER)):
@@ -39,12 +62,13 @@ def source_samples(context: Context, lengths: Sequence[int]) -> TokenDataset:
                     mask_index=source.mask_index,
                     batch=len(rows),
                     length=int(length),
-                    schedule=context.scoring["schedule"],
+                    guidance=guidance,
+                    schedule=schedule,
                     generator=generator,
-                    device=context.device,
+                    device=device,
                 )
                 for row, text in zip(rows, drawn.cpu().numpy(), strict=True):
                     texts[row] = text
                 done += len(rows)
                 report(done, len(wanted))
-    return TokenDataset.from_arrays(np.concatenate(texts), np.cumsum([0, *wanted]), context.target.pad_index)
+    return TokenDataset.from_arrays(np.concatenate(texts), np.cumsum([0, *wanted]), pad_index)

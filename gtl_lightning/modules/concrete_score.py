@@ -64,11 +64,35 @@ class ConcreteScoreModule(DenoiserModule):
         return terms.sum() / masked.sum().clamp(min=1)
 
 
-class DistilledModule(DenoiserModule):
-    """Minimises KL(pi_i || p_theta), pi_i the two-sided conditionals of an autoregressive teacher (docs/method.md 3.2).
+class TaughtModule(DenoiserModule):
+    """Minimises KL(pi_i || p_theta) for laws pi_i of the masked positions, weighted over noise levels as eq. 1.
 
-    On data that the teacher did not write the minimiser is a mixture of both laws. Weighted over noise levels as eq. 1.
     Score: the NELBO on held-out data.
+    """
+
+    def target(self, batch: Batch, masked: Tensor) -> Conditional:
+        """The laws of the positions marked in Bool[b,l], in their order."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Nats per token."""
+        network, x_0 = cast(Source, self.network), batch["x_0"]
+        ids = ids_of(network)
+        x_t, t, masked = noised(x_0, ids, self.schedule, generator)
+        target = self.target(batch, masked)
+
+        def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
+            return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
+
+        h = network.encode(x_t, t, EVERYWHERE, None)[masked]
+        terms = in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+        return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
+
+
+class DistilledModule(TaughtModule):
+    """By the two-sided conditionals of an autoregressive teacher (docs/method.md 3.2).
+
+    On data that the teacher did not write the minimiser is a mixture of both laws.
 
     Args:
         teacher: frozen, of the same tokens.
@@ -79,16 +103,19 @@ class DistilledModule(DenoiserModule):
         super().__init__(*arguments, **options)
         self.teacher, self.how = Frozen(teacher), how
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Nats per token."""
-        network, x_0 = cast(Source, self.network), batch["x_0"]
-        ids = ids_of(network)
-        x_t, t, masked = noised(x_0, ids, self.schedule, generator)
-        target = conditional(cast(CausalLM, self.teacher.network), x_0, masked, self.how)
+    def target(self, batch: Batch, masked: Tensor) -> Conditional:
+        """Found anew."""
+        return conditional(cast(CausalLM, self.teacher.network), batch["x_0"], masked, self.how)
 
-        def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
-            return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
 
-        h = network.encode(x_t, t, EVERYWHERE, None)[masked]
-        terms = in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
-        return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
+class KeptModule(TaughtModule):
+    """By laws that were made once a text and come with the batch, k tokens and a bucket: `Conditional.top`.
+
+    A mask says nothing of its token, so pi_i depends on the clean text alone, not on what else is masked. A batch holds
+    `ids` Long[b,l,k], `log_pi` Float[b,l,k] and `log_rest` Float[b,l] beside `x_0`.
+    """
+
+    def target(self, batch: Batch, masked: Tensor) -> Conditional:
+        """As they were kept."""
+        ids, log_pi, log_rest = (batch[name][masked] for name in ("ids", "log_pi", "log_rest"))
+        return Conditional(ids, log_pi, log_rest, cast(Source, self.network).vocab_size)

@@ -31,6 +31,8 @@ WITHOUT_RESULT = frozenset(
         "workspace/yamlfile.py",
         "studies/markov/settings.py",
         "studies/markov/params.py",
+        "studies/tcsm/settings.py",
+        "studies/tcsm/params.py",
         "workspace/closure.py",  # names states
         "workspace/inputs.py",  # refuses results of what was edited meanwhile
         "workspace/declared.py",
@@ -45,6 +47,7 @@ WITHOUT_RESULT = frozenset(
         "stages/__init__.py",
         "studies/__init__.py",
         "studies/markov/__init__.py",
+        "studies/tcsm/__init__.py",
     )
 )
 """Files that say something and compute nothing: a change of them makes no result another."""

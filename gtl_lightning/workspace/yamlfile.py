@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.inputs import read_text
@@ -82,3 +84,19 @@ def flow(value: Any) -> str:
     if parse(text, "YAML") != value:  # PyYAML knows YAML 1.1, to which 1e5 is a word
         text = json.dumps(value)
     return text
+
+
+def described(
+    section: BaseModel, values: Mapping[str, Any], in_one_line: Collection[str] = (), depth: int = 0
+) -> Iterator[str]:
+    """The lines of a study's own file: every value of a section with its description, parts indented or in one line."""
+    fields = type(section).model_fields
+    # Single values first: what follows a part would seem to belong to it.
+    for name in sorted(values, key=lambda name: isinstance(values[name], dict)):
+        value, part, start = values[name], getattr(section, name), f"{'  ' * depth}{name}:"
+        said = fields[name].description or (type(part).__doc__ or "").splitlines()[0]
+        if isinstance(value, dict) and name not in in_one_line:
+            yield f"{start}  # {said}"
+            yield from described(part, value, in_one_line, depth + 1)
+        else:
+            yield f"{start} {flow(value)}  # {said}"

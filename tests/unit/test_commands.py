@@ -14,12 +14,15 @@ from flows.cli import app, main
 from gtl_lightning.methods import METHODS, names
 from gtl_lightning.studies.markov.params import write_settings
 from gtl_lightning.studies.markov.settings import Markov
+from gtl_lightning.studies.tcsm.params import write_settings as write_tcsm
+from gtl_lightning.studies.tcsm.settings import Tcsm
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.params import configure, write_params
 from tests.unit.trees import snapshot
 
 TRAINED = names()
 CELL = ("--fraction", "0.05", "--seed", "0")
+LENGTH = ("--reward", "length")
 Case = tuple[tuple[str, ...], str]
 
 POINT: dict[str, list[Case]] = {
@@ -106,6 +109,37 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("--seed", "-1"), "--seed -1"),
         ]
     },
+    "tcsm configure": {
+        "overrides": [
+            (("--set", "tcsm.seeds=[0]"), "unknown parameter tcsm"),
+            (("--set", "seeds"), "--set seeds: write it as key=value"),
+            (("--set", "seeds=[0, 0]"), "seeds lists a value twice"),
+            (("--set", "law.length=9"), "more than 20,000 partly masked texts"),
+            (("--set", "text.training.also_lr=[0.1]"), "trainings of this study take one learning rate"),
+        ],
+    },
+    "reward": {
+        "reward": [
+            (("--reward", "beauty"), "--reward beauty is unknown; choose one of length, readability"),
+            ((), "give one of --reward, --term and --module"),
+        ],
+        "term": [
+            (("--term", " "), "--term is empty"),
+            (("--term", "matrix", "--reward", "length"), "give one of --reward, --term and --module"),
+        ],
+        "module": [
+            (("--module", "rewards"), "--module rewards: write it as FILE:FUNCTION"),
+            (("--module", "no.py:score"), "there is no file no.py"),
+        ],
+        "beta": [((*LENGTH, "--beta", value), f"--beta {value} is no temperature") for value in ("0.0", "-1.0", "nan")],
+        "best_of": [
+            ((*LENGTH, "--best-of", "1"), "--best-of 1 must lie between 2 and half"),
+            ((*LENGTH, "--samples", "64", "--best-of", "33"), "half of --samples 64"),
+        ],
+        "samples": [((*LENGTH, "--samples", n), f"--samples {n} leaves no joint samples") for n in ("0", "-1", "31")],
+        "count": [((*LENGTH, "--count", "1"), "--count 1 is too few")],
+        "seed": [((*LENGTH, "--seed", "-1"), "--seed -1 is out of range")],
+    },
     "bench": {
         "profile": [(("--profile", name), f"unknown profile '{name}'") for name in ("nosuch", "")],
         "only": [(("--only", "speed"), "--only speed is no group of benchmarks")],
@@ -185,6 +219,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     write_params(configure(), tmp_path / "params.yaml")
     write_settings(Markov())
+    write_tcsm(Tcsm())
     (tmp_path / "snapshot").write_text('{"id": "1"}\n')
     return tmp_path
 

@@ -13,6 +13,8 @@ from flows.cli import app
 from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
 from gtl_lightning.studies.markov.params import PARAMS
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
+from gtl_lightning.studies.tcsm.params import PARAMS as TCSM_PARAMS
+from gtl_lightning.studies.tcsm.settings import Tcsm
 from gtl_lightning.workspace.closure import ROOT, WITHOUT_RESULT, closure
 from gtl_lightning.workspace.params import configure, dump_params
 from gtl_lightning.workspace.settings import Methods
@@ -21,7 +23,9 @@ from tests.pipeline.reading import flat
 
 MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STUDY = yaml.safe_load((ROOT / PARAMS.with_name("dvc.yaml")).read_text())["stages"]
-STAGES: dict[str, Any] = {**MAIN, **STUDY}
+TCSM = yaml.safe_load((ROOT / TCSM_PARAMS.with_name("dvc.yaml")).read_text())["stages"]
+STUDIES = {"markov": (PARAMS, STUDY), "tcsm": (TCSM_PARAMS, TCSM)}
+STAGES: dict[str, Any] = {**MAIN, **STUDY, **TCSM}
 TRAINED = {
     "baselines": "baseline",
     "with_classifier": "baseline-with-classifier",
@@ -105,7 +109,7 @@ def test_compiled_code_is_no_dependency() -> None:
 def test_what_makes_no_result_exists_and_imports_nothing_that_does() -> None:
     for path in WITHOUT_RESULT:
         assert (ROOT / path).is_file(), path
-    own = ("studies.markov.settings", "studies.markov.params")
+    own = [f"studies.{study}.{name}" for study in STUDIES for name in ("settings", "params")]
     for name in ("workspace.params", "workspace.settings", "fields", *own, "errors"):
         # Of a method, or a kind of source, the parameters take its settings, which stand in its file.
         computes = {
@@ -192,9 +196,9 @@ def test_the_grid_is_no_parameter_of_a_cell(stage: str) -> None:
 def test_every_parameter_that_a_stage_reads_stands_in_the_file(profile: str) -> None:
     """DVC refuses to run where params.yaml lacks one, were it only an empty `methods.gtl`."""
     main = yaml.safe_load(dump_params(configure(profile, profiles=ROOT / "profiles")))
-    study = yaml.safe_load((ROOT / PARAMS).read_text())
+    studies = [(path, yaml.safe_load((ROOT / path).read_text())) for path, _ in STUDIES.values()]
     for stage in STAGES:
-        for file, values in ((None, main), (PARAMS, study)):
+        for file, values in ((None, main), *studies):
             for name in parameters(stage, file):
                 for method in METHODS:
                     found = values
@@ -226,21 +230,29 @@ def test_every_matrix_reads_the_one_grid(stage: str) -> None:
     assert all(re.fullmatch(grid, value) for value in STAGES[stage]["matrix"].values())
 
 
-def test_the_study_stands_in_its_own_file_alone() -> None:
+def test_the_studies_stand_in_their_own_files_alone() -> None:
     assert set(STUDY) == {"markov-source", "markov-cells", "markov-overlap", "markov-report"}
-    assert not set(STUDY) & set(MAIN)
-    assert not [name for name in MAIN if "markov" in str(MAIN[name])]
+    assert set(TCSM) == {"tcsm-law", "tcsm-chains", "tcsm-text", "tcsm-report"}
+    assert len(STAGES) == len(STUDY) + len(TCSM) + len(MAIN)
+    assert not [name for name in MAIN if "markov" in str(MAIN[name]) or "studies/" in str(MAIN[name])]
 
 
-@pytest.mark.parametrize("stage", STUDY)
-def test_a_stage_of_the_study_runs_in_the_root_where_its_outputs_stay(stage: str) -> None:
-    folder = (ROOT / PARAMS).parent
-    assert (folder / STUDY[stage]["wdir"]).resolve() == ROOT
-    assert STUDY[stage]["cmd"].startswith("gtl markov ")
-    assert all(str(out).startswith(("markov/", "runs/markov/", "reports/markov")) for out in STUDY[stage]["outs"])
+@pytest.mark.parametrize(("study", "stage"), [(name, stage) for name, (_, own) in STUDIES.items() for stage in own])
+def test_a_stage_of_a_study_runs_in_the_root_where_its_outputs_stay(study: str, stage: str) -> None:
+    file, own = STUDIES[study]
+    assert ((ROOT / file).parent / own[stage]["wdir"]).resolve() == ROOT
+    assert own[stage]["cmd"].startswith(f"gtl {study} ")
+    assert all(str(out).startswith((f"{study}/", f"runs/{study}/", f"reports/{study}")) for out in own[stage]["outs"])
     # DVC writes dvc.lock beside dvc.yaml: a stage that depended on the folder would be stale as soon as it has run.
-    around = [dep for dep in STUDY[stage]["deps"] if covers(dep, PARAMS.with_name("dvc.lock").as_posix())]
+    around = [dep for dep in own[stage]["deps"] if covers(dep, file.with_name("dvc.lock").as_posix())]
     assert not around
+
+
+@pytest.mark.parametrize("key", [key for key in flat(Tcsm().model_dump()) if not key.endswith(".also_lr")])
+def test_a_parameter_of_tcsm_makes_its_own_stage_stale_and_the_report(key: str) -> None:
+    stale = {stage for stage in STAGES if reads(stage, key, file=TCSM_PARAMS)}
+    own = set(TCSM) if key == "seeds" else {f"tcsm-{key.split('.')[0]}", "tcsm-report"}
+    assert stale == own
 
 
 @pytest.mark.parametrize("key", [key for key in flat(Markov().model_dump()) if not key.endswith(".also_lr")])

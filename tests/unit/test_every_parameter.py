@@ -25,6 +25,8 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT
 from gtl_lightning.studies.markov import params as study
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
+from gtl_lightning.studies.tcsm import params as tcsm
+from gtl_lightning.studies.tcsm.settings import Tcsm
 from gtl_lightning.workspace.params import Params, load_params, overlaid
 from gtl_lightning.workspace.settings import ADDRESS, ARCHIVE
 from gtl_lightning.workspace.stated import HEIRS
@@ -84,16 +86,20 @@ def _leaf(key: str, field: FieldInfo) -> Leaf:
             return Leaf(key, kind, tuple(bounds), optional, lists, may_be_empty)
 
 
-MARKOV = "markov/"
-"""In front of the keys of the study's own file."""
-FILES: dict[str, Any] = {"": (Params, overlaid, load_params), MARKOV: (Markov, study.overlaid, study.load_settings)}
+MARKOV, TCSM = STUDIES = ("markov/", "tcsm/")
+"""In front of the keys of a study's own file."""
+FILES: dict[str, Any] = {
+    "": (Params, overlaid, load_params),
+    MARKOV: (Markov, study.overlaid, study.load_settings),
+    TCSM: (Tcsm, tcsm.overlaid, tcsm.load_settings),
+}
 LEAVES = {leaf.key: leaf for prefix, (model, *_) in FILES.items() for leaf in leaves(model, prefix)}
 NUMBERS = [key for key, leaf in LEAVES.items() if leaf.kind in (int, float)]
 ENDS = [
     key
     for key in NUMBERS
     if LEAVES[key].lists < 2  # a matrix has ends of its own: tests/unit/test_markov_settings.py
-    and not (key.startswith(MARKOV) and key.endswith(".also_lr"))  # which has to be empty there
+    and not (key.startswith(STUDIES) and key.endswith(".also_lr"))  # which has to be empty there
 ]
 BATCHES = [key for key in LEAVES if key.endswith(".batch") and key.split(".")[0] in ("train", "methods")]
 
@@ -108,7 +114,7 @@ def refused(key: str, text: str) -> str:
 
 def at_home(key: str) -> tuple[Any, str]:
     """The model, `overlaid` and the loader of the file that a parameter stands in; its key there."""
-    prefix = MARKOV if key.startswith(MARKOV) else ""
+    prefix = next((study for study in STUDIES if key.startswith(study)), "")
     return FILES[prefix], key.removeprefix(prefix)
 
 
@@ -204,6 +210,8 @@ def _companions(key: str, section: str, name: str, value: Any) -> dict[str, Any]
         "markov/training.check_every": {
             f"markov/{name}.steps": max(value, 10**6) for name in ("training", *DIFFERENCES)
         },
+        "tcsm/law.states": {"tcsm/law.length": 2},
+        "tcsm/law.length": {"tcsm/law.states": 2},
         "machine.devices": dict.fromkeys(BATCHES, 65536),
         "machine.accumulate": dict.fromkeys(BATCHES, 65536),
     }

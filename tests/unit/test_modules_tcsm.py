@@ -12,6 +12,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.modules.concrete_score import (
     ConcreteScoreModule,
     DistilledModule,
+    KeptModule,
     cross_entropy_terms,
     score_form_terms,
 )
@@ -19,7 +20,14 @@ from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.implicit_ratio import ImplicitRatioModule
 from gtl_lightning.modules.preference import PreferenceModule
 from gtl_lightning.networks import CausalLM, seeded
-from gtl_lightning.papers.tcsm import conditional_bce_loss, conditional_gkl_loss, conditional_lsif_loss, noised_pairs
+from gtl_lightning.papers.tcsm import (
+    conditional,
+    conditional_bce_loss,
+    conditional_gkl_loss,
+    conditional_lsif_loss,
+    exact,
+    noised_pairs,
+)
 from tests.unit.test_modules_denoiser import CONFIG, MASK, PAD, denoiser, generator, sequences, uniform
 
 
@@ -94,6 +102,35 @@ def test_distilling_a_teacher_that_knows_nothing_asks_for_the_uniform_law():
         0, abs=1e-5
     )
     assert float(DistilledModule(denoiser(), teacher=teacher).loss(batch, generator()).detach()) > 0.01
+
+
+def kept(target, x_0, tokens):
+    """A batch with the laws of its tokens, those of the padding being anything."""
+    parts = {"ids": target.ids, "log_pi": target.log_pi, "log_rest": target.log_rest}
+    whole = {}
+    for name, part in parts.items():
+        full = torch.zeros(*x_0.shape, *part.shape[1:], dtype=part.dtype)
+        full[tokens] = part
+        whole[name] = full
+    return {"x_0": x_0, **whole}
+
+
+def test_laws_kept_once_a_text_teach_as_those_found_anew():
+    """At a mask pi_i depends on the clean text alone; all tokens kept, the gradients agree, and a few are less."""
+    with seeded(1):
+        teacher = CausalLM(CONFIG).eval()
+    network, x_0 = denoiser(), sequences()
+    tokens = x_0 != PAD
+    laws = conditional(teacher, x_0, tokens, exact)
+    anew = DistilledModule(network, teacher=teacher, how=exact)
+    (loss, grads), (expected, others) = same_weights(KeptModule(network), anew, {**kept(laws, x_0, tokens)})
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(grads, others, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    few = KeptModule(network).loss(kept(laws.top(2), x_0, tokens), generator(3))
+    assert 0 <= few < expected
 
 
 def pairs():

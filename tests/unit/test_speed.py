@@ -175,6 +175,8 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
         assert row["gflop_per_step"] > 0
         assert (row["guided_over_unguided"] is None) == (row["guidance"] == "none")
     assert {row["module"] for row in own if row["part"] == "training"} >= {"source", "ratio", "head", "warm", "planner"}
+    beside = {row["module"] for row in own if row["part"] == "training" and row["over_nelbo"]}
+    assert beside == {"tcsm-score", "tcsm-distribution", "tcsm-distilled", "tcsm-kept-32"}
     page = Path("docs/benchmarks.md").read_text()
     assert "## Profile default" in page
     assert "## Profile paper" in page

@@ -5,17 +5,14 @@ Where it runs and is tracked (`machine`, `tracking`, `profile`) the project's pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov, completed
 from gtl_lightning.workspace.params import changes, merged, read_overrides, validated
-from gtl_lightning.workspace.yamlfile import flow, read_values
+from gtl_lightning.workspace.yamlfile import described, read_values
 
 PARAMS = Path("gtl_lightning/studies/markov/params.yaml")
 COMMAND = "gtl markov configure"
@@ -72,7 +69,7 @@ def told(held: dict[str, Any], asked: Markov) -> list[str]:
 
 def dump_settings(settings: Markov) -> str:
     """The text of the file: every value with its description, of a training what differs from the default."""
-    return "\n".join([HEAD, *_lines(settings, _stated(settings))]) + "\n"
+    return "\n".join([HEAD, *described(settings, _stated(settings), DIFFERENCES)]) + "\n"
 
 
 def write_settings(settings: Markov, path: Path | str = PARAMS) -> None:
@@ -87,19 +84,6 @@ def _stated(settings: Markov) -> dict[str, Any]:
     del default["also_lr"]  # which has to be empty in this study
     differ = {name: {k: v for k, v in values[name].items() if default.get(k, v) != v} for name in DIFFERENCES}
     return values | differ
-
-
-def _lines(section: BaseModel, values: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    fields = type(section).model_fields
-    # Single values first: what follows a part would seem to belong to it.
-    for name in sorted(values, key=lambda name: isinstance(values[name], dict)):
-        value, part, start = values[name], getattr(section, name), f"{'  ' * depth}{name}:"
-        said = fields[name].description or (type(part).__doc__ or "").splitlines()[0]
-        if isinstance(value, dict) and name not in DIFFERENCES:
-            yield f"{start}  # {said}"
-            yield from _lines(part, value, depth + 1)
-        else:
-            yield f"{start} {flow(value)}  # {said}"
 
 
 def _whole(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The study of target concrete score matching (docs/tcsm.md)."""
