@@ -197,7 +197,12 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     own, read = params.methods.of(method), set[Path]()
     recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read), own)
     data = domains_of if recipe.both_domains else texts_of
-    settings = {"method": own.model_dump(exclude={"train"}), "schedule": params.schedule, **recipe.depends}
+    settings = {
+        "method": own.model_dump(exclude={"train"}),
+        "schedule": params.schedule,
+        **recipe.depends,
+        **recipe.found,
+    }
 
     def fit_one(attempt: Attempt, build: Callable[[OptimiserConfig], TrainedModule]) -> Trained:
         return fit_best(
@@ -213,7 +218,8 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
         )
 
     members = fit_recipe(recipe, own.train, seed, fit_one)
-    save_trained(MODELS / cell.name, averaged([member.network for member in members]), members, read=read)
+    network = averaged([member.network for member in members])
+    save_trained(MODELS / cell.name, network, members, read=read, found=recipe.found)
 
 
 def context_of(

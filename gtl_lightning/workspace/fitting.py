@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,11 +156,12 @@ def save_trained(
     *,
     part: str = "network",
     read: Collection[Path] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
-    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. How long it
-    took stands in `runs/`: equal trainings leave equal files.
+    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. What the
+    recipe found stands with them, a `warning` for the report among it. How long it took stands in `runs/`: equal trainings leave equal files.
     """
     from gtl_lightning.networks import save_network
 
@@ -173,6 +174,7 @@ def save_trained(
         "trainable_parameters": sum(member.parameters for member in trained),
         "made_with": best.made_with,
         "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
+        **(found or {}),
     }
     save_network(folder / f"{part}.safetensors", network, summary)
     history = [{key: value for key, value in check.items() if key != "seconds"} for check in best.result.history]
