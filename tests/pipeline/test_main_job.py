@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from gtl_lightning.files import read_json, sha256_file
+from gtl_lightning.files import read_json, sha256_file, write_json
 from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
@@ -175,6 +175,23 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
         make_report(tiny())
     page = (workspace / "reports" / "report.md").read_text()
     assert "cells/lora-0.3-0" in page
+
+
+def test_the_report_says_what_trainings_warned_of_and_what_it_was_made_with(workspace: Path) -> None:
+    shown = {"gtl-0.3-0/result.json": "the first bound", "classifier-0.3-0/noised.json": "the second bound"}
+    told = {**shown, "gtl-0.9-0/result.json": "of no cell of this grid"}
+    for name, warning in told.items():
+        path = workspace / "models" / name
+        write_json(path, {**(read_json(path) if path.exists() else {}), "warning": warning})
+    with inside(workspace):
+        make_report(tiny())
+    for page in ("report.md", "report.html"):
+        text = (workspace / "reports" / page).read_text()
+        assert "models/gtl-0.3-0: the first bound" in text and "models/classifier-0.3-0: the second bound" in text
+        assert "of no cell" not in text
+        assert f"torch {torch.__version__}" in text and re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+        for fraction in tiny().sweep.fractions:
+            assert f"Samples at {100 * fraction:g} %" in " ".join(text.split())
 
 
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:
