@@ -402,8 +402,10 @@ def test_mlflow_alone_asks_for_its_password(tmp_path: Path) -> None:
     ) as ui:  # fmt: skip
         try:
             assert ui.stderr is not None
-            said = ui.stderr.readline()
-            assert ".prefect/ui.env" in said, said
+            said = ""
+            while ".prefect/ui.env" not in said and (line := ui.stderr.readline()):
+                said += line
+            assert said.index("waiting for mlflow") < said.index(".prefect/ui.env"), said
             login = read_login(tmp_path / ".prefect" / "ui.env")
             assert login.keys() == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
             assert login["MLFLOW_TRACKING_PASSWORD"] not in said
