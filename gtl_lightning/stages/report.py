@@ -159,7 +159,7 @@ def _warnings(params: Params) -> list[str]:
     """What the trainings of this grid warned of, each with the model that it is about."""
     folders = [*SHARED, *(cell.name for cell in [*_grid(params), *_classifiers(params)])]
     results = [path for name in folders for path in sorted((MODELS / name).glob("*.json"))]
-    told = [(path, read_record(path).get("warning")) for path in results]
+    told = [(path, read_record(path, {"warning?": str}).get("warning")) for path in results]
     return [f"{path.parent.as_posix()}: {warning}" for path, warning in told if warning]
 
 
