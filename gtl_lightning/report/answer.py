@@ -65,11 +65,10 @@ def _finding(
         by += f" (MAUVE {number(scores[0])} against {number(scores[1])})"
     weights = [count(means.get(("trainable_parameters", share, method))) for method in (first, second)]
     times = [time_words(means.get(("train_seconds", share, method))) for method in (first, second)]
-    who = "It" if best == first else method_label(first)
+    who = "it" if best == first else method_label(first)
     cost = f"{who} trained {weights[0]} weights in {times[0]}, {method_label(second)} {weights[1]} in {times[1]}."
-    return Finding(
-        head, f"{said}{by}; {_sure(pair, 1 if below == (pair['mean'] < 0) else -1)}. {cost}", frozenset((first, second))
-    )
+    sure = _sure(pair, 1 if below == (pair["mean"] < 0) else -1)
+    return Finding(head, f"{said}{by}; {sure}; {cost}", frozenset((first, second)))
 
 
 def _sure(pair: Row, sign: int) -> str:

@@ -248,7 +248,7 @@ def test_a_share_is_one_sentence_best_method_size_certainty_cost() -> None:
     assert said[1] == (
         f"At {FEW} of the data (50 texts) GTL is best: NELBO 4.803 nats/token, 0.497 below fine-tuning (MAUVE 0.710 "
         f"against 0.500); more than chance (95 % interval −0.511 to −0.482, 3 seeds), also after Holm's adjustment for "
-        "4 comparisons. It trained 77,227 weights in 40.0 s, fine-tuning 371,419 in 50.0 s."
+        "4 comparisons; it trained 77,227 weights in 40.0 s, fine-tuning 371,419 in 50.0 s."
     )
 
 
