@@ -35,7 +35,10 @@ from flows.parameters import (
     Seeds,
     Wanted,
     Where,
+    grid_of,
+    run_name,
     settle,
+    shows,
 )
 from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
@@ -48,6 +51,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import study
 from gtl_lightning.workspace.settings import RatioMethod
 
 INTERRUPTED = 130
@@ -56,7 +60,17 @@ MARKOV_REPORT = f"{STUDY_PARAMS.with_name('dvc.yaml').as_posix()}:markov-report"
 THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # Any: the decorator is typed for one class of futures only
 
 
-@flow(name="pipeline", task_runner=THREADS)
+def _name() -> str:
+    return run_name(str(flow_run.get_flow_name()), flow_run.get_parameters())
+
+
+def _ablation_of(params: Params) -> dict[str, Any]:
+    of = params.ablation
+    return {"method": of.method, "fraction": of.fraction, "gammas": of.gammas, "n_ratios": of.n_ratios}
+
+
+@flow(name="pipeline", flow_run_name=_name, task_runner=THREADS)
+@shows(grid_of)
 def pipeline(
     profile: str | None = None,
     overrides: list[str] | None = None,
@@ -82,7 +96,8 @@ def pipeline(
     return _run("pipeline", wanted, limits, lambda _, grid: grid.main())
 
 
-@flow(name="scarcity-sweep", task_runner=THREADS)
+@flow(name="scarcity-sweep", flow_run_name=_name, task_runner=THREADS)
+@shows(grid_of)
 def scarcity_sweep(
     fractions: Fractions | None = None,
     seeds: Seeds | None = None,
@@ -126,7 +141,8 @@ def scarcity_sweep(
     return _run("scarcity-sweep", wanted, Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share), targets)
 
 
-@flow(name="ablation", task_runner=THREADS)
+@flow(name="ablation", flow_run_name=_name, task_runner=THREADS)
+@shows(_ablation_of)
 def ablation(
     method: RatioMethod | None = None,
     fraction: Fraction | None = None,
@@ -157,7 +173,7 @@ def ablation(
     return _run("ablation", Wanted(overrides=overrides, write_params=write_params), limits, lambda *_: ["ablation"])
 
 
-@flow(name="markov-study", task_runner=THREADS)
+@flow(name="markov-study", flow_run_name=_name, task_runner=THREADS)
 def markov_study(
     overrides: list[str] | None = None,
     write_params: bool = False,
@@ -181,7 +197,7 @@ def markov_study(
     return _run("markov-study", wanted, limits, lambda *_: [MARKOV_REPORT])
 
 
-@flow(name="stage")
+@flow(name="stage", flow_run_name=_name)
 def stage(
     stage: str, time_limit_minutes: Minutes | None = None, share: bool = False, version: str | None = None
 ) -> State[Any]:
@@ -227,7 +243,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         return Failed(message=str(error))
     board = Board(key, stages, root, resolve_uri(params.tracking.uri))
     outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
-    board.finish(outcomes)
+    board.finish(outcomes, _runs_page(params))
     summary = count_outcomes(outcomes.values())
     edited = _edited(pinned, outcomes, stages, params, root)
     holes = [f"{address}: {outcome.reason}" for address, outcome in outcomes.items() if outcome.state not in GOOD]
@@ -238,6 +254,14 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     if edited or holes:
         return Failed(message=f"{summary}. {edited or '; '.join(holes)}")
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
+
+
+def _runs_page(params: Params) -> str:
+    """Where MLflow lists the runs of the stages; nothing where none has made one, or the tracker is away."""
+    try:
+        return study(params).page
+    except UserError:
+        return ""
 
 
 def _edited(pinned: Pinned, outcomes: Mapping[str, Outcome], stages: list[Stage], params: Params, root: Path) -> str:

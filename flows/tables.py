@@ -86,10 +86,10 @@ class Board:
         except httpx.HTTPError as error:
             self._warn(error)
 
-    def finish(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Publish the report artifact."""
+    def finish(self, outcomes: Mapping[str, Outcome], runs_page: str = "") -> None:
+        """Publish the report artifact, with a link to MLflow's page of the runs."""
         try:
-            create_markdown_artifact(self.report(outcomes), key=f"{self._key}-report")
+            create_markdown_artifact(self.report(outcomes, runs_page), key=f"{self._key}-report")
         except httpx.HTTPError as error:
             self._warn(error)
 
@@ -113,12 +113,14 @@ class Board:
             )
         return rows
 
-    def report(self, outcomes: Mapping[str, Outcome]) -> str:
+    def report(self, outcomes: Mapping[str, Outcome], runs_page: str = "") -> str:
         """Markdown: how many stages did what, the results, the holes with their reasons, the figure."""
         rows = self.rows(outcomes)
         parts = [f"# {self._key}: {count_outcomes(outcomes.values())}"]
         if all(outcome.state == "cached" for outcome in outcomes.values()):
             parts.append("Everything was up to date; nothing was run.")
+        if runs_page:
+            parts.append(f"[All runs in MLflow]({runs_page})")
         results = [row for stage, row in zip(self._stages, rows, strict=True) if stage.row is not None]
         if results:
             parts += ["## Cells", _markdown(results, ("stage", "state", "test NELBO", "MAUVE", "MLflow run"))]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from gtl_lightning.errors import UserError
 
 SQLITE = "sqlite:///"
+LOCAL_PAGE = "http://127.0.0.1:5000"
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 
@@ -65,6 +66,12 @@ def without_credentials(uri: str) -> str:
         return uri
     host = f"{address.hostname}:{address.port}" if address.port else address.hostname
     return f"{address.scheme}://{host}{address.path}"
+
+
+def runs_page(uri: str, experiment_id: str) -> str:
+    """Address of the page where MLflow lists an experiment's runs; a database's is where `make ui` serves it."""
+    server = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGE
+    return f"{server}/#/experiments/{experiment_id}?workflowType=machine_learning"
 
 
 def lock_path(uri: str) -> Path:

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import writing
-from gtl_lightning.workspace.addresses import SQLITE, check_reachable, lock_path, resolve_uri
+from gtl_lightning.workspace.addresses import SQLITE, check_reachable, lock_path, resolve_uri, runs_page
 from gtl_lightning.workspace.mlflow_client import one_line, open_client
 
 if TYPE_CHECKING:
@@ -126,6 +126,16 @@ class Study:
             self._client = open_client(self.uri)
             self._experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
             self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
+
+    @property
+    def page(self) -> str:
+        """Address of the page that lists the runs."""
+        return runs_page(self.uri, self._experiment_id)
+
+    @property
+    def commit(self) -> str:
+        """The checkout's commit, as the runs are tagged with it."""
+        return self._tags["git_commit"]
 
     @contextmanager
     def child(self, kind: str, name: str, key: str, tags: Mapping[str, Any]) -> Iterator[Run]:
