@@ -286,6 +286,7 @@ BELOW = ("core", "papers", "laws", "data", "evaluation", "modules")
 BUILDS = {
     "methods/vanilla.py", "stages/train.py", "bench/sampling.py",
     "studies/markov/study.py", "studies/markov/domains.py", "studies/markov/models.py",
+    "studies/tcsm/chains.py",
 }  # fmt: skip
 """Where one is made from nothing, as by every kind of source, or a study's own is read; all else asks a `Source`."""
 

@@ -70,7 +70,8 @@ def test_every_cell_has_its_row(study: Path) -> None:
 
 def test_times_reach_the_page_and_stand_in_no_result(study: Path) -> None:
     trained = [row for row in read(study / "reports/markov.json") if row["method"] not in ("source", "bigram")]
-    assert all(row["train_seconds"] > 0 and row["sample_seconds"] > 0 for row in trained)
+    for name in ("train_seconds", "sample_seconds"):  # rounded: the quickest may have taken none
+        assert min(row[name] for row in trained) >= 0 and sum(row[name] for row in trained) > 0, name
     for path in ("markov/cells/0.json", "markov/overlap.json", "markov/source/result.json"):
         assert "seconds" not in (study / path).read_text(), path
     assert "seconds" not in read_meta(study / "markov/source/network.safetensors")
