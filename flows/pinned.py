@@ -13,7 +13,7 @@ from flows.grid import STUDY, Grid, Stage
 from flows.remote import stated
 from flows.runner import GOOD, Outcome
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.inputs import differing
+from gtl_lightning.workspace.watched import differing
 from gtl_lightning.workspace.yamlfile import read_values
 
 AGAIN = "what has run is kept; start the sweep again"

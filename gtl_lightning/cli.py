@@ -17,7 +17,7 @@ from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, no
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.markov import commands as markov
 from gtl_lightning.studies.tcsm import commands as tcsm
-from gtl_lightning.workspace.inputs import watched
+from gtl_lightning.workspace.watched import watched
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for _group in (configure, data, cells, sample, reward, timing, methods):

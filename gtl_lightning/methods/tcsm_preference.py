@@ -31,10 +31,10 @@ def recipe(context: Context, settings: TcsmPreference) -> Recipe:
     def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
         return PreferenceModule(
             source.trainable_copy(),
-            source,
+            optimiser,
+            reference=source,
             beta=settings.beta,
             masks=settings.masks,
-            optimiser=optimiser,
             **context.scoring,
         )
 

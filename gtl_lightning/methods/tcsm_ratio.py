@@ -27,7 +27,7 @@ def recipe(context: Context, settings: TcsmRatio) -> Recipe:
     source, terms = context.frozen("source"), ratio_loss(settings.loss)
 
     def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
-        return ImplicitRatioModule(source.trainable_copy(), source, terms=terms, optimiser=optimiser, **context.scoring)
+        return ImplicitRatioModule(source.trainable_copy(), optimiser, reference=source, terms=terms, **context.scoring)
 
     return Recipe({"network": build}, context.target)
 

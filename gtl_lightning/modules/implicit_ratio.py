@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gtl_lightning.core.protocols import EVERYWHERE, Source
-from gtl_lightning.core.schedule import NoiseSchedule
-from gtl_lightning.modules.base import Batch, OptimiserConfig
+from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.conditional_ratio import TokenLoss
 from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.networks import Frozen, ids_of, in_parts, log_probs
@@ -23,26 +22,15 @@ class ImplicitRatioModule(DenoiserModule):
     NELBO of p_theta, as of every denoiser.
 
     Args:
-        network: the denoiser that trains.
-        reference: frozen; what it started as.
+        reference: frozen; what the denoiser that trains started as.
         terms: the loss, as of `ConditionalRatioModule`.
-        optimiser: AdamW's settings.
-        schedule: noise.
-        draws: noise draws an example in validation.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        reference: Source,
-        *,
-        terms: TokenLoss = conditional_bce_loss,
-        optimiser: OptimiserConfig | None = None,
-        schedule: NoiseSchedule | None = None,
-        draws: int = 4,
+        self, *arguments: Any, reference: Source, terms: TokenLoss = conditional_bce_loss, **options: Any
     ) -> None:
-        super().__init__(network, optimiser, schedule, draws)
-        self.reference = Frozen(cast(nn.Module, reference))
+        super().__init__(*arguments, **options)
+        self.reference = Frozen(reference)
         self.terms = terms
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:

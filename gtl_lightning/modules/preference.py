@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gtl_lightning.core.protocols import EVERYWHERE, Source
-from gtl_lightning.core.schedule import NoiseSchedule
-from gtl_lightning.modules.base import Batch, OptimiserConfig
+from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.denoiser import DenoiserModule, spread
 from gtl_lightning.networks import Frozen, ids_of, log_prob_of
 from gtl_lightning.papers.tcsm import noised_pairs, pair_elbo, preference_loss
@@ -22,28 +21,14 @@ class PreferenceModule(DenoiserModule):
     are plain texts. Score: the NELBO, as of every denoiser.
 
     Args:
-        network: the denoiser that trains.
-        reference: frozen; what it started as.
+        reference: frozen; what the denoiser that trains started as.
         beta: how near it stays to the reference: the larger, the nearer.
         masks: of each pair.
-        optimiser: AdamW's settings.
-        schedule: noise.
-        draws: noise draws an example in validation.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        reference: Source,
-        *,
-        beta: float = 0.1,
-        masks: int = 2,
-        optimiser: OptimiserConfig | None = None,
-        schedule: NoiseSchedule | None = None,
-        draws: int = 4,
-    ) -> None:
-        super().__init__(network, optimiser, schedule, draws)
-        self.reference = Frozen(cast(nn.Module, reference))
+    def __init__(self, *arguments: Any, reference: Source, beta: float = 0.1, masks: int = 2, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reference = Frozen(reference)
         self.beta = beta
         self.masks = masks
 

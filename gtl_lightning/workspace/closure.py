@@ -26,6 +26,7 @@ WITHOUT_RESULT = frozenset(
         "fields.py",  # parameters: their values come from params.yaml, by which DVC and the state are keyed one by one
         "workspace/params.py",
         "workspace/settings.py",
+        "workspace/studyfile.py",
         "workspace/stated.py",  # lays what the file states over the default and the method's own, which stand in deps
         "workspace/written.py",
         "workspace/yamlfile.py",
@@ -34,7 +35,7 @@ WITHOUT_RESULT = frozenset(
         "studies/tcsm/settings.py",
         "studies/tcsm/params.py",
         "workspace/closure.py",  # names states
-        "workspace/inputs.py",  # refuses results of what was edited meanwhile
+        "workspace/watched.py",  # refuses results of what was edited meanwhile
         "workspace/declared.py",
         "workspace/tracking.py",  # tells MLflow what came out
         "workspace/mlflow_client.py",

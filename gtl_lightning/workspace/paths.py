@@ -12,8 +12,8 @@ from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.files import digest, sha256_file, write_json
 from gtl_lightning.records import AMOUNT, Each, Row, read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
-from gtl_lightning.workspace.inputs import check_inputs
 from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.watched import check_inputs
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,8 +12,8 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from gtl_lightning.resources import keep_freed_memory
-from gtl_lightning.workspace.inputs import Inputs, noted_inputs, take_over
 from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.watched import Inputs, noted_inputs, take_over
 
 Result = TypeVar("Result")
 

@@ -46,13 +46,13 @@ def same_weights(module, other, batch):
 )
 def test_a_denoiser_that_is_its_reference_has_the_ratio_one(terms, value):
     network = denoiser()
-    module = ImplicitRatioModule(network.trainable_copy(), network, terms=terms)
+    module = ImplicitRatioModule(network.trainable_copy(), reference=network, terms=terms)
     assert float(module.loss({"x_0": sequences()}, generator())) == pytest.approx(value, abs=1e-5)
 
 
 def test_the_reference_is_not_trained_and_not_kept():
     network = denoiser()
-    module = ImplicitRatioModule(network.trainable_copy(), network)
+    module = ImplicitRatioModule(network.trainable_copy(), reference=network)
     module.loss({"x_0": sequences()}, generator()).backward()
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(name.startswith("network.") for name in module.state_dict())
@@ -84,8 +84,8 @@ def test_the_score_of_every_objective_is_the_nelbo():
     for module in (
         ConcreteScoreModule(network, terms=cross_entropy_terms, by_level=False),
         DistilledModule(network, teacher=teacher),
-        ImplicitRatioModule(network.trainable_copy(), network),
-        PreferenceModule(network.trainable_copy(), network),
+        ImplicitRatioModule(network.trainable_copy(), reference=network),
+        PreferenceModule(network.trainable_copy(), reference=network),
     ):
         assert torch.equal(module.held_out_loss(batch, generator())[0], expected[0]), type(module).__name__
 
@@ -145,7 +145,7 @@ def interleaved(winner, loser):
 
 def test_a_denoiser_that_is_its_reference_prefers_nothing():
     network = denoiser()
-    module = PreferenceModule(network.trainable_copy(), network, beta=0.3, masks=3)
+    module = PreferenceModule(network.trainable_copy(), reference=network, beta=0.3, masks=3)
     assert float(module.loss({"x_0": interleaved(*pairs())}, generator()).detach()) == pytest.approx(
         math.log(2), abs=1e-5
     )
@@ -153,7 +153,7 @@ def test_a_denoiser_that_is_its_reference_prefers_nothing():
 
 def test_a_step_along_the_gradient_prefers_the_winner():
     network, batch = denoiser(), {"x_0": interleaved(*pairs())}
-    module = PreferenceModule(network.trainable_copy(), network, beta=1.0, masks=4)
+    module = PreferenceModule(network.trainable_copy(), reference=network, beta=1.0, masks=4)
     optimiser = torch.optim.SGD(module.network.parameters(), lr=0.05)
     for step in range(20):
         optimiser.zero_grad()

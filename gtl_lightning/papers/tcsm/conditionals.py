@@ -124,7 +124,19 @@ def exact(teacher: Teacher, x: Tensor, row: Tensor, position: Tensor) -> Conditi
 
 
 @dataclass(frozen=True)
-class TopK:
+class _Scored:
+    """Some tokens of a position are scored, some texts at a time."""
+
+    k: int
+    chunk: int = CHUNK
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("chunk", self.chunk)):
+            if not (hasattr(value, "__index__") and value >= 1):
+                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+class TopK(_Scored):
     """The k tokens that the left context finds likeliest scored, the true one always among them: k texts a position.
 
     The bucket keeps the share that the left context gives it, which is its mean over continuations that the teacher
@@ -137,13 +149,6 @@ class TopK:
     Raises:
         UserError: k or chunk is below 1.
     """
-
-    k: int
-    chunk: int = CHUNK
-
-    def __post_init__(self) -> None:
-        _check_count("k", self.k)
-        _check_count("chunk", self.chunk)
 
     def __call__(self, teacher: Teacher, x: Tensor, row: Tensor, position: Tensor) -> Conditional:
         """As `Strategy` has it."""
@@ -169,8 +174,7 @@ def first_order(teacher: Teacher, x: Tensor, row: Tensor, position: Tensor) -> C
     return Conditional.whole(_estimates(teacher, x, row, position))
 
 
-@dataclass(frozen=True)
-class Proposed:
+class Proposed(_Scored):
     """`first_order` proposes k tokens, and says how likely the others are together; scoring decides among the k.
 
     Attributes:
@@ -180,13 +184,6 @@ class Proposed:
     Raises:
         UserError: k or chunk is below 1.
     """
-
-    k: int
-    chunk: int = CHUNK
-
-    def __post_init__(self) -> None:
-        _check_count("k", self.k)
-        _check_count("chunk", self.chunk)
 
     def __call__(self, teacher: Teacher, x: Tensor, row: Tensor, position: Tensor) -> Conditional:
         """As `Strategy` has it."""
@@ -259,8 +256,3 @@ def _likeliest(log_p: Tensor, always: Tensor, k: int) -> Tensor:
 def _others(log_p: Tensor, ids: Tensor) -> Tensor:
     """Float[m]: log of the sum over all tokens but `ids`; -inf where there are none."""
     return log_p.scatter(-1, ids, -math.inf).logsumexp(-1)
-
-
-def _check_count(name: str, value: int) -> None:
-    if not (hasattr(value, "__index__") and value >= 1):
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")

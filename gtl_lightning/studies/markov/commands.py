@@ -20,12 +20,8 @@ def markov_configure(
     """Write the study's params.yaml: only what --set names, or without it as shipped; tells what changes."""
     from gtl_lightning.studies.markov import params as config
 
-    settings, told = config.requested(tuple(overrides))
-    if told or not overrides:
-        config.write_settings(settings)
-    for line in told:
+    for line in config.FILE.configure(tuple(overrides)):
         typer.echo(line)
-    typer.echo(f"{config.PARAMS} {'written' if told or not overrides else 'is so already'}")
 
 
 @app.command("source")

@@ -12,12 +12,12 @@ import pytest
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY
-from gtl_lightning.workspace import inputs as subject
+from gtl_lightning.workspace import watched as subject
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.declared import declared
-from gtl_lightning.workspace.inputs import check_inputs, watched
 from gtl_lightning.workspace.params import Params, write_params
 from gtl_lightning.workspace.paths import state_dir
+from gtl_lightning.workspace.watched import check_inputs, watched
 from tests.pipeline.reading import points
 
 POINTS = {" ".join(point.command): point for point in points(Params())}
