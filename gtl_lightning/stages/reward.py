@@ -25,16 +25,16 @@ from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.fields import Training
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.methods.source_samples import drawn_texts
+from gtl_lightning.methods.tcsm_reward import REPEATED
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.known_ratio import KnownRatioModule
 from gtl_lightning.networks import TokenRatioNetwork, seeded
 from gtl_lightning.papers.gtl import importance_draws
 from gtl_lightning.papers.tcsm import Reward, effective_sample_size
-from gtl_lightning.report.document import Block, Figure, Table, Text, to_markdown
+from gtl_lightning.report.document import to_markdown
 from gtl_lightning.report.figures import save_figure
-from gtl_lightning.report.panels import Panel, Point, Series
-from gtl_lightning.report.style import number
+from gtl_lightning.report.reward import frontier, reward_blocks
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
 from gtl_lightning.workspace.fitting import fit_best, scoring, texts_of
 from gtl_lightning.workspace.options import check_seed
@@ -47,9 +47,6 @@ from gtl_lightning.workspace.text import decode_all
 Row = dict[str, Any]
 HELD_OUT = 0.1
 """Share of the denoiser's texts that decide when a training stops."""
-REPEATED = 16
-"""Texts drawn by weight for every one there is, as for `tcsm-reward`."""
-WAYS = {"guided": ("#0067a5", "#5cb8f0"), "trained": ("#1b7f4b", "#58c98c"), "best of n": ("#c8500a", "#ff8f52")}
 
 
 @dataclass(frozen=True)
@@ -107,8 +104,8 @@ def measure_reward(params: Params, asked: Asked) -> None:
     rows = bench.rows()
     warnings = list(dict.fromkeys(row["warning"] for row in rows if "warning" in row))
     write_json(REPORTS / "reward.json", rows)
-    written = [REPORTS / "reward.md", *save_figure(REPORTS, "reward", [_panel(rows, asked)])]
-    write_text(written[0], to_markdown(f"Reward: {asked.name}", _blocks(rows, warnings, asked)))
+    written = [REPORTS / "reward.md", *save_figure(REPORTS, "reward", [frontier(rows, asked.name)])]
+    write_text(written[0], to_markdown(f"Reward: {asked.name}", reward_blocks(rows, warnings, asked.samples)))
     key = digest({"rows": rows})
     with study(params).child("reward", f"reward {asked.name}", key, {"seed": asked.seed, "reward": asked.name}) as run:
         run.log_params({"samples": asked.samples, "count": asked.count, "warning": "; ".join(warnings) or "none"})
@@ -180,7 +177,7 @@ class _Bench:
         return [{**row, "drift": row["nelbo"] - base["nelbo"]} for row in rows]
 
     def _warning(self, beta: float) -> Row:
-        effective = float(effective_sample_size(self.values.double() / (beta * self.scale)))
+        effective = float(effective_sample_size(self._log_weights(beta)))
         found: Row = {"effective_samples": round(effective, 1)}
         if effective < self.own.least_effective:
             found["warning"] = (
@@ -259,48 +256,3 @@ class _Bench:
 
 def _padded(texts: TokenDataset) -> Tensor:
     return texts.batch(np.arange(len(texts)))
-
-
-def _panel(rows: list[Row], asked: Asked) -> Panel:
-    untouched = rows[0]
-    series = []
-    for (way, colours), marker in zip(WAYS.items(), ("o", "D", "s"), strict=True):
-        own = [row for row in rows if row["way"] in (way, "untouched")]
-        points = [
-            Point(
-                row["drift"],
-                row["reward"],
-                row["reward"] - 2 * row["reward_error"],
-                row["reward"] + 2 * row["reward_error"],
-            )
-            for row in sorted(own, key=lambda row: float(row["drift"]))
-        ]
-        series.append(Series(way, tuple(points), colours, marker))
-    subtitle = f"{asked.name}, mean of {untouched['texts']} texts; bars: 2 standard errors"
-    return Panel(
-        "Reward against drift", subtitle, tuple(series), (), (), "NELBO under the frozen denoiser, less its own texts'"
-    )
-
-
-def _blocks(rows: list[Row], warnings: list[str], asked: Asked) -> list[Block]:
-    table = tuple(
-        (
-            str(row["way"]),
-            number(row["strength"], 2),
-            f"{number(row['reward'], 4)} ± {number(2 * row['reward_error'], 4)}",
-            number(row["drift"], 3, sign=True),
-            number(row.get("effective_samples"), 0),
-            str(row["texts"]),
-        )
-        for row in rows
-    )
-    note = (
-        "Strength: beta in standard deviations of the reward, or n. Drift: nats per token. The best of n reads n texts "
-        f"for each that it keeps, out of the {asked.samples:,} that the others learn from."
-    )
-    columns = ("way", "strength", "reward", "drift", "effective", "texts")
-    return [
-        *[Text(f"Warning: {warning}.") for warning in warnings],
-        Figure("reward.svg", "Reward against drift", "Each way at several strengths.", ()),
-        Table("Reward and drift", columns, table, (0,), note),
-    ]
