@@ -97,7 +97,7 @@ def test_few_effective_samples_of_a_reward_are_told_where_people_look(trained: P
         few = read_json(Path("models/tcsm-reward-0.3-0/result.json"))
         train_cell(everything("methods.tcsm-reward.least_effective=1"), "tcsm-reward", 0.3, 0)
         enough = read_json(Path("models/tcsm-reward-0.3-0/result.json"))
-        client = MlflowClient("sqlite:///mlflow.db")
+        client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
         experiment = client.get_experiment_by_name("gtl-transfer")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], "tags.method = 'tcsm-reward'")

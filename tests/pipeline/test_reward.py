@@ -37,7 +37,7 @@ def test_every_way_is_measured_and_the_warning_reaches_report_and_tracker(worksp
         measure_reward(tiny(), asked())
         rows = read_json(Path("reports/reward.json"))
         page = Path("reports/reward.md").read_text()
-        client = MlflowClient(tiny().tracking.uri)
+        client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")  # a client of a relative name is one for all folders
         experiment = client.get_experiment_by_name(tiny().tracking.experiment)
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'reward'")
