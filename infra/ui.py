@@ -12,6 +12,10 @@ from serve import HOST, STORE, check_database, check_port, environments, start_t
 from services import ROOT, Lab, until_stopped
 
 from flows.login import new_login, write_login
+from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.addresses import experiment_place
+from gtl_lightning.workspace.params import PARAMS, Params, load_params
+from gtl_lightning.workspace.tracking import find_experiment
 
 LOGIN = Path(".prefect/ui.env")
 
@@ -30,12 +34,24 @@ def show(port: int) -> None:
         lab.wait_for("mlflow", f"http://{HOST}:{port}/health")
         tracker = {name: value for name, value in login.items() if name.startswith("MLFLOW_")}
         write_login(ROOT / LOGIN, tracker)
-        log.info("MLflow: http://%s:%d   it asks for the user gtl and the password in %s", HOST, port, LOGIN)
+        place = experiment_page(variables.tracker[STORE])
+        log.info("MLflow: http://%s:%d/%s   it asks for the user gtl and the password in %s", HOST, port, place, LOGIN)
         while True:
             lab.keep_up()
             time.sleep(1)
     finally:
         lab.stop()
+
+
+def experiment_page(store: str) -> str:
+    """Where the server shows the runs of params.yaml's experiment; the start page while there are none."""
+    try:
+        tracking = (load_params() if PARAMS.exists() else Params()).tracking
+        found = find_experiment(store, tracking.experiment)
+    except UserError as error:
+        log.warning("%s", error)
+        return ""
+    return experiment_place(found) if found else ""
 
 
 def main() -> int:

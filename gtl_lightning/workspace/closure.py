@@ -37,6 +37,10 @@ WITHOUT_RESULT = frozenset(
         "workspace/inputs.py",  # refuses results of what was edited meanwhile
         "workspace/declared.py",
         "workspace/tracking.py",  # tells MLflow what came out
+        "workspace/tracked.py",
+        "workspace/origin.py",
+        "workspace/versions.py",
+        "workspace/artifacts.py",
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is
         "workspace/options.py",  # refuses what cannot be
