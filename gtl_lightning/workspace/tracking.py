@@ -1,4 +1,4 @@
-"""MLflow: a study, below it the sweeps, below a sweep its cells, below a cell its trainings. All that stages know of it.
+"""MLflow: a study, below it the sweeps, below a sweep its cells, below a cell its trainings; what stages know of it.
 
 A *study* is one profile on one data set. A run is found again by its key, so a stage that was killed and runs again
 continues its run, and no cell appears twice. Whoever makes a run knows the study alone, and puts it there; who comes
@@ -33,7 +33,8 @@ AXES = ("method", "fraction", "seed", "n")
 NOTE = "mlflow.note.content"
 STUDY_NOTE = (
     "One profile on one data set. Below it every sweep, below a sweep its cells, below a cell its trainings; what "
-    "several share lies here. `tags.kind = 'cell'` finds the cells, `tags.kind = 'curve'` a method's metrics against examples."
+    "several share lies here. `tags.kind = 'cell'` finds the cells, `tags.kind = 'curve'` each method's metrics "
+    "against examples."
 )
 
 
