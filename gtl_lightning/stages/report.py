@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.data.split import SUMMARY
-from gtl_lightning.files import write_json
+from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
 from gtl_lightning.workspace.frozen import guided_files
@@ -33,6 +33,9 @@ from gtl_lightning.workspace.paths import (
 )
 from gtl_lightning.workspace.provenance import mixtures
 from gtl_lightning.workspace.real import SHAPE
+
+if TYPE_CHECKING:
+    from gtl_lightning.workspace.tracking import Study
 
 POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
 """What every row of a cell says of where it belongs."""
@@ -82,13 +85,45 @@ def make_report(params: Params) -> None:
         if row["metric"] in SHOWN
     }
     write_json(REPORTS / "metrics.json", means)
-    with study(params).parent() as run:
+    tracked = study(params)
+    with tracked.parent() as run:
         run.log_metrics(means)
         for path in (written.markdown, written.html, *written.figures):
             run.log_file(path, "report")
+    _track_curves(tracked, rows)
     for sentence in written.answer:
         log.info("%s", sentence)
     log.info("report: %s (%d cells, %d holes)", written.html, len(rows), len(written.holes))
+
+
+def curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    """Method -> target examples -> metrics, means over the seeds; the source's are those without an example."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for point in summarise(rows):
+        if point["metric"] in SHOWN:
+            alike = [row for row in rows if (row["method"], row["fraction"]) == (point["method"], point["fraction"])]
+            examples = found.setdefault(point["method"], {}).setdefault(alike[0]["examples"], {})
+            examples[point["metric"]] = point["mean"]
+    return found
+
+
+def _track_curves(tracked: Study, rows: list[dict[str, Any]]) -> None:
+    """A run for each method whose steps are numbers of target examples, so that MLflow draws one against the other.
+
+    Points of a run cannot be taken back: other points are another run, in place of the one that was there.
+    """
+    for method, curve in curves(rows).items():
+        tags = {"kind": "curve", "method": method}
+        note = f"{method}: metrics against the number of target examples (the step), means over seeds."
+        name, key = f"curve {method}", f"curve-{method}-{digest(curve)}"
+        whole = tracked.runs({**tags, "key": key, "complete": True})
+        tracked.discard(set(tracked.runs(tags)).difference(whole))
+        if whole:
+            continue
+        with tracked.child("curve", name, key, {"method": method}, note) as run:
+            for examples, metrics in sorted(curve.items()):
+                run.log_metrics(metrics, examples)
+            run.set_tags({"complete": True})
 
 
 def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

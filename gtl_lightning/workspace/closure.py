@@ -40,6 +40,8 @@ WITHOUT_RESULT = frozenset(
         "workspace/tracked.py",
         "workspace/origin.py",
         "workspace/versions.py",
+        "workspace/lost.py",
+        "workspace/card.py",  # what a registered model says of itself
         "workspace/artifacts.py",
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is

@@ -129,13 +129,19 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(name, str(value))
     seconds = patience()
     from mlflow import MlflowClient
-    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 
-    _artifact_repository_registry.register(SCHEME, repository)  # in a checkout that was never installed too
+    register_scheme()
     # They report every table that is created, every repetition, every error with its traceback: ours is one line.
     for package in ("mlflow", "urllib3"):
         logging.getLogger(package).setLevel(logging.CRITICAL)
     return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, seconds)(tracking_uri=uri), uri))
+
+
+def register_scheme() -> None:
+    """What the package's entry point does, also where a checkout is on the path and was never installed."""
+    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+
+    _artifact_repository_registry.register(SCHEME, repository)
 
 
 def found_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[MlflowRun]:

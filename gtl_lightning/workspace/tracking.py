@@ -113,10 +113,17 @@ class Study:
             self._client.delete_run(run)
 
     def register(
-        self, name: str, run_id: str, folder: str, key: str, tags: Mapping[str, Any], aliases: Sequence[str]
+        self,
+        name: str,
+        run_id: str,
+        folder: str,
+        key: str,
+        tags: Mapping[str, Any],
+        aliases: Sequence[str],
+        card: str,
     ) -> str:
         """A version of a registered model, as `versions.register_version`."""
-        return register_version(self._client, name, run_id, folder, key, tags, aliases)
+        return register_version(self._client, name, run_id, folder, key, tags, aliases, card)
 
     def _create(self, name: str, tags: Mapping[str, Any]) -> str:
         own = {**self._tags, **origin(), **tags, "mlflow.runName": name}

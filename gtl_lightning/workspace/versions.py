@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.addresses import check_reachable, exists, resolve_uri
 from gtl_lightning.workspace.mlflow_client import one_line, open_client
+from gtl_lightning.workspace.yamlfile import read_values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL_NAME = re.compile(r"\w[\w .-]{0,254}")
 ALIAS = re.compile(r"[\w-]{1,255}")
+DOWNLOADED = "registered_model_meta"
+"""File that MLflow puts into a version's folder where it downloads it: which version it is."""
 
 
 def register_version(
@@ -26,6 +29,7 @@ def register_version(
     key: str,
     tags: Mapping[str, Any],
     aliases: Sequence[str],
+    card: str,
 ) -> str:
     """A version of the registered model `name` from a run's artifact folder; the aliases move to it.
 
@@ -37,6 +41,7 @@ def register_version(
         key: of the content; a version that has it already is taken in place of a new one.
         tags: of the version.
         aliases: to set.
+        card: what it is, in Markdown: the description on its page.
 
     Raises:
         UserError: a name or an alias that cannot be one, or the registry refuses.
@@ -52,6 +57,7 @@ def register_version(
     version = known.get(key) or client.create_model_version(name, source, run_id, tags=texts)
     for tag, text in texts.items() - version.tags.items():  # of a version from before there was such a tag
         client.set_model_version_tag(name, version.version, tag, text)
+    client.update_model_version(name, version.version, card)
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
@@ -79,6 +85,21 @@ def fetch_model(uri: str, name: str, alias: str, folder: Path) -> tuple[Path, di
         return made, dict(version.tags)
     except UserError as error:
         raise UserError(f"model {name}@{alias} cannot be fetched: {error}; `gtl register` makes it") from error
+
+
+def registered_tags(folder: Path) -> dict[str, str] | None:
+    """The registry's tags of the version that MLflow has downloaded into a folder; None for any other folder.
+
+    Raises:
+        UserError: the registry cannot be reached.
+    """
+    from mlflow import get_tracking_uri
+
+    if not (folder / DOWNLOADED).exists():
+        return None
+    meta = read_values(folder / DOWNLOADED, "mlflow")
+    version = open_client(get_tracking_uri()).get_model_version(meta["model_name"], str(meta["model_version"]))
+    return dict(version.tags)
 
 
 def check_model(name: str, alias: str = "best") -> None:

@@ -13,9 +13,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from flows.lockfile import lives
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.addresses import experiment_place, page, resolve_uri
 from gtl_lightning.workspace.artifacts import local_folder, repository
+from gtl_lightning.workspace.lost import end_lost
 from gtl_lightning.workspace.tracking import Study, find_experiment
 from gtl_lightning.workspace.versions import fetch_model
 
@@ -288,6 +290,46 @@ def test_a_table_is_mlflows_own_and_stands_once(tmp_path: Path, monkeypatch: pyt
     assert "samples.json" in client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
     table = client.load_table(study.experiment_id, "samples.json", run_ids=[run.run_id])
     assert table.to_dict("records") == rows
+
+
+# --- a process that is gone
+
+
+def test_a_killed_process_leaves_no_run_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gtl reconcile` asks for every RUNNING run whether its process lives."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    client = MlflowClient(study.uri)
+    names = ("mine", "killed", "reused", "elsewhere")
+    ids = {name: study.begin("cell", name, name, {}).run_id for name in names}
+    for name, tags in {
+        "killed": {"gtl.pid": str(2**22 + 1)},  # above every process id of Linux
+        "reused": {"gtl.born": "1.0"},
+        "elsewhere": {"gtl.host": "far", "gtl.pid": str(2**22 + 1)},
+    }.items():
+        for tag, value in tags.items():
+            client.set_tag(ids[name], tag, value)
+    foreign = client.create_run(study.experiment_id).info.run_id
+
+    def running() -> set[str]:
+        own = {name for name in names if client.get_run(ids[name]).info.status == "RUNNING"}
+        return own | ({"foreign"} if client.get_run(foreign).info.status == "RUNNING" else set())
+
+    told = end_lost(study.uri, lives, dry_run=True)
+    assert sorted(run.name for run in told) == ["killed", "reused"] and running() == {*names, "foreign"}
+    assert sorted(run.name for run in end_lost(study.uri, lives)) == ["killed", "reused"]
+    assert running() == {"mine", "elsewhere", "foreign"}
+    assert client.get_run(ids["killed"]).info.status == "KILLED"
+    assert [run.name for run in end_lost(study.uri, lives, lost_hosts=["far"])] == ["elsewhere"]
+    with study.child("cell", "killed", "killed", {}) as again:
+        assert again.run_id == ids["killed"]
+    assert client.get_run(again.run_id).info.status == "FINISHED"
+
+
+def test_a_tracker_that_is_not_there_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert end_lost(f"sqlite:///{tmp_path}/mlflow.db", lives) == [] and not list(tmp_path.iterdir())
 
 
 # --- where artifacts lie
