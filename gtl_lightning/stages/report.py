@@ -45,7 +45,7 @@ SHOWN = ("mauve", "nelbo", "domain_score")
 
 
 def make_report(params: Params) -> None:
-    """reports/: transfer.json, ablation.json, advisor.json, metrics.json, report.md, report.html, figures/.
+    """reports/: transfer.json, ablation.json, advisor.json, curves.json, metrics/, report.md, report.html, figures/.
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
@@ -84,35 +84,47 @@ def make_report(params: Params) -> None:
         for row in summarise(rows)
         if row["metric"] in SHOWN
     }
-    write_json(REPORTS / "metrics.json", means)
+    found = points(rows)
+    _write_for_dvc(found)
     tracked = study(params)
     with tracked.parent() as run:
         run.log_metrics(means)
         for path in (written.markdown, written.html, *written.figures):
             run.log_file(path, "report")
-    _track_curves(tracked, rows)
+    _track_curves(tracked, found)
     for sentence in written.answer:
         log.info("%s", sentence)
     log.info("report: %s (%d cells, %d holes)", written.html, len(rows), len(written.holes))
 
 
-def curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
-    """Method -> target examples -> metrics, means over the seeds; the source's are those without an example."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for point in summarise(rows):
-        if point["metric"] in SHOWN:
-            alike = [row for row in rows if (row["method"], row["fraction"]) == (point["method"], point["fraction"])]
-            examples = found.setdefault(point["method"], {}).setdefault(alike[0]["examples"], {})
-            examples[point["metric"]] = point["mean"]
-    return found
+def points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for every method and share, means over the seeds: method, fraction, examples, the metrics SHOWN."""
+    examples = {(row["method"], row["fraction"]): row["examples"] for row in rows}
+    found: dict[tuple[str, float | None], dict[str, Any]] = {}
+    for one in summarise(rows):
+        if one["metric"] in SHOWN:
+            at = one["method"], one["fraction"]
+            empty = {"method": at[0], "fraction": at[1], "examples": examples[at]}
+            found.setdefault(at, empty)[one["metric"]] = one["mean"]
+    return sorted(found.values(), key=lambda point: (point["method"], point["examples"]))
 
 
-def _track_curves(tracked: Study, rows: list[dict[str, Any]]) -> None:
+def _write_for_dvc(found: list[dict[str, Any]]) -> None:
+    """reports/metrics/: a file a method and share, a row of `dvc metrics show`; curves.json: what `dvc plots` draws."""
+    for point in found:
+        name = point["method"] if point["fraction"] is None else f"{point['method']}-{point['fraction']}"
+        columns = {key: point[key] for key in ("examples", *SHOWN) if key in point}
+        write_json(REPORTS / "metrics" / f"{name}.json", columns)
+    write_json(REPORTS / "curves.json", [point for point in found if point["fraction"] is not None])
+
+
+def _track_curves(tracked: Study, found: list[dict[str, Any]]) -> None:
     """A run for each method whose steps are numbers of target examples, so that MLflow draws one against the other.
 
     Points of a run cannot be taken back: other points are another run, in place of the one that was there.
     """
-    for method, curve in curves(rows).items():
+    for method, group in itertools.groupby(found, key=lambda point: str(point["method"])):
+        curve = list(group)
         tags = {"kind": "curve", "method": method}
         note = f"{method}: metrics against the number of target examples (the step), means over seeds."
         name, key = f"curve {method}", f"curve-{method}-{digest(curve)}"
@@ -121,8 +133,8 @@ def _track_curves(tracked: Study, rows: list[dict[str, Any]]) -> None:
         if whole:
             continue
         with tracked.child("curve", name, key, {"method": method}, note) as run:
-            for examples, metrics in sorted(curve.items()):
-                run.log_metrics(metrics, examples)
+            for point in curve:
+                run.log_metrics({metric: point[metric] for metric in SHOWN if metric in point}, point["examples"])
             run.set_tags({"complete": True})
 
 

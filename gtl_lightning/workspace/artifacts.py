@@ -31,11 +31,18 @@ def repository(
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
     from mlflow.tracking import get_tracking_uri
+    from mlflow.utils.file_utils import create_tmp_dir
+
+    class Beside(LocalArtifactRepository):
+        """Gives copies, as a server does: MLflow writes into the folder of a model that it has downloaded."""
+
+        def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str:
+            return str(super().download_artifacts(artifact_path, dst_path or create_tmp_dir()))
 
     tracker = tracking_uri or get_tracking_uri()
     if urlsplit(artifact_uri).netloc or urlsplit(tracker).scheme in ("http", "https"):
         return MlflowArtifactsRepository(artifact_uri, tracker, registry_uri)
-    return LocalArtifactRepository(local_folder(artifact_uri, tracker).as_uri(), tracker, registry_uri)
+    return Beside(local_folder(artifact_uri, tracker).as_uri(), tracker, registry_uri)
 
 
 def local_folder(artifact_uri: str, tracker: str) -> Path:

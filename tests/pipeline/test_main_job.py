@@ -174,6 +174,19 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
             assert point.items() <= parent.data.tags.items()
 
 
+def test_dvc_shows_a_row_a_method_and_share_with_four_columns(trained: Path) -> None:
+    rows = read_json(trained / "reports" / "transfer.json")
+    found = {path.stem: read_json(path) for path in (trained / "reports" / "metrics").iterdir()}
+    assert found.keys() == {Cell(row["method"], row["fraction"], 0).name.removesuffix("-0") for row in rows}
+    assert all(list(columns) == ["examples", "mauve", "nelbo", "domain_score"] for columns in found.values())
+    row = next(row for row in rows if (row["method"], row["fraction"]) == ("gtl", 0.3))
+    assert found["gtl-0.3"] == {key: row[key] for key in found["gtl-0.3"]}
+    drawn = read_json(trained / "reports" / "curves.json")
+    assert {(point["method"], point["examples"]) for point in drawn} == {
+        (row["method"], row["examples"]) for row in rows if row["fraction"] is not None
+    }
+
+
 def test_mlflow_draws_a_methods_metrics_against_target_examples(workspace: Path) -> None:
     """One run a method; a point lies at its number of examples, once, however often the report is written."""
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")

@@ -196,6 +196,8 @@ def test_mlflow_itself_loads_a_version_and_samples_from_it(
     prompts = ["", "we study [MASK] [MASK] of", "", "we study [MASK] [MASK] of"]
     texts = model.predict(pd.DataFrame({"prompt": prompts}), params={"seed": 5, "length": 10})
     assert [text.startswith("we study") for text in texts][1::2] == [True, True] and len(set(texts)) == 4
+    assert not (artifact(trained, RATIO, "best-30") / "registered_model_meta").exists(), "it got a copy"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker(trained))
     own = sample_model(f"{RATIO}@best-30", SampleRequest(count=2, length=10, seed=5, out=tmp_path / "own"))
     assert texts[::2] == own, "the same as our own loader's"
     assert model.predict([{"prompt": ""}], params={"seed": 5}) != model.predict([{"prompt": ""}], params={"seed": 6})
