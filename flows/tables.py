@@ -32,7 +32,7 @@ from flows.reconcile import locate, open_runs, runs_here, seconds_in_state
 from flows.runner import BAD, GOOD, Outcome, Progress, count_outcomes
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_record
-from gtl_lightning.workspace.addresses import page, run_place
+from gtl_lightning.workspace.pages import page, run_place
 from gtl_lightning.workspace.paths import run_of
 from gtl_lightning.workspace.provenance import mixtures
 

@@ -12,7 +12,8 @@ from prefect.runtime import flow_run
 from flows.grid import Stage
 from flows.runner import GOOD, Outcome, count_outcomes
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.addresses import exists, experiment_place, page, resolve_uri, run_place
+from gtl_lightning.workspace.addresses import exists, resolve_uri
+from gtl_lightning.workspace.pages import comparisons, experiment_place, page, run_place
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import run_of
 from gtl_lightning.workspace.tracked import Run
@@ -90,7 +91,8 @@ class TrackedSweep:
             return []
         uri = self._study.uri
         places = [("this sweep", run_place(self._run.run_id))] if self._run else []
-        places.append(("all runs", experiment_place(self._study.experiment_id)))
+        experiment = self._study.experiment_id
+        places += [*comparisons(experiment).items(), ("all runs", experiment_place(experiment))]
         return [(what, page(uri, place) or f"{LOCAL_PAGES}/{place}") for what, place in places]
 
     def _grid(self) -> dict[str, object]:

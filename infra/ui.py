@@ -13,7 +13,7 @@ from services import ROOT, Lab, until_stopped
 
 from flows.login import new_login, write_login
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.addresses import experiment_place
+from gtl_lightning.workspace.pages import comparisons, experiment_place
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
 from gtl_lightning.workspace.tracking import find_experiment
 
@@ -34,8 +34,11 @@ def show(port: int) -> None:
         lab.wait_for("mlflow", f"http://{HOST}:{port}/health")
         tracker = {name: value for name, value in login.items() if name.startswith("MLFLOW_")}
         write_login(ROOT / LOGIN, tracker)
-        place = experiment_page(variables.tracker[STORE])
+        experiment = find(variables.tracker[STORE])
+        place = experiment_place(experiment) if experiment else ""
         log.info("MLflow: http://%s:%d/%s   it asks for the user gtl and the password in %s", HOST, port, place, LOGIN)
+        for what, where in (comparisons(experiment) if experiment else {}).items():
+            log.info("%s: http://%s:%d/%s", what, HOST, port, where)
         while True:
             lab.keep_up()
             time.sleep(1)
@@ -43,15 +46,14 @@ def show(port: int) -> None:
         lab.stop()
 
 
-def experiment_page(store: str) -> str:
-    """Where the server shows the runs of params.yaml's experiment; the start page while there are none."""
+def find(store: str) -> str | None:
+    """The id of params.yaml's experiment; None while there is none."""
     try:
         tracking = (load_params() if PARAMS.exists() else Params()).tracking
-        found = find_experiment(store, tracking.experiment)
+        return find_experiment(store, tracking.experiment)
     except UserError as error:
         log.warning("%s", error)
-        return ""
-    return experiment_place(found) if found else ""
+        return None
 
 
 def main() -> int:

@@ -90,9 +90,10 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
         note_run(CELLS / cell.name / ROW, {**took, "mlflow_run": run.run_id})
         run.log_metrics(row | took)
         run.log_data("arxiv-target", data_hash(), str(DATA))
-        run.log_params({"gamma": row["gamma"], "sample_gamma": setting.gamma, "temperature": setting.temperature})
+        chosen = {"gamma": row["gamma"], "sample_gamma": setting.gamma, "temperature": setting.temperature}
+        run.log_params({name: value for name, value in chosen.items() if value is not None})
         shown = enumerate(texts[:SHOWN_TEXTS])
-        run.log_table([{"index": index, "method": method, "text": text} for index, text in shown], "samples.json")
+        run.log_table([{"index": index, "text": text} for index, text in shown], "samples.json")
         if trials:
             run.log_table(row["trials"], "trials.json")
         run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"], "made_with": row["made_with"]})

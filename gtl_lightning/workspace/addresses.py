@@ -72,24 +72,9 @@ def exists(uri: str) -> bool:
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
 
 
-def page(uri: str, place: str) -> str | None:
-    """The address of a page of a tracking server, without credentials; None for a database, which has no pages."""
-    return f"{without_credentials(uri).rstrip('/')}/{place}" if has_server(uri) else None
-
-
 def has_server(uri: str) -> bool:
     """Whether a server answers for the tracker, not the client that opens the database."""
     return uri.startswith(("http://", "https://"))
-
-
-def run_place(run_id: str) -> str:
-    """Where a server shows a run."""
-    return f"#/runs/{run_id}"
-
-
-def experiment_place(experiment_id: str) -> str:
-    """Where a server shows an experiment's runs. Without the last part it shows the traces of an agent."""
-    return f"#/experiments/{experiment_id}?workflowType=machine_learning"
 
 
 def lock_path(uri: str) -> Path:

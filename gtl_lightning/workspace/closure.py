@@ -41,6 +41,7 @@ WITHOUT_RESULT = frozenset(
         "workspace/origin.py",
         "workspace/versions.py",
         "workspace/lost.py",
+        "workspace/pages.py",
         "workspace/card.py",  # what a registered model says of itself
         "workspace/artifacts.py",
         "workspace/mlflow_client.py",

@@ -20,6 +20,7 @@ from gtl_lightning.workspace.addresses import check_reachable, exists, has_serve
 from gtl_lightning.workspace.artifacts import LOCATION
 from gtl_lightning.workspace.mlflow_client import found_runs, open_client
 from gtl_lightning.workspace.origin import origin, process
+from gtl_lightning.workspace.pages import VIEW
 from gtl_lightning.workspace.tracked import PARENT, Run
 from gtl_lightning.workspace.versions import register_version
 
@@ -59,6 +60,7 @@ class Study:
         with writing(lock), FileLock(lock):  # two stages that start at once create one database
             self._client = open_client(self.uri)
             self.experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
+            self._share_view()
             self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
 
     def begin(self, kind: str, name: str, key: str, tags: Mapping[str, Any], note: str = "") -> Run:
@@ -155,6 +157,11 @@ class Study:
             if made := self._find_experiment(name):  # by another host, just now
                 return made
             raise
+
+    def _share_view(self) -> None:
+        known = self._client.get_experiment(self.experiment_id).tags
+        for tag, state in VIEW.items() - known.items():
+            self._client.set_experiment_tag(self.experiment_id, tag, state)
 
     def _find(self, tags: Mapping[str, Any]) -> MlflowRun | None:
         """The oldest run that has these tags."""

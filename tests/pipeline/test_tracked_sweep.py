@@ -13,6 +13,7 @@ from flows.runner import Outcome
 from flows.tracked import TrackedSweep
 from gtl_lightning.files import write_json
 from gtl_lightning.workspace.addresses import SQLITE
+from gtl_lightning.workspace.pages import comparisons
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell, note_run, study
 
@@ -66,6 +67,7 @@ def test_a_sweep_is_a_run_with_its_grid_its_report_and_its_cells(checkout: Path)
     assert (logged / "report.md").read_text() == "# what came out"
     assert json.loads((logged / "grid.json").read_text())["methods"] == ["source", "gtl", "lora"]
     assert f"#/experiments/{made.experiment_id}?workflowType=machine_learning" in sweep.pages()
+    assert all(place in sweep.pages() for place in comparisons(made.experiment_id).values())
     again = TrackedSweep("scarcity-sweep", Params(), stages(), checkout, study)
     again.begin()  # the flow was killed, and is retried
     again.end(all_of("failed"), "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from mlflow import MlflowClient
@@ -15,9 +17,10 @@ from mlflow.exceptions import MlflowException
 
 from flows.lockfile import lives
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.addresses import experiment_place, page, resolve_uri
+from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.workspace.artifacts import local_folder, repository
 from gtl_lightning.workspace.lost import end_lost
+from gtl_lightning.workspace.pages import comparisons, experiment_place, page
 from gtl_lightning.workspace.tracking import Study, find_experiment
 from gtl_lightning.workspace.versions import fetch_model
 
@@ -386,6 +389,25 @@ def test_the_page_of_an_experiment_shows_its_runs_without_credentials() -> None:
         page("http://me:secret@host:5000/", place) == "http://host:5000/#/experiments/7?workflowType=machine_learning"
     )
     assert page("sqlite:///mlflow.db", place) is None
+
+
+def test_comparisons_are_flat_lists_in_few_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted by date, MLflow hides cells below their sweep; the columns are a view that the experiment carries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    places = comparisons(study.experiment_id)
+    key = dict(parse_qsl(places.pop("cells by NELBO").partition("?")[2]))["viewStateShareKey"]
+    tags = MlflowClient(study.uri).get_experiment(study.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+    assert len(view["selectedColumns"]) == 7 and view["searchFilter"] == "tags.kind = 'cell'"
+    asked = {what: dict(parse_qsl(place.partition("?")[2])) for what, place in places.items()}
+    assert {what: (one["searchFilter"], one["compareRunsMode"]) for what, one in asked.items()} == {
+        "metrics against examples": ("tags.kind = 'curve'", "CHART"),
+        "texts side by side": ("tags.kind = 'cell'", "ARTIFACT"),
+    }
+    for one in (view, *asked.values()):
+        assert one["orderByKey"] == "metrics.`nelbo`" and str(one["orderByAsc"]).lower() == "true"
 
 
 def test_an_experiment_is_looked_up_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
