@@ -134,7 +134,8 @@ def open_client(uri: str) -> MlflowClient:
     # They report every table that is created, every repetition, every error with its traceback: ours is one line.
     for package in ("mlflow", "urllib3"):
         logging.getLogger(package).setLevel(logging.CRITICAL)
-    return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, seconds)(tracking_uri=uri), uri))
+    limit = None if uri.startswith(SQLITE) else seconds  # a new file's tables take as long as its disk
+    return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, limit)(tracking_uri=uri), uri))
 
 
 def register_scheme() -> None:
