@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -12,8 +14,10 @@ from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
 from gtl_lightning.stages.report import SHOWN
-from gtl_lightning.studies.markov.params import load_settings, write_settings
+from gtl_lightning.studies.markov import params as markov
 from gtl_lightning.studies.markov.settings import Markov
+from gtl_lightning.studies.tcsm import params as tcsm
+from gtl_lightning.studies.tcsm.settings import Tcsm
 from gtl_lightning.workspace.params import configure, load_params, write_params
 
 ROOT = Path(__file__).parents[2]
@@ -67,11 +71,14 @@ def test_long_lists_and_nothing_are_written_as_dvc_writes_them(tmp_path: Path) -
     assert load_params(path) == params
 
 
-def test_the_studys_parameters_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("study", "settings"), [(markov, Markov()), (tcsm, Tcsm())], ids=["markov", "tcsm"])
+def test_the_studies_parameters_too(study: ModuleType, settings: Any, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    write_settings(Markov(), path)
-    assert changed(path, "length", Markov().length) == []
-    assert load_settings(path) == Markov()
+    study.write_settings(settings, path)
+    key, value = next(iter(yaml.safe_load(path.read_text()).items()))
+    assert changed(path, key, value) == []
+    assert study.load_settings(path) == settings
+    assert path.read_text() == (ROOT / study.PARAMS).read_text()
 
 
 def test_plots_are_drawn_from_data_and_need_no_network() -> None:
