@@ -35,7 +35,10 @@ from flows.parameters import (
     Seeds,
     Wanted,
     Where,
+    grid_of,
+    run_name,
     settle,
+    shows,
 )
 from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
@@ -59,7 +62,17 @@ MARKOV_REPORT = f"{STUDY_PARAMS.with_name('dvc.yaml').as_posix()}:markov-report"
 THREADS: Any = ThreadPoolTaskRunner(max_workers=64)  # Any: the decorator is typed for one class of futures only
 
 
-@flow(name="pipeline", task_runner=THREADS)
+def _name() -> str:
+    return run_name(str(flow_run.get_flow_name()), flow_run.get_parameters())
+
+
+def _ablation_of(params: Params) -> dict[str, Any]:
+    of = params.ablation
+    return {"method": of.method, "fraction": of.fraction, "gammas": of.gammas, "n_ratios": of.n_ratios}
+
+
+@flow(name="pipeline", flow_run_name=_name, task_runner=THREADS)
+@shows(grid_of)
 def pipeline(
     profile: str | None = None,
     overrides: list[str] | None = None,
@@ -85,7 +98,8 @@ def pipeline(
     return _run("pipeline", wanted, limits, lambda _, grid: grid.main())
 
 
-@flow(name="scarcity-sweep", task_runner=THREADS)
+@flow(name="scarcity-sweep", flow_run_name=_name, task_runner=THREADS)
+@shows(grid_of)
 def scarcity_sweep(
     fractions: Fractions | None = None,
     seeds: Seeds | None = None,
@@ -129,7 +143,8 @@ def scarcity_sweep(
     return _run("scarcity-sweep", wanted, Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share), targets)
 
 
-@flow(name="ablation", task_runner=THREADS)
+@flow(name="ablation", flow_run_name=_name, task_runner=THREADS)
+@shows(_ablation_of)
 def ablation(
     method: RatioMethod | None = None,
     fraction: Fraction | None = None,
@@ -160,7 +175,7 @@ def ablation(
     return _run("ablation", Wanted(overrides=overrides, write_params=write_params), limits, lambda *_: ["ablation"])
 
 
-@flow(name="markov-study", task_runner=THREADS)
+@flow(name="markov-study", flow_run_name=_name, task_runner=THREADS)
 def markov_study(
     overrides: list[str] | None = None,
     write_params: bool = False,
@@ -184,7 +199,7 @@ def markov_study(
     return _run("markov-study", wanted, limits, lambda *_: [MARKOV_REPORT], _markov)
 
 
-@flow(name="stage")
+@flow(name="stage", flow_run_name=_name)
 def stage(
     stage: str, time_limit_minutes: Minutes | None = None, share: bool = False, version: str | None = None
 ) -> State[Any]:

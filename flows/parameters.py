@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -31,7 +33,59 @@ Parallel = Annotated[int, Field(ge=1, le=64)]
 Minutes = Annotated[float, Field(gt=0, le=10**6)]
 Where = Literal["here", "gpu"]
 
+NAME_LENGTH = 120  # of a run, which Prefect's pages show on one line
+Function = TypeVar("Function", bound=Callable[..., Any])
 POOL_DEPLOYMENTS: dict[Where, str | None] = {"here": None, "gpu": "stage/gpu"}
+
+
+def shows(values: Callable[[Params], Mapping[str, Any]]) -> Callable[[Function], Function]:
+    """A decorator: the form of a flow, which Prefect makes of its docstring, says what params.yaml has now.
+
+    `values` gives what stands there, by the parameters that take it where nothing is given. Where params.yaml cannot be
+    read, the form says no more than that the file's are taken.
+    """
+
+    def told(function: Function) -> Function:
+        text = function.__doc__ or ""
+        with suppress(UserError):
+            for name, value in values(load_params()).items():
+                listed = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                before = re.search(rf"(?m)^ +{name}: .*?none (?:takes|keeps) [\w. ]+?'s(?=[.;])", text)
+                text = f"{text[: before.end()]}, now {listed}{text[before.end() :]}" if before else text
+        function.__doc__ = text
+        return function
+
+    return told
+
+
+def grid_of(params: Params) -> dict[str, Any]:
+    """The grid and the profile, by the names of a sweep's parameters."""
+    sweep = params.sweep
+    return {
+        "fractions": sweep.fractions,
+        "seeds": sweep.seeds,
+        "methods": tuple(sweep.methods),
+        "profile": params.profile,
+    }
+
+
+def run_name(flow: str, parameters: Mapping[str, Any]) -> str:
+    """What a run is of, for people: the flow and what was asked for, `scarcity-sweep: gtl at 5 %, seed 1`."""
+    asked = {name: value for name, value in parameters.items() if value not in (None, [], "")}
+    parts: list[str] = []
+    if methods := asked.get("methods") or ([asked["method"]] if "method" in asked else None):
+        parts.append(", ".join(methods))
+    if fractions := asked.get("fractions") or ([asked["fraction"]] if "fraction" in asked else None):
+        shares = f"at {', '.join(f'{100 * fraction:g} %' for fraction in fractions)}"
+        parts = [" ".join([*parts, shares])]
+    if seeds := asked.get("seeds"):
+        parts.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+    parts += [f"profile {asked['profile']}"] if "profile" in asked else []
+    for name in ("gammas", "n_ratios"):
+        parts += [f"{name} {', '.join(f'{value:g}' for value in asked[name])}"] if name in asked else []
+    parts += asked.get("overrides", [])
+    words = "; ".join(parts) or asked.get("stage") or "all of params.yaml"
+    return f"{flow}: {words}{' on GPUs' if asked.get('where') == 'gpu' else ''}"[:NAME_LENGTH]
 
 
 @dataclass(frozen=True)

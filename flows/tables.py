@@ -91,7 +91,7 @@ class Board:
             self._warn(error)
 
     def finish(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Publish the report artifact."""
+        """Publish the report artifact, with links to MLflow's pages."""
         try:
             create_markdown_artifact(self.report(outcomes), key=f"{self._key}-report")
         except httpx.HTTPError as error:

@@ -13,14 +13,11 @@ from flows.grid import Stage
 from flows.runner import GOOD, Outcome, count_outcomes
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.addresses import exists, resolve_uri
-from gtl_lightning.workspace.pages import comparisons, experiment_place, page, run_place
+from gtl_lightning.workspace.pages import comparisons, experiment_place, run_place, shown_at
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import run_of
 from gtl_lightning.workspace.tracked import Run
 from gtl_lightning.workspace.tracking import Study
-
-LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Of `make ui`, where the tracker is a database and has no pages of its own."""
 
 
 class TrackedSweep:
@@ -93,7 +90,7 @@ class TrackedSweep:
         places = [("this sweep", run_place(self._run.run_id))] if self._run else []
         experiment = self._study.experiment_id
         places += [*comparisons(experiment).items(), ("all runs", experiment_place(experiment))]
-        return [(what, page(uri, place) or f"{LOCAL_PAGES}/{place}") for what, place in places]
+        return [(what, shown_at(uri, place)) for what, place in places]
 
     def _grid(self) -> dict[str, object]:
         """What was asked for: the cells' methods, shares and seeds in the order of the grid."""

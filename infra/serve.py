@@ -122,6 +122,9 @@ def environments(prefect_port: int, mlflow_port: int, login: dict[str, str]) -> 
             "PREFECT_SERVER_API_AUTH_STRING": login["PREFECT_API_AUTH_STRING"],
             "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(origins(prefect_port)),
             "PREFECT_UI_API_URL": api,
+            # `prefect deployment run --watch` shows a run's log, the reason of a refusal with it, where these are set.
+            "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+            "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         },
     )
 
@@ -132,10 +135,25 @@ def start_tracker(lab: Lab, port: int, variables: dict[str, str]) -> None:
     Raises:
         ServeError: the database cannot be used.
     """
+    log.info("bringing MLflow's database up to date")
     # First, and alone: processes that create one database at the same time break each other.
     lab.run(sys.executable, "infra/tracker.py", **variables)
     guarded = (sys.executable, "-m", "uvicorn", "--app-dir", "infra", "--factory", "tracker:tracker")
     lab.start("mlflow", *guarded, "--host", HOST, "--port", str(port), **variables)
+
+
+def params_stamp() -> int:
+    """When params.yaml was written; 0 without one."""
+    path = ROOT / "params.yaml"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def show_grid(lab: Lab, deploy: tuple[str, ...]) -> None:
+    """Deploy again, so that the forms show the grid that params.yaml has now; the lab does not depend on it."""
+    try:
+        lab.run(*deploy)
+    except ServeError as error:
+        log.info("the forms show the grid that params.yaml had before: %s", error)
 
 
 def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
@@ -153,17 +171,24 @@ def serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
         lab.start("prefect", *server, **variables.prefect)
         lab.wait_for("prefect", f"http://{HOST}:{options.prefect_port}/api/health")
         lab.wait_for("mlflow", f"http://{HOST}:{options.mlflow_port}/health")
-        lab.run("sh", "infra/deploy.sh")
+        devices = gpus()
+        deploy = ("sh", "infra/deploy.sh", *(() if devices else ("cpu",)))
+        log.info("deploying the flows")
+        seen = params_stamp()
+        lab.run(*deploy)
         worker = ("prefect", "worker", "start", "--type", "process", "--install-policy", "never")
         limit = str(options.runs)
         lab.start("worker-cpu", *worker, "--pool", "cpu", "--limit", limit)
-        for gpu in gpus():
+        for gpu in devices:
             name = ("--pool", "gpu", "--name", f"gpu-{gpu}", "--limit", "1")
             lab.start(f"worker-gpu-{gpu}", *worker, *name, CUDA_VISIBLE_DEVICES=gpu)
         write_login(ROOT / LOGIN, {"PREFECT_API_URL": variables.shared["PREFECT_API_URL"], **login})
         ready()
         while True:
             lab.keep_up()
+            if (now := params_stamp()) != seen:
+                seen = now
+                show_grid(lab, deploy)
             time.sleep(1)
     finally:
         lab.stop()

@@ -89,6 +89,7 @@ class Lab:
         Raises:
             ServeError: it died, or did not answer in time.
         """
+        log.info("waiting for %s (its log: %s.log)", name, LOGS / name)
         deadline = time.monotonic() + START_SECONDS
         while not answers(url):
             self.check()

@@ -14,6 +14,7 @@ app = typer.Typer()
 data_app = typer.Typer(help="Put records into data/, versioned by data.dvc.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+TABLE = "texts of the {} domain: .jsonl, .txt, .csv, .tsv or .parquet, or a hub data set, NAME or NAME:SPLIT"
 FieldOption = Annotated[
     list[str], typer.Option("--field", help="name of a record field in the source, as ours=theirs", show_default=False)
 ]
@@ -29,13 +30,26 @@ def data_sample(seed: Annotated[int, typer.Option(help="seed of the generator")]
 
 @data_app.command("import")
 def data_import(
-    path: Annotated[Path, typer.Argument(help="a file, a pipe, or - for standard input")],
+    path: Annotated[
+        Path | None, typer.Argument(help="a file, a pipe, or - for standard input", show_default=False)
+    ] = None,
+    source: Annotated[str | None, typer.Option(help=TABLE.format("source"), show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help=TABLE.format("target"), show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="column of the texts in both tables", show_default=False)] = None,
     field: FieldOption = [],  # noqa: B006 - typer reads it
 ) -> None:
-    """Take a metadata snapshot as Kaggle publishes it: JSON lines, plain or in gzip, xz, bzip2 or zip."""
+    """Take PATH, a metadata snapshot as Kaggle publishes it: JSON lines, plain or in gzip, xz, bzip2 or zip.
+
+    Or take two tables, --source and --target, with nothing but texts; columns id and date are taken where they are.
+    """
     from gtl_lightning.stages import data
 
-    data.data_import(path, fields=_pairs(field))
+    if path is not None and source is None and target is None and text is None:
+        data.data_import(path, fields=_pairs(field))
+    elif path is None and source and target and not field:
+        data.data_import_pair(source, target, text=text)
+    else:
+        raise UserError("give either a snapshot, with --field, or both --source and --target, with --text")
 
 
 @data_app.command("download")

@@ -105,7 +105,12 @@ def _fetch(stream: Any, parts: Path, state: dict[str, Any], names: Mapping[str, 
         write_json(parts / "state.json", state)
 
 
-def _open(dataset: str, split: str) -> Any:
+def open_stream(dataset: str, split: str) -> Any:
+    """The records of a data set, streamed.
+
+    Raises:
+        UserError: the hub cannot be reached, or no such data set or split.
+    """
     local = Path(dataset).exists()
     if not local and not hub_reachable():
         raise UserError(
@@ -136,7 +141,7 @@ def _saved(parts: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stream(parts: Path, state: Mapping[str, Any]) -> Any:
     """The data set's records, from where the state says on."""
-    stream = _open(state["request"]["dataset"], state["request"]["split"])
+    stream = open_stream(state["request"]["dataset"], state["request"]["split"])
     if state["position"] is not None:
         try:
             stream.load_state_dict(state["position"])

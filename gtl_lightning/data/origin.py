@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from gtl_lightning.records import COUNT, Shape, Values, read_record
 
 SNAPSHOT = "snapshot.jsonl.gz"
 PROVENANCE = "provenance.json"
+PAIR, SOURCE, TARGET = "pair", "source", "target"
+"""Kind of an import of two tables, and the categories of its records."""
 SHAPE: Shape = {
     "sha256": str,
     "kind?": str,
@@ -70,6 +72,13 @@ def recorded_fields(folder: Path | str) -> dict[str, str] | None:
         return None
     provenance = read_provenance(folder)
     return check_fields(provenance.get("fields")) if provenance.get("kind") == "import" else None
+
+
+def domains(folder: Path | str, source: Sequence[str], target: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The categories of the two domains: those given, but of an import of two tables the tables."""
+    path = Path(folder) / PROVENANCE
+    paired = path.exists() and read_provenance(folder).get("kind") == PAIR
+    return ((SOURCE,), (TARGET,)) if paired else (source, target)
 
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:

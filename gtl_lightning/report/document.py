@@ -1,6 +1,6 @@
-"""The report as a list of blocks with two renderings: HTML by the templates beside this module, and Markdown.
+"""The report as a list of blocks with two renderings, HTML and Markdown, both by the templates beside this module.
 
-The templates escape whatever they insert as they insert it; Markdown's text goes through `_md`.
+The templates escape whatever they insert as they insert it: HTML's as HTML, Markdown's through `_md`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,28 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A section's title (level 2) or a sub-title (level 3)."""
+    """A section's title (level 2) or a sub-title (level 3); links find it by its `anchor`."""
 
     text: str
     level: int = 2
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Links to headings: (text, anchor), the anchor as GitHub makes it of the text."""
+
+    entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Text:
-    """One paragraph. `lead` is larger; `warning` is framed; `link` is (words, address), appended."""
+    """One paragraph. `lead` is larger; `note` smaller; `warning` framed; `link` is (words, address), appended."""
 
     text: str
     kind: str = "plain"
@@ -32,10 +41,23 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Bullets:
-    """An unordered list."""
+class Code:
+    """A line to type."""
 
-    items: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """An unordered list; of an item that is a pair, the first part is bold. A `lead` list is larger."""
+
+    items: tuple[str | tuple[str, str], ...]
+    lead: bool = False
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """The items as (bold, plain)."""
+        return [("", item) if isinstance(item, str) else item for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -90,66 +112,55 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """What a point of a picture says when it is pointed at; its place in % of the width and of the height."""
+
+    left: float
+    top: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One pair of axes as SVG for the light and the dark page, with what it shows in words."""
+
+    light: bytes
+    dark: bytes
+    alt: str
+    spots: tuple[Spot, ...] = ()
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A figure: `file` for Markdown, (light, dark) SVG bytes of each panel for HTML."""
+    """A figure: `file` and `alt` for Markdown, `panels` for HTML; under it its numbers as a table."""
 
     file: str
     alt: str
     caption: str
-    panels: tuple[tuple[bytes, bytes], ...]
+    panels: tuple[Picture, ...] = ()
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts side by side: (title, colours or None, texts)."""
+    """Texts side by side: (title, colours or None, texts); HTML hides a `folded` block behind its caption."""
 
     columns: tuple[tuple[str, tuple[str, str] | None, tuple[str, ...]], ...]
+    caption: str = ""
+    folded: bool = False
 
 
-Block = Heading | Text | Bullets | Table | Figure | Samples
+Block = Heading | Contents | Text | Code | Bullets | Table | Figure | Samples
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     """The document as GitHub-flavoured Markdown; figures are linked by their relative path."""
-    return "\n\n".join([f"# {_md(title)}", *(_markdown(block) for block in blocks)]) + "\n"
+    return _MARKDOWN.get_template("page.md").render(title=title, blocks=blocks)
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The document as one HTML page that needs no other file and no network."""
     return _PAGES.get_template("page.html").render(title=title, blocks=blocks)
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {_md(text)}"
-        case Text(text, kind, link):
-            words = _md(text) + (f" [{_md(link[0])}]({_address(link[1])})" if link else "")
-            return f"> **{words}**" if kind == "warning" else f"**{words}**" if kind == "lead" else words
-        case Bullets(items):
-            return "\n".join(f"- {_md(item)}" for item in items)
-        case Table():
-            return _markdown_table(block)
-        case Figure(file, alt, caption, _):
-            return f"![{_md(alt)}]({_address(file)})\n\n*{_md(caption)}*"
-        case Samples(columns):
-            return "\n\n".join(_markdown_samples(title, texts) for title, _, texts in columns)
-
-
-def _markdown_samples(title: str, texts: Sequence[str]) -> str:
-    return f"**{_md(title)}**\n\n" + "\n>\n".join(f"> {_md(text)}" for text in texts)
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [f"**{_md(table.caption)}**", "", "| " + " | ".join(_md(name) for name in table.columns) + " |"]
-    lines.append("|" + "|".join(":--" if i in table.words else "--:" for i in range(len(table.columns))) + "|")
-    for row in table.lines:
-        if isinstance(row, Group):
-            cells = [f"*{_md(row.text)}*"] + [""] * (len(table.columns) - 1)
-        else:
-            cells = [_md(f"{cell.text} {cell.detail}") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(["", f"*{_md(table.note)}*"] if table.note else [])])
 
 
 def _md(text: str) -> str:
@@ -159,9 +170,19 @@ def _md(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _address(text: str) -> str:
+def _address(text: str) -> Markup:
     """An address or path without a character that means something in Markdown."""
-    return quote(text, safe=":/?#=%")
+    return Markup(quote(text, safe=":/?#=%"))
+
+
+def _escaped(value: object) -> Markup:
+    """What a Markdown template inserts; what a macro returns has been escaped in it."""
+    return value if isinstance(value, Markup) else Markup(_md(str(value)))
+
+
+def _without_blank_ends(block: Markup) -> Markup:
+    """A macro's text without empty lines at its ends; the first line keeps its indentation."""
+    return Markup(block.strip("\n"))
 
 
 def _kind(value: object) -> str:
@@ -181,4 +202,5 @@ _PAGES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_PAGES.filters |= {"kind": _kind, "svg_address": _svg_address}
+_PAGES.filters |= {"kind": _kind, "svg_address": _svg_address, "address": _address, "blank": _without_blank_ends}
+_MARKDOWN = _PAGES.overlay(finalize=_escaped)

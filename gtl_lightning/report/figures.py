@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import atomic_path
+from gtl_lightning.report.document import Spot
 from gtl_lightning.report.panels import Panel
 from gtl_lightning.report.style import THEMES, Theme
+from gtl_lightning.report.words import tip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,27 +49,41 @@ def save_themes(folder: Path, name: str, draw: Callable[[Theme, str], bytes]) ->
 
 def render(panels: Sequence[Panel], theme: Theme, kind: str = "svg", note: str = "") -> bytes:
     """The panels as SVG or PNG bytes. No dates and no random ids: equal data gives equal bytes."""
+    with _style(theme):
+        return to_bytes(_compose(panels, theme, note)[0], kind)
+
+
+def spots(panel: Panel) -> tuple[Spot, ...]:
+    """Where the points of the panel's picture lie, and what each says."""
+    with _style(THEMES[0]):
+        return tuple(_compose([panel], THEMES[0])[1])
+
+
+def _style(theme: Theme) -> AbstractContextManager[None]:
     import matplotlib
+
+    return matplotlib.rc_context(rc_style(theme))
+
+
+def _compose(panels: Sequence[Panel], theme: Theme, note: str = "") -> tuple[Figure, list[Spot]]:
+    from matplotlib.figure import Figure
 
     foot = NOTE_HEIGHT if note else 0.0
     right = _label_room(panels)
     panel_width = PANEL_WIDTH + right - RIGHT
     width, height = panel_width * len(panels), PANEL_HEIGHT + foot
-    with matplotlib.rc_context(rc_style(theme)):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(width, height), facecolor=theme.paper)
-        for index, panel in enumerate(panels):
-            box = (
-                (index * panel_width + LEFT) / width,
-                (BOTTOM + foot) / height,
-                (panel_width - LEFT - right) / width,
-                (PANEL_HEIGHT - TOP - BOTTOM) / height,
-            )
-            _draw(figure, figure.add_axes(box, facecolor=theme.paper), panel, theme)
-        if note:
-            figure.text(EDGE / width, 0.1 / height, note, fontsize=8.5, color=theme.muted, ha="left", va="bottom")
-        return to_bytes(figure, kind)
+    figure, found = Figure(figsize=(width, height), facecolor=theme.paper), []
+    for index, panel in enumerate(panels):
+        box = (
+            (index * panel_width + LEFT) / width,
+            (BOTTOM + foot) / height,
+            (panel_width - LEFT - right) / width,
+            (PANEL_HEIGHT - TOP - BOTTOM) / height,
+        )
+        found += _draw(figure, figure.add_axes(box, facecolor=theme.paper), panel, theme)
+    if note:
+        figure.text(EDGE / width, 0.1 / height, note, fontsize=8.5, color=theme.muted, ha="left", va="bottom")
+    return figure, found
 
 
 def rc_style(theme: Theme) -> dict[Any, Any]:
@@ -100,43 +117,51 @@ def _label_room(panels: Sequence[Panel]) -> float:
     return max(RIGHT, 0.35 + 0.62 * LABEL_SIZE / 72 * longest)
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, theme: Theme) -> None:
+def _draw(figure: Figure, axes: Axes, panel: Panel, theme: Theme) -> list[Spot]:
     low, high = _y_range(panel)
     _prepare(figure, axes, panel, theme, low, high)
-    labels: list[tuple[float, str, str, bool]] = []
+    labels: list[tuple[float, str, str, bool, str]] = []
+    found: list[Spot] = []
     for reference in panel.references:
         colour = _pick(reference.colours, theme)
         if low <= reference.y <= high:
             axes.axhline(reference.y, color=colour, linewidth=1.3, dashes=reference.dashes, zorder=2)
-        labels.append((reference.y, _off(reference.label, reference.y, low, high), colour, False))
+        labels.append((reference.y, _off(reference.label, reference.y, low, high), colour, False, ""))
     dodge = _dodge(panel)
     for index, line in enumerate(panel.series):
         colour = _pick(line.colours, theme)
         xs = [_shift(panel, point.x, dodge * (index - (len(panel.series) - 1) / 2)) for point in line.points]
         ys = [point.y for point in line.points]
         z = 5 if line.strong else 4
-        axes.plot(xs, ys, color=colour, linewidth=2.6 if line.strong else 1.7, zorder=z, solid_capstyle="round")
+        if panel.joined:
+            axes.plot(xs, ys, color=colour, linewidth=2.6 if line.strong else 1.7, zorder=z, solid_capstyle="round")
         inside = [(x, point) for x, point in zip(xs, line.points, strict=True) if low <= point.y <= high]
-        axes.plot(
-            [x for x, _ in inside],
-            [point.y for _, point in inside],
-            linestyle="none",
-            marker=line.marker,
-            markersize=7 if line.strong else 6,
-            markerfacecolor=colour,
-            markeredgecolor=theme.paper,
-            markeredgewidth=1.2,
-            zorder=z + 1,
-            clip_on=False,
-        )
+        for size in sorted({point.size for _, point in inside}, reverse=True):
+            sized = [(x, point.y) for x, point in inside if point.size == size]
+            axes.plot(
+                [x for x, _ in sized],
+                [y for _, y in sized],
+                linestyle="none",
+                marker=line.marker,
+                markersize=(7 if line.strong else 6) * size,
+                markerfacecolor=colour,
+                markeredgecolor=theme.paper,
+                markeredgewidth=1.2,
+                zorder=z + 1,
+                clip_on=False,
+            )
         for x, point in zip(xs, line.points, strict=True):
             if math.isfinite(point.low):
                 axes.vlines(x, point.low, point.high, color=colour, linewidth=1.3, alpha=0.75, zorder=3)
-            if not low <= point.y <= high:
+            shown = min(max(point.y, low), high)
+            if shown != point.y:
                 _mark_off_scale(axes, x, point.y > high, colour)
+            left, bottom = figure.transFigure.inverted().transform(axes.transData.transform((x, shown)))
+            found.append(Spot(100 * float(left), 100 * (1 - float(bottom)), tip(panel, line, point)))
         end = min(line.points, key=lambda p: p.x if panel.reverse_x else -p.x).y
-        labels.append((end, _off(line.label, end, low, high), colour, line.strong))
+        labels.append((end, _off(line.label, end, low, high), colour, line.strong, "" if panel.joined else line.marker))
     _label(axes, labels, low, high)
+    return found
 
 
 def _prepare(figure: Figure, axes: Axes, panel: Panel, theme: Theme, low: float, high: float) -> None:
@@ -200,14 +225,18 @@ def _shift(panel: Panel, x: float, share: float) -> float:
     return x * math.exp(share * (math.log(high / low) or 1.0))
 
 
-def _label(axes: Axes, labels: list[tuple[float, str, str, bool]], low: float, high: float) -> None:
-    """Names at the right end of the lines, moved apart where they would overlap, with a hairline back to the line."""
+def _label(axes: Axes, labels: list[tuple[float, str, str, bool, str]], low: float, high: float) -> None:
+    """Names at the right end of the lines, moved apart where they would overlap, with a hairline back to the line.
+
+    Points that are no line have their marker in its place.
+    """
     height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
     gap = 1.25 * LABEL_SIZE / height
     wanted = [min(max((y - low) / (high - low), 0.0), 1.0) for y, *_ in labels]
-    for (_, text, colour, strong), at, y in zip(labels, spread_out(wanted, gap), wanted, strict=True):
+    for (_, text, colour, strong, marker), at, y in zip(labels, spread_out(wanted, gap), wanted, strict=True):
+        xs, ys = ([1.03], [at]) if marker else ([1.0, 1.045], [y, at])
         axes.plot(
-            [1.0, 1.045], [y, at], transform=axes.transAxes, color=colour, linewidth=0.8, clip_on=False, alpha=0.7
+            xs, ys, transform=axes.transAxes, color=colour, marker=marker, linewidth=0.8, clip_on=False, alpha=0.7
         )
         weight = "bold" if strong else "normal"
         axes.text(1.06, at, text, transform=axes.transAxes, color=colour, fontweight=weight, va="center_baseline")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,42 @@ from typing import Any
 from gtl_lightning.files import remove, write_text
 from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
-from gtl_lightning.report.document import Block, Bullets, Figure, Heading, Samples, Table, Text, to_html, to_markdown
-from gtl_lightning.report.figures import render, save_figure
+from gtl_lightning.report.answer import findings, limits, next_command
+from gtl_lightning.report.costs import cost_panels, cost_table, time_tables
+from gtl_lightning.report.differences import HEADLINE, comparisons
+from gtl_lightning.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Contents,
+    Figure,
+    Heading,
+    Picture,
+    Samples,
+    Table,
+    Text,
+    to_html,
+    to_markdown,
+)
+from gtl_lightning.report.figures import render, save_figure, spots
 from gtl_lightning.report.panels import Panel, ablation_panels, advisor_panels, interval_note, transfer_panels
 from gtl_lightning.report.style import THEMES, method_colours, method_label, missing, number, order_methods, percent
-from gtl_lightning.report.tables import BASELINE, find_holes, paired
+from gtl_lightning.report.tables import find_holes
+from gtl_lightning.report.words import describe, numbers
 
 Row = Mapping[str, Any]
+Texts = Mapping[str, Sequence[str]]
 TITLE = "Guided transfer against fine-tuning"
 GENERATED = "These are results on generated sample text, not on real abstracts."
-FIGURES = ("headline", "gamma", "n_ratio", "advisor")
+LOCAL = "127.0.0.1"
+FIGURES = ("headline", "cost", "gamma", "n_ratio", "advisor")
 SAMPLES_SHOWN = 3
 SAMPLE_CHARACTERS = 700
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what it says: `answer` in two sentences, `verdicts` one for each metric and fraction."""
+    """What was written, and what it says: `answer` a sentence for each share, `verdicts` one a metric and share."""
 
     markdown: Path
     html: Path
@@ -42,12 +61,14 @@ def write_report(
     transfer: Sequence[Row],
     ablation: Sequence[Row],
     advisor: Sequence[Row],
-    samples: Mapping[str, Sequence[str]],
+    samples: Mapping[float | None, Texts],
     data_summary: Mapping[str, Any],
     provenance: Mapping[str, Any],
     settings: Mapping[str, Any],
     notes: Sequence[str],
     holes: Iterable[Row] = (),
+    warnings: Sequence[str] = (),
+    made: Mapping[str, str] | None = None,
 ) -> Report:
     """Write report.md, report.html and figures/ into `folder`; equal input gives equal bytes.
 
@@ -56,13 +77,16 @@ def write_report(
         transfer: rows of reports/transfer.json.
         ablation: rows of reports/ablation.json.
         advisor: rows of reports/advisor.json.
-        samples: method -> texts, target texts under `real`; `settings["sample_fraction"]` says at what fraction.
+        samples: share of the data -> method -> texts; under None the untouched source's and, as `real`, target texts.
         data_summary: splits/summary.json.
         provenance: data/provenance.json; `generated: true` puts a warning over everything.
         settings: shown as a table. `methods`, `fractions`, `seeds` (or `sweep` as in params.yaml) give the grid that
             missing cells are counted against.
         notes: sentences shown under the results.
         holes: rows {method, fraction, seed, cause} that say why a cell is missing.
+        warnings: what trainings warned of, shown on the first screen.
+        made: how the report was made, as name -> value (commit, date, command, versions); `runs` is the address of
+            the tracked runs.
 
     Raises:
         UserError: two rows for one cell, or a folder that cannot be written.
@@ -71,61 +95,99 @@ def write_report(
     transfer = [row for row in transfer if row.get("method")]
     grid = _grid(settings)
     missing_cells, cells = find_holes(transfer, grid, holes)
-    generated = bool(provenance.get("generated"))
-    drawn = _panels(transfer, ablation, advisor)
-    note = " ".join(filter(None, (interval_note(transfer), "Generated sample text." if generated else "")))
-    paths = _save(folder / "figures", drawn, note, "Generated sample text." if generated else "")
-    answer = sections.answer(transfer)
-    pairs = [
-        row
-        for metric in sections.HEADLINE
-        for method in sections.guided_methods(transfer)[:1]
-        for row in paired(transfer, method, BASELINE, metric)
+    generated = "Generated sample text." if provenance.get("generated") else ""
+    found = findings(transfer)
+    drawn = _panels(transfer, ablation, advisor, frozenset().union(*(finding.compared for finding in found)))
+    note = " ".join(filter(None, (interval_note(transfer), generated)))
+    paths = _save(folder / "figures", drawn, note, generated)
+    body: list[Block] = [
+        *(_section("Results")),
+        *(sections.result_table(transfer, metric, grid) for metric in HEADLINE),
+        *_section("GTL against fine-tuning"),
+        *(Text(sentence) for sentence in sections.answer(transfer)),
+        sections.difference_table(transfer),
+        *([Bullets(tuple(notes))] if notes else []),
+        *_section("Cost"),
+        *_figure("cost", drawn, "Held-out NELBO and MAUVE over the time of training", _COST),
+        cost_table(transfer),
+        *_advice(advisor, drawn),
+        *_ablation(drawn, ablation),
+        *_sample_blocks(samples),
     ]
-    blocks: list[Block] = []
-    if generated:
-        blocks.append(Text(GENERATED, "warning"))
-    blocks += [Text(sentence, "lead") for sentence in answer]
+    quality = sections.quality_tables(transfer)
+    body += [*_section("Quality of the sampled text"), Text(_QUALITY_TEXT), *quality] if quality else []
+    body += [*_section("Data"), *_origin(provenance), *sections.data_tables(data_summary)]
+    body += [*_section("Published figures"), *sections.published_blocks(transfer)]
+    body += [*_section("Missing cells"), *sections.hole_blocks(missing_cells, cells)]
+    body += _made(made or {}, settings)
+    blocks: list[Block] = [
+        *([Text(GENERATED, "warning")] if generated else []),
+        *_answer(transfer, [(finding.best, finding.rest) for finding in found]),
+        *(Text(warning, "warning") for warning in warnings),
+    ]
     if missing_cells:
         many = f"{len(missing_cells)} of {cells} cells have no result; they are listed under missing cells."
         blocks.append(Text(many, "warning"))
-    blocks += _figure("headline", drawn, "Held-out NELBO and MAUVE against the share of target data", note)
-    blocks += [Heading("Results"), *(sections.result_table(transfer, m, grid) for m in sections.HEADLINE)]
-    blocks += [Heading("GTL against fine-tuning"), sections.difference_table(transfer)]
-    blocks += [Bullets(tuple(notes))] if notes else []
-    blocks += _advice(advisor, drawn)
-    blocks += _ablation(drawn)
-    blocks += _sample_blocks(samples, settings.get("sample_fraction"))
-    quality = sections.quality_tables(transfer)
-    blocks += [Heading("Quality of the sampled text"), Text(_QUALITY_TEXT), *quality] if quality else []
-    blocks += [Heading("Cost"), sections.cost_table(transfer)]
-    blocks += [Heading("Data"), *_origin(provenance), *sections.data_tables(data_summary)]
-    blocks += [Heading("Published figures"), *sections.published_blocks(transfer)]
-    blocks += [Heading("Missing cells"), *sections.hole_blocks(missing_cells, cells)]
-    flat = tuple((key, value) for key, value in _flatten(settings))
-    blocks += [Heading("Settings"), Table("Parameters", ("Key", "Value"), flat, (0, 1), folded=True)] if flat else []
+    blocks += _figure("headline", drawn, "Held-out NELBO and MAUVE against the share of target data", note, table=False)
+    blocks += _byline(made or {})
+    blocks.append(Contents(tuple((b.text, b.anchor) for b in body if isinstance(b, Heading) and b.anchor)))
     report = Report(
         folder / "report.md",
         folder / "report.html",
         tuple(paths),
-        tuple(answer),
-        tuple(row["sentence"] for row in pairs),
+        tuple([*(finding.sentence for finding in found), *limits(transfer)]),
+        tuple(row["sentence"] for row in comparisons(transfer)),
         tuple(missing_cells),
     )
-    write_text(report.markdown, to_markdown(TITLE, blocks))
-    write_text(report.html, to_html(TITLE, blocks))
+    write_text(report.markdown, to_markdown(TITLE, [*blocks, *body]))
+    write_text(report.html, to_html(TITLE, [*blocks, *body]))
     return report
 
 
+_COST = (
+    "A point a method and share of the data, means over seeds; the larger the point, the more data. Times are of the "
+    "machine that each was trained on."
+)
 _QUALITY_TEXT = (
     "No column here has a best value of its own: the nearer to the row of real target text, the better. A longest copy "
     "above that of real text, or a nearer neighbour in the training data than real text has, points at memorisation."
 )
 
 
-def _panels(transfer: Sequence[Row], ablation: Sequence[Row], advisor: Sequence[Row]) -> dict[str, list[Panel]]:
+def _section(title: str) -> list[Block]:
+    """A heading that the contents list; its anchor is what GitHub makes of the title."""
+    return [Heading(title, anchor=title.lower().replace(" ", "-"))]
+
+
+def _answer(transfer: Sequence[Row], found: Sequence[tuple[str, str]]) -> list[Block]:
+    if not found:
+        return [Text("No result yet, so there is nothing to compare.", "lead")]
+    blocks: list[Block] = [Bullets(tuple(found), lead=True), *(Text(sentence) for sentence in limits(transfer))]
+    following = next_command(transfer)
+    return [*blocks, Text(following[0]), Code(following[1])] if following else blocks
+
+
+def _byline(made: Mapping[str, str]) -> list[Block]:
+    said = " ".join(f"{word} {made[key]}" for word, key in (("on", "date"), ("at commit", "commit")) if made.get(key))
+    runs = made.get("runs", "")
+    link = (f"all runs in MLflow{', once make ui runs' if LOCAL in runs else ''}", runs) if runs else None
+    return [Text(f"Made {said}.", "note", link)] if said else []
+
+
+def _made(made: Mapping[str, str], settings: Mapping[str, Any]) -> list[Block]:
+    rows = [(key, value) for key, value in made.items() if value]
+    flat = [(key, value) for key, value in _flatten(settings)]
+    blocks: list[Block] = [Table("How this report was made", ("What", "Value"), tuple(rows), (0, 1))] if rows else []
+    blocks += [Table("Parameters", ("Key", "Value"), tuple(flat), (0, 1), folded=True)] if flat else []
+    return [*_section("This report"), *blocks] if blocks else []
+
+
+def _panels(
+    transfer: Sequence[Row], ablation: Sequence[Row], advisor: Sequence[Row], strong: Collection[str]
+) -> dict[str, list[Panel]]:
     drawn = {
-        "headline": [panel for panel in transfer_panels(transfer) if panel.series] if transfer else [],
+        "headline": [panel for panel in transfer_panels(transfer, strong=strong) if panel.series] if transfer else [],
+        "cost": cost_panels(transfer, strong),
         "gamma": ablation_panels(ablation, "gamma", transfer),
         "n_ratio": ablation_panels(ablation, "n_ratio", transfer),
         "advisor": advisor_panels(advisor),
@@ -143,16 +205,20 @@ def _save(folder: Path, drawn: Mapping[str, list[Panel]], note: str, short: str)
     return paths
 
 
-def _figure(name: str, drawn: Mapping[str, list[Panel]], alt: str, caption: str) -> list[Block]:
+def _figure(name: str, drawn: Mapping[str, list[Panel]], alt: str, caption: str, *, table: bool = True) -> list[Block]:
     if name not in drawn:
         return [Text(f"No figure ({alt}): there are no rows for it.")]
     # One picture for each panel, so that a phone can put them under one another.
-    pictures = tuple((render([panel], THEMES[0]), render([panel], THEMES[1])) for panel in drawn[name])
-    return [Figure(f"figures/{name}.svg", alt, caption, pictures)]
+    pictures = tuple(
+        Picture(render([panel], THEMES[0]), render([panel], THEMES[1]), describe(panel), spots(panel))
+        for panel in drawn[name]
+    )
+    under = numbers(drawn[name], f"Numbers of the figure: {alt}") if table else None
+    return [Figure(f"figures/{name}.svg", alt, caption, pictures, under)]
 
 
 def _advice(advisor: Sequence[Row], drawn: Mapping[str, list[Panel]]) -> list[Block]:
-    blocks: list[Block] = [Heading("Advisor")]
+    blocks: list[Block] = _section("Advisor")
     if not advisor:
         return [*blocks, Text("The advisor gave no rows.")]
     said: dict[tuple[Any, str], Any] = {}
@@ -167,29 +233,34 @@ def _advice(advisor: Sequence[Row], drawn: Mapping[str, list[Panel]]) -> list[Bl
     return [*blocks, sections.advisor_table(advisor), *([Bullets(sentences)] if sentences else [])]
 
 
-def _ablation(drawn: Mapping[str, list[Panel]]) -> list[Block]:
+def _ablation(drawn: Mapping[str, list[Panel]], ablation: Sequence[Row]) -> list[Block]:
     strength = "Resampled from the same trained networks at other strengths; gamma 0 is the unguided source."
     pruning = "Resampled with only the n most likely tokens of the denoiser scored by the ratio; all: no pruning."
     return [
-        Heading("Strength of guidance"),
+        *_section("Strength of guidance"),
         *_figure("gamma", drawn, "Sampling quality against gamma", strength),
-        Heading("Candidates scored"),
-        *_figure("n_ratio", drawn, "Sampling quality and time against n_ratio", pruning),
+        *_section("Candidates scored"),
+        *_figure("n_ratio", drawn, "Sampling quality against n_ratio", pruning),
+        *time_tables(ablation),
     ]
 
 
-def _sample_blocks(samples: Mapping[str, Sequence[str]], fraction: Any) -> list[Block]:
-    if not samples:
-        return []
-    methods = set(samples) - {"real"}
-    colours = method_colours(methods)
-    order = ["real"] * ("real" in samples) + order_methods(methods)
-    columns = tuple(
-        (method_label(m), colours.get(m), tuple(_shorten(t) for t in samples[m][:SAMPLES_SHOWN])) for m in order
-    )
-    at = "" if missing(fraction) else f" at {percent(fraction)} of the target data"
-    text = f"The first {SAMPLES_SHOWN} samples of each method{at}, not selected."
-    return [Heading("Samples side by side"), Text(text), Samples(columns)]
+def _sample_blocks(samples: Mapping[float | None, Texts]) -> list[Block]:
+    """Target texts and the untouched source's, then every method's at each share; HTML opens the smallest share."""
+    shares = sorted((share for share in samples if share is not None), reverse=True)
+    blocks: list[Block] = []
+    for share in ([None] if samples.get(None) else []) + shares:
+        methods = set(samples[share]) - {"real"}
+        colours = method_colours(methods)
+        order = ["real"] * ("real" in samples[share]) + order_methods(methods)
+        columns = tuple(
+            (method_label(m), colours.get(m), tuple(_shorten(t) for t in samples[share][m][:SAMPLES_SHOWN]))
+            for m in order
+        )
+        caption = "" if share is None else f"Samples at {percent(share)} of the target data"
+        blocks.append(Samples(columns, caption, folded=share is not None and share != shares[-1]))
+    text = f"The first {SAMPLES_SHOWN} samples of each method and share, not selected."
+    return [*_section("Samples side by side"), Text(text), *blocks] if blocks else []
 
 
 def _origin(provenance: Mapping[str, Any]) -> list[Block]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -17,12 +17,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """One mean with its interval; `low` and `high` are NaN where no interval is known."""
+    """One mean with its interval; `low` and `high` are NaN where no interval is known.
+
+    Of points that are not joined, `place` says what each is, and `size` how large it is drawn.
+    """
 
     x: float
     y: float
     low: float = math.nan
     high: float = math.nan
+    place: str = ""
+    size: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with its title, its lines and its ticks."""
+    """One pair of axes with its title, its lines and its ticks; points are not `joined` where order means nothing."""
 
     title: str
     subtitle: str
@@ -61,14 +66,20 @@ class Panel:
     reverse_x: bool = False
     y_range: tuple[float, float] | None = None
     y_ticks: tuple[tuple[float, str], ...] = ()
+    joined: bool = True
 
 
-def transfer_panels(transfer: Sequence[Row], metrics: Sequence[str] = ("nelbo", "mauve")) -> list[Panel]:
-    """The headline: each metric against the target fraction, a line for each method, the source as a level."""
-    return [_transfer_panel(transfer, metric) for metric in metrics]
+def transfer_panels(
+    transfer: Sequence[Row], metrics: Sequence[str] = ("nelbo", "mauve"), strong: Collection[str] = ()
+) -> list[Panel]:
+    """The headline: each metric against the target fraction, a line for each method, the source as a level.
+
+    The methods in `strong` are drawn bold: those of the comparison that matters, whichever of them wins.
+    """
+    return [_transfer_panel(transfer, metric, strong) for metric in metrics]
 
 
-def _transfer_panel(transfer: Sequence[Row], metric: str) -> Panel:
+def _transfer_panel(transfer: Sequence[Row], metric: str, strong: Collection[str]) -> Panel:
     about = METRICS[metric]
     methods = {str(row["method"]) for row in transfer}
     colours, markers = method_colours(methods), method_markers(methods)
@@ -84,7 +95,7 @@ def _transfer_panel(transfer: Sequence[Row], metric: str) -> Panel:
         if points:
             label = method_label(method)
             core = method != "vanilla"
-            series.append(Series(label, points, colours[method], markers[method], method == "gtl", core))
+            series.append(Series(label, points, colours[method], markers[method], method in strong, core))
         elif level:
             references.append(Reference(method_label(method), level[0], colours[method]))
     subtitle = f"{about.unit}, {about.better} is better" if about.unit else f"{about.better} is better"
@@ -108,10 +119,9 @@ def ablation_panels(ablation: Sequence[Row], axis: str, transfer: Sequence[Row] 
         "domain_score": ("Domain score", "by the judge; nearer to real text is better"),
         "reference_ppl": ("Reference perplexity", "nearer to real text is better"),
         "distinct_2": ("Distinct-2", "nearer to real text is better"),
-        "sample_seconds": ("Time to sample", "seconds, lower is better"),
     }
-    # Pruning is a matter of sampling: likelihood does not see it, time does.
-    wanted = ("nelbo_val", "mauve", "domain_score") if axis == "gamma" else ("mauve", "domain_score", "sample_seconds")
+    # Likelihood does not see pruning; times of sampling, measured once each, are no trend: a table holds them.
+    wanted = ("nelbo_val", "mauve", "domain_score") if axis == "gamma" else ("mauve", "domain_score")
     panels = []
     for metric in wanted:
         series = _ablation_series(rows, axis, metric)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gtl_lightning.methods import guides
+from gtl_lightning.report.differences import BASELINE, HEADLINE, comparisons, guided_methods, paired
 from gtl_lightning.report.document import Block, Group, Table, TableCell, Text
 from gtl_lightning.report.style import (
     DASH,
+    MINUS,
     count,
     listing,
     method_colours,
@@ -17,13 +18,12 @@ from gtl_lightning.report.style import (
     missing,
     number,
     order_methods,
+    p_text,
     percent,
-    seconds,
 )
-from gtl_lightning.report.tables import BASELINE, METRICS, find_holes, paired, real_value, summarise
+from gtl_lightning.report.tables import METRICS, find_holes, real_value, summarise
 
 Row = Mapping[str, Any]
-HEADLINE = ("nelbo", "mauve")
 QUALITY = {
     "Likeness to the target": ("domain_score", "reference_ppl", "exact_nll"),
     "Diversity and memorisation": ("distinct_1", "distinct_2", "distinct_3", "longest_copy", "nearest_train"),
@@ -40,11 +40,6 @@ PUBLISHED_LINK = ("arXiv 2512.10877", "https://arxiv.org/abs/2512.10877")
 OWN = "*"  # marks an interval that is not over seeds
 
 
-def guided_methods(transfer: Sequence[Row]) -> list[str]:
-    """The methods that the fine-tuned baseline is compared with: `gtl` first, then its variants."""
-    return [method for method in order_methods({str(row["method"]) for row in transfer}) if guides(method)]
-
-
 def answer(transfer: Sequence[Row]) -> list[str]:
     """What the paired intervals say of each GTL method against fine-tuning, a sentence for each headline metric."""
     methods = guided_methods(transfer)
@@ -56,8 +51,7 @@ def answer(transfer: Sequence[Row]) -> list[str]:
     if {row["verdict"] for rows in results.values() for row in rows} == {"one seed"}:
         names = listing([method_label(method) for method in methods])
         return [
-            f"One seed proves nothing about {names} against {method_label(BASELINE)}: what follows is one run of each. "
-            "Set three or more seeds (`sweep.seeds` in params.yaml) before concluding anything."
+            f"One seed proves nothing about {names} against {method_label(BASELINE)}: what follows is one run of each."
         ]
     sentences = [_sentence_of(method, metric, rows) for (method, metric), rows in results.items() if rows]
     return sentences or ["No fraction has a result, so nothing to compare with fine-tuning."]
@@ -86,7 +80,7 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
         if row["metric"] == metric:
             summary[row["method"], row["fraction"]] = row
     holes, _ = find_holes(transfer, grid)
-    methods, fractions = _axes(transfer, holes)
+    methods, fractions = axes(transfer, holes)
     colours = method_colours(set(methods))
     seeds = max((row["n"] for row in summary.values()), default=0)
     rows: list[tuple[TableCell | str, ...] | Group] = []
@@ -113,41 +107,54 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
 
 
 def difference_table(transfer: Sequence[Row]) -> Table:
-    """GTL - fine-tuning, paired by seed, with interval and verdict."""
+    """GTL - fine-tuning, paired by seed, with interval and verdict, plain and adjusted for the number of rows."""
     rows: list[tuple[TableCell | str, ...] | Group] = []
-    methods = guided_methods(transfer)
-    for metric in HEADLINE:
-        about = METRICS[metric]
-        for method in methods:
-            pairs = paired(transfer, method, BASELINE, metric)
-            unit = f", {about.unit}" if about.unit else ""
-            rows.append(Group(f"{about.label}{unit}: {method_label(method)} {chr(8722)} {method_label(BASELINE)}"))
-            for row in pairs:
-                ends = [number(row[end], about.digits, sign=True) for end in ("low", "high")]
-                interval = f"{ends[0]} to {ends[1]}" if row["n"] > 1 else DASH
-                verdict = {
-                    "better": f"{method_label(method)} better",
-                    "worse": f"{method_label(BASELINE)} better",
-                    "open": "not distinguishable",
-                    "one seed": "one seed proves nothing",
-                    "missing": "no pair of results",
-                }[row["verdict"]]
-                size = number(row["mean"], about.digits, sign=True)
-                advised = _advised(transfer, method, row["fraction"])
-                rows.append((percent(row["fraction"]), size, interval, str(row["n"]), verdict, advised))
+    pairs = comparisons(transfer)
+    several = any(row["p"] is not None for row in pairs)
+    title = ""
+    for row in pairs:
+        about, method = METRICS[row["metric"]], row["method"]
+        unit = f", {about.unit}" if about.unit else ""
+        group = f"{about.label}{unit}: {method_label(method)} {MINUS} {method_label(BASELINE)}"
+        if group != title:
+            rows.append(Group(group))
+            title = group
+        after = (_verdict(row, "verdict_holm"),) if several else ()
+        p = (p_text(row["p"]), p_text(row["p_holm"])) if several else ()
+        ends = [number(row[end], about.digits, sign=True) for end in ("low", "high")]
+        interval = f"{ends[0]} to {ends[1]}" if row["n"] > 1 else DASH
+        size, advised = number(row["mean"], about.digits, sign=True), _advised(transfer, method, row["fraction"])
+        share = percent(row["fraction"])
+        rows.append((share, _verdict(row, "verdict"), *after, size, interval, *p, str(row["n"]), advised))
     note = (
         "Each seed's pair is subtracted first, then averaged: what the two share cancels. A verdict needs the whole "
-        "interval on one side of 0. Intervals are not adjusted for the number of rows: of twenty true zeros, one is "
-        "expected to look like a difference."
+        "interval on one side of 0. "
     )
-    columns = ("Target data", "Difference", "95 % interval", "Seeds", "Verdict", "Advisor, before sampling")
-    return Table("Difference to fine-tuning, paired by seed", columns, tuple(rows), (0, 4, 5), note)
+    if several:
+        note += (
+            f"Of twenty true zeros, one is expected to look like a difference; Holm's adjustment for all "
+            f"{pairs[0]['family']} rows with a p-value keeps the chance of even one such row below 5 %."
+        )
+    after, p = (("Verdict after Holm",), ("p", "p after Holm")) if several else ((), ())
+    columns = ("Target data", "Verdict", *after, "Difference", "95 % interval", *p, "Seeds", "Advisor, before sampling")
+    words = (0, 1, 2, len(columns) - 1) if several else (0, 1, len(columns) - 1)
+    return Table("Difference to fine-tuning, paired by seed", columns, tuple(rows), words, note)
+
+
+def _verdict(row: Row, key: str) -> str:
+    return {
+        "better": f"{method_label(row['method'])} better",
+        "worse": f"{method_label(BASELINE)} better",
+        "open": "not distinguishable",
+        "one seed": "one seed proves nothing",
+        "missing": "no pair of results",
+    }[row[key]]
 
 
 def quality_tables(transfer: Sequence[Row]) -> list[Table]:
     """Everything else that is measured on the samples, by fraction, with real target text in the last row of each."""
     summary = {(row["method"], row["fraction"], row["metric"]): row for row in summarise(transfer)}
-    methods, fractions = _axes(transfer, [])
+    methods, fractions = axes(transfer, [])
     colours = method_colours(set(methods))
     tables = []
     for caption, metrics in QUALITY.items():
@@ -165,26 +172,6 @@ def quality_tables(transfer: Sequence[Row]) -> list[Table]:
         if shown and fractions:
             tables.append(Table(caption, ("Method", *heads), tuple(rows)))
     return tables
-
-
-def cost_table(transfer: Sequence[Row]) -> Table:
-    """What each cell cost: parameters trained, steps, seconds; means over seeds."""
-    summary = {(row["method"], row["fraction"], row["metric"]): row["mean"] for row in summarise(transfer)}
-    methods, fractions = _axes(transfer, [])
-    rows: list[tuple[TableCell | str, ...] | Group] = []
-    for method in methods:
-        rows.append(Group(method_label(method)))
-        for at in [None] if method == "source" else fractions:
-            value = {key[2]: mean for key, mean in summary.items() if key[:2] == (method, at)}
-            if value:
-                steps = [count(value.get(key)) for key in ("trainable_parameters", "steps", "best_step")]
-                times = [seconds(value.get(key)) for key in ("train_seconds", "sample_seconds")]
-                chosen = [number(value.get(key), 2) for key in ("gamma", "sample_gamma", "temperature")]
-                share = "any" if at is None else percent(at)
-                rows.append((share, *steps, *times, *chosen, count(value.get("n_ratio"))))
-    spent = ("Target data", "Parameters trained", "Steps", "Best step", "Training", "Sampling")
-    columns = (*spent, "gamma (NELBO)", "gamma (samples)", "Temperature", "n_ratio")
-    return Table("Cost of a cell and what validation chose, mean over seeds", columns, tuple(rows))
 
 
 def data_tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -254,7 +241,8 @@ def hole_blocks(holes: Sequence[Row], cells: int) -> list[Block]:
     return [Table(f"{len(holes)} of {cells} cells have no result", columns, rows, (0, 1, 3))]
 
 
-def _axes(transfer: Sequence[Row], holes: Sequence[Row]) -> tuple[list[str], list[float]]:
+def axes(transfer: Sequence[Row], holes: Sequence[Row]) -> tuple[list[str], list[float]]:
+    """Methods in their order, and shares of the data from the largest down."""
     rows = [*transfer, *holes]
     methods = order_methods({str(row["method"]) for row in rows})
     return methods, sorted({float(r["fraction"]) for r in rows if not missing(r.get("fraction"))}, reverse=True)

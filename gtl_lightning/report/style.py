@@ -104,6 +104,11 @@ def percent(fraction: object) -> str:
     return f"{100 * float(fraction):.6g}\N{NO-BREAK SPACE}%"
 
 
+def p_text(p: float | None) -> str:
+    """A p-value with three decimals, `< 0.001` below them."""
+    return DASH if p is None else "< 0.001" if p < 0.001 else number(p)
+
+
 def count(value: object) -> str:
     """A whole number with thousands separated; a mean over seeds is rounded."""
     return number(value, 0)

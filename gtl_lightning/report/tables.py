@@ -1,4 +1,4 @@
-"""From flat rows to numbers with intervals: means over seeds, differences paired by seed, what they allow to say."""
+"""From flat rows to numbers with intervals: means over seeds, and the cells of the grid that have none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.report.style import method_label, missing, number, percent
+from gtl_lightning.report.style import missing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = Mapping[str, Any]
 LEVEL = 0.95
-BASELINE = "finetune"
 
 
 @dataclass(frozen=True)
@@ -101,69 +100,6 @@ def summarise(transfer: Iterable[Row]) -> list[dict[str, Any]]:
     return rows
 
 
-def paired(
-    transfer: Iterable[Row], method: str = "gtl", baseline: str = BASELINE, metric: str = "nelbo"
-) -> list[dict[str, Any]]:
-    """Difference method - baseline at each fraction, paired by seed, with its 95 % t-interval and a plain verdict.
-
-    Each row: method, baseline, metric, fraction, mean, half_width, low, high, n, verdict, sentence. The verdict is
-    "better" or "worse" only when the interval excludes 0 strictly, else "open"; "one seed" and "missing" say why there
-    is no interval.
-    """
-    table: dict[tuple[float, str], dict[Any, float]] = {}
-    for row in transfer:
-        if row["method"] in (method, baseline) and not missing(row.get("fraction")):
-            by_seed = table.setdefault((_key(row["fraction"]), row["method"]), {})
-            if not missing(row.get(metric)):
-                by_seed[row.get("seed")] = float(row[metric])
-    rows = []
-    for fraction in sorted({key[0] for key in table}, reverse=True):
-        ours, theirs = table.get((fraction, method), {}), table.get((fraction, baseline), {})
-        differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        n = len(differences)
-        mean = fmean(differences) if n else math.nan
-        half = half_width(differences)
-        row = {
-            "method": method,
-            "baseline": baseline,
-            "metric": metric,
-            "fraction": fraction,
-            "mean": mean if n else None,
-            "half_width": half if n > 1 else None,
-            "low": mean - half if n > 1 else None,
-            "high": mean + half if n > 1 else None,
-            "n": n,
-        }
-        row["verdict"] = verdict(row)
-        rows.append(row | {"sentence": sentence(row)})
-    return rows
-
-
-def verdict(row: Row) -> str:
-    """What the interval of a paired difference allows: better, worse, open, one seed or missing."""
-    if row["n"] < 2:
-        return "one seed" if row["n"] == 1 else "missing"
-    if row["low"] <= 0 <= row["high"]:
-        return "open"
-    return "better" if (row["high"] < 0) == (METRICS[row["metric"]].better == "lower") else "worse"
-
-
-def sentence(row: Row) -> str:
-    """The verdict of a paired difference as one plain sentence, with the numbers it rests on."""
-    metric = METRICS[row["metric"]]
-    ours, theirs = method_label(row["method"]), method_label(row["baseline"])
-    at, unit = percent(row["fraction"]), f" {metric.unit}" if metric.unit else ""
-    if row["n"] == 0:
-        return f"At {at}: no comparison, no seed has both {ours} and {theirs}."
-    size = number(row["mean"], metric.digits, sign=True)
-    if row["n"] == 1:
-        return f"At {at}: one seed proves nothing; in it {ours} differs from {theirs} by {size}{unit}."
-    low, high = (number(row[end], metric.digits, sign=True) for end in ("low", "high"))
-    basis = f"{size}{unit}, 95 % interval {low} to {high}, {row['n']} seeds"
-    winner = {"better": f"{ours} better", "worse": f"{theirs} better", "open": "not distinguishable"}[row["verdict"]]
-    return f"At {at}: {winner} ({basis})."
-
-
 def find_holes(
     transfer: Sequence[Row], settings: Mapping[str, Any], holes: Iterable[Row] = ()
 ) -> tuple[list[dict[str, Any]], int]:
@@ -174,8 +110,8 @@ def find_holes(
     """
     methods = {row["method"] for row in transfer} | set(settings.get("methods") or ())
     holes = list(holes)
-    fractions = {_key(row["fraction"]) for row in [*transfer, *holes] if not missing(row.get("fraction"))}
-    fractions |= {_key(value) for value in settings.get("fractions") or ()}
+    fractions = {fraction_key(row["fraction"]) for row in [*transfer, *holes] if not missing(row.get("fraction"))}
+    fractions |= {fraction_key(value) for value in settings.get("fractions") or ()}
     seeds = {row.get("seed") for row in transfer} | set(settings.get("seeds") or ())
     methods |= {row["method"] for row in holes}
     seeds |= {row.get("seed") for row in holes}
@@ -245,13 +181,14 @@ def _own_interval(group: pd.DataFrame, metric: str, mean: float) -> tuple[float,
     return (mean - 1.96 * error[0], mean + 1.96 * error[0]) if error else (math.nan, math.nan)
 
 
-def _key(fraction: Any) -> float:
+def fraction_key(fraction: Any) -> float:
+    """A fraction as a key, without what arithmetic leaves behind its twelfth decimal."""
     return round(float(fraction), 12)
 
 
 def _same(value: Any, fraction: float) -> bool:
-    return not missing(value) and _key(value) == _key(fraction)
+    return not missing(value) and fraction_key(value) == fraction_key(fraction)
 
 
 def _cell(row: Row) -> tuple[str, float | None, Any]:
-    return (row["method"], None if missing(row.get("fraction")) else _key(row["fraction"]), row.get("seed"))
+    return (row["method"], None if missing(row.get("fraction")) else fraction_key(row["fraction"]), row.get("seed"))

@@ -12,8 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gtl_lightning.data.download import download
-from gtl_lightning.data.origin import check_fields, recorded_fields
+from gtl_lightning.data.origin import check_fields, domains, recorded_fields
 from gtl_lightning.data.packed import STANDARD_INPUT
+from gtl_lightning.data.pair import check_pair, import_pair
 from gtl_lightning.data.recorded import check_snapshot
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.data.snapshot import import_snapshot
@@ -48,6 +49,16 @@ def data_import(path: Path, *, fields: dict[str, str]) -> None:
     _replace_data(lambda: import_snapshot(path, DATA, fields, progress_bar))
 
 
+def data_import_pair(source: str, target: str, *, text: str | None) -> None:
+    """Texts of one's own: a table of the source domain's, and one of the target's.
+
+    Raises:
+        UserError: a table that is not there, of no known form or without texts, or both the same.
+    """
+    check_pair(source, target)
+    _replace_data(lambda: import_pair(source, target, DATA, text=text, display=progress_bar))
+
+
 def data_download(dataset: str, *, split: str, limit: int | None, fields: dict[str, str]) -> None:
     """A hub data set, streamed.
 
@@ -64,11 +75,12 @@ def split(params: Params) -> None:
     with _in_memory(f"splitting {SNAPSHOT}", SPLITS):
         settle(DATA)
         check_snapshot(DATA)
+        source, target = domains(DATA, data.source, data.target)
         split_snapshot(
             SNAPSHOT,
             SPLITS,
-            source=data.source,
-            target=data.target,
+            source=source,
+            target=target,
             seed=data.seed,
             shares={
                 "source_val": data.source_val,

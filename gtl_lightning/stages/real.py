@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gtl_lightning.data.origin import read_provenance
+from gtl_lightning.data.origin import TARGET, domains, read_provenance
 from gtl_lightning.evaluation.features import load_featurizer
 from gtl_lightning.evaluation.mauve import mauve_score
 from gtl_lightning.files import save_tensors, write_json
@@ -62,5 +62,6 @@ def measure_real(params: Params) -> None:
 
 
 def _exact_domain(params: Params) -> str | None:
-    target = params.data.target
-    return target[0] if read_provenance(DATA).get("generated") and len(target) == 1 else None
+    _, target = domains(DATA, params.data.source, params.data.target)
+    known = read_provenance(DATA).get("generated") and len(target) == 1 and target[0] != TARGET
+    return target[0] if known else None

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
@@ -41,6 +47,8 @@ POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
 """What every row of a cell says of where it belongs."""
 TEXTS = frozenset({"verdict", "made_with", "trained_with", "source", "mlflow_run"})
 ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
+SHARED = ("source", "causal", "planner", "judge")
+"""Folders of models/ that all cells share."""
 SHOWN = ("mauve", "nelbo", "domain_score")
 
 
@@ -53,6 +61,7 @@ def make_report(params: Params) -> None:
     measured = read_record(REAL_VALUES, SHAPE)["measured"]
     ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS, Row({**POINT, "axis": str}, TEXTS)))
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
+    tracked = study(params)
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
     write_json(REPORTS / "advisor.json", advisor)
@@ -69,7 +78,6 @@ def make_report(params: Params) -> None:
             "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
-            "sample_fraction": params.ablation.fraction,
             "planner": params.sampling.planner,
             "positions_per_step": params.sampling.positions_per_step,
             "featurizer": measured["featurizer"],
@@ -78,6 +86,8 @@ def make_report(params: Params) -> None:
         },
         notes=mixtures(rows),
         holes=holes,
+        warnings=_warnings(params),
+        made=_made(tracked),
     )
     means = {
         f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
@@ -86,7 +96,6 @@ def make_report(params: Params) -> None:
     }
     found = points(rows)
     _write_for_dvc(found)
-    tracked = study(params)
     with tracked.parent() as run:
         run.log_metrics(means)
         for path in (written.markdown, written.html, *written.figures):
@@ -175,9 +184,36 @@ def _advice(cell: Cell) -> list[dict[str, Any]]:
     return list(read_record(path, {"rows": Each(ADVICE)})["rows"]) if path.exists() else []
 
 
-def _samples(params: Params) -> dict[str, list[str]]:
-    seed, fraction = params.sweep.seeds[0], params.ablation.fraction
-    cells = [Cell("source", None, seed)]
-    cells += [Cell(method, fraction, seed) for method in params.sweep.methods]
-    found = {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
-    return {"real": read_list(REAL_TEXTS, str), **found}
+def _samples(params: Params) -> dict[float | None, dict[str, list[str]]]:
+    """Of the first seed: share of the data -> method -> texts; target texts and the untouched source's under None."""
+    sweep, found = params.sweep, {"real": read_list(REAL_TEXTS, str)}
+    source = Cell("source", None, sweep.seeds[0])
+    samples: dict[float | None, dict[str, list[str]]] = {None: found | _texts([source])}
+    for fraction in sweep.fractions:
+        samples[fraction] = _texts([Cell(method, fraction, sweep.seeds[0]) for method in sweep.methods])
+    return {fraction: texts for fraction, texts in samples.items() if texts}
+
+
+def _texts(cells: list[Cell]) -> dict[str, list[str]]:
+    return {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
+
+
+def _warnings(params: Params) -> list[str]:
+    """What the trainings of this grid warned of, each with the model that it is about."""
+    folders = [*SHARED, *(cell.name for cell in [*_grid(params), *_classifiers(params)])]
+    results = [path for name in folders for path in sorted((MODELS / name).glob("*.json"))]
+    told = [(path, read_record(path, {"warning?": str}).get("warning")) for path in results]
+    return [f"{path.parent.as_posix()}: {warning}" for path, warning in told if warning]
+
+
+def _made(tracked: Study) -> dict[str, str]:
+    """When, from what and by what the report was made, and where the runs are seen."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": tracked.commit,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": ", ".join(
+            [f"{name} {version(name)}" for name in ("gtl-lightning", "torch")] + [f"Python {platform.python_version()}"]
+        ),
+        "runs": tracked.page,
+    }

@@ -162,7 +162,8 @@ def save_trained(
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
     What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. What the
-    recipe found stands with them, a `warning` for the report among it. How long it took stands in `runs/`: equal trainings leave equal files.
+    recipe found stands with them, a `warning` for the report among it. How long it took stands in `runs/`: equal
+    trainings leave equal files.
     """
     from gtl_lightning.networks import save_network
 

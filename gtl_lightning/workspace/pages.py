@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 from gtl_lightning.workspace.addresses import has_server, without_credentials
 
+LOCAL = "http://127.0.0.1:5000"
+"""Of `make ui`."""
 CELLS = "tags.kind = 'cell'"
 CURVES = "tags.kind = 'curve'"
 BY_NELBO = {"orderByKey": "metrics.`nelbo`", "orderByAsc": True}
@@ -24,6 +26,11 @@ VIEW = {f"mlflow.sharedViewState.{SHARED}": json.dumps({"searchFilter": CELLS, *
 def page(uri: str, place: str) -> str | None:
     """The address of a page of a tracking server, without credentials; None for a database, which has no pages."""
     return f"{without_credentials(uri).rstrip('/')}/{place}" if has_server(uri) else None
+
+
+def shown_at(uri: str, place: str) -> str:
+    """The address of a page, a database's where `make ui` serves it."""
+    return page(uri, place) or f"{LOCAL}/{place}"
 
 
 def run_place(run_id: str) -> str:

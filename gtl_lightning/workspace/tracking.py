@@ -20,7 +20,7 @@ from gtl_lightning.workspace.addresses import check_reachable, exists, has_serve
 from gtl_lightning.workspace.artifacts import LOCATION
 from gtl_lightning.workspace.mlflow_client import found_runs, open_client
 from gtl_lightning.workspace.origin import origin, process
-from gtl_lightning.workspace.pages import VIEW
+from gtl_lightning.workspace.pages import VIEW, experiment_place, shown_at
 from gtl_lightning.workspace.tracked import PARENT, Run
 from gtl_lightning.workspace.versions import register_version
 
@@ -62,6 +62,16 @@ class Study:
             self.experiment_id = self._find_experiment(experiment) or self._create_experiment(experiment)
             self._share_view()
             self.run_id = self._own_run({"kind": "study", **tags}, f"study {tags.get('profile', '')}")
+
+    @property
+    def page(self) -> str:
+        """Address of the page that lists the runs."""
+        return shown_at(self.uri, experiment_place(self.experiment_id))
+
+    @property
+    def commit(self) -> str:
+        """The checkout's commit, as the runs are tagged with it."""
+        return origin()["git_commit"]
 
     def begin(self, kind: str, name: str, key: str, tags: Mapping[str, Any], note: str = "") -> Run:
         """The run of this `key`, made or found again, RUNNING in this process until `Run.end`.

@@ -1,6 +1,7 @@
 """The main job on a small scale: every stage, in order, and what a second look at it must show."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,11 @@ def test_the_ablation_starts_at_the_untouched_source(trained: Path) -> None:
 def test_the_report_names_its_data_as_generated_and_shows_texts(trained: Path) -> None:
     page = (trained / "reports" / "report.html").read_text()
     assert "generated" in page.lower()
-    assert "http://" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    links = page.split("</style>")[1].replace("http://www.w3.org", "")
+    assert (
+        re.findall(r"http://[^\"<]*", links)
+        == ["http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"] * 2
+    )
     assert (trained / "reports" / "report.md").stat().st_size > 1000
     assert (trained / "reports" / "figures" / "headline.svg").exists()
     text = json.loads((trained / "cells" / "gtl-0.3-0" / "samples.jsonl").read_text().splitlines()[0])
@@ -222,6 +227,23 @@ def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:
         make_report(tiny())
     page = (workspace / "reports" / "report.md").read_text()
     assert "cells/lora-0.3-0" in page
+
+
+def test_the_report_says_what_trainings_warned_of_and_what_it_was_made_with(workspace: Path) -> None:
+    shown = {"gtl-0.3-0/result.json": "the first bound", "classifier-0.3-0/noised.json": "the second bound"}
+    told = {**shown, "gtl-0.9-0/result.json": "of no cell of this grid"}
+    for name, warning in told.items():
+        path = workspace / "models" / name
+        write_json(path, {**(read_json(path) if path.exists() else {}), "warning": warning})
+    with inside(workspace):
+        make_report(tiny())
+    for page in ("report.md", "report.html"):
+        text = (workspace / "reports" / page).read_text()
+        assert "models/gtl-0.3-0: the first bound" in text and "models/classifier-0.3-0: the second bound" in text
+        assert "of no cell" not in text
+        assert f"torch {torch.__version__}" in text and re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+        for fraction in tiny().sweep.fractions:
+            assert f"Samples at {100 * fraction:g} %" in " ".join(text.split())
 
 
 def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab.begin("servers")
     try:
         lab.start()
+        # A machine without a GPU has no deployment for one; here one stands for a pool without a worker.
+        own = {**lab.environment, **lab.login}
+        subprocess.run(["sh", "infra/deploy.sh"], cwd=lab.folder, env=own, capture_output=True, check=True)
         yield lab
     finally:
         lab.stop()
@@ -287,12 +290,13 @@ class Recorder:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Recorder]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
     """What `make serve` would run on this machine with a GPU, without running it."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "infra"))
     import serve
 
     kept: list[Recorder] = []
+    devices: list[str] = []
 
     def recorder(environment: dict[str, str]) -> Recorder:
         kept.append(Recorder(environment))
@@ -302,11 +306,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Recorder]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve, "Lab", recorder)
-    monkeypatch.setattr(serve, "gpus", lambda: ["0"])
+    monkeypatch.setattr(serve, "gpus", lambda: devices)
     for name in ("check_database", "check_port", "write_login"):
         monkeypatch.setattr(serve, name, lambda *_: None)
 
-    def run() -> Recorder:
+    def run(gpus: Sequence[str] = ("0",)) -> Recorder:
+        devices[:] = gpus
         with pytest.raises(KeyboardInterrupt):
             serve.serve(argparse.Namespace(prefect_port=4200, mlflow_port=5000, runs=1), ready)
         return kept[-1]
@@ -345,6 +350,19 @@ def test_every_start_has_a_password_of_its_own(
     for lab in starts:
         assert lab.told["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == lab.environment["PREFECT_API_AUTH_STRING"]
         assert "hunter2" not in json.dumps(list(lab.told.values()))
+
+
+def test_where_no_gpu_is_nothing_is_deployed_for_one(recorded: Callable[..., Recorder]) -> None:
+    assert "sh infra/deploy.sh" in recorded(("0", "1")).lines
+    without = recorded(()).lines
+    assert "sh infra/deploy.sh cpu" in without and not any("--pool gpu" in line for line in without)
+
+
+def test_what_is_waited_for_is_said_before_it_is_there(lab: Lab) -> None:
+    said = lab.said
+    order = ["MLflow's database", "waiting for prefect", "waiting for mlflow", "deploying the flows", "Prefect: http"]
+    places = [said.index(words) for words in order]
+    assert places == sorted(places) and ".prefect/logs/prefect.log" in said
 
 
 OWN_SERVER = """
@@ -400,8 +418,10 @@ def test_mlflow_alone_asks_for_its_password_and_leads_to_the_runs(
     ) as ui:  # fmt: skip
         try:
             assert ui.stderr is not None
-            said = ui.stderr.readline()
-            assert ".prefect/ui.env" in said, said
+            said = ""
+            while ".prefect/ui.env" not in said and (line := ui.stderr.readline()):
+                said += line
+            assert said.index("waiting for mlflow") < said.index(".prefect/ui.env"), said
             login = read_login(tmp_path / ".prefect" / "ui.env")
             assert login.keys() == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
             assert login["MLFLOW_TRACKING_PASSWORD"] not in said
@@ -452,14 +472,27 @@ def test_a_command_without_the_password_is_one_clear_line(
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_a_sweep_runs_as_a_deployment(lab: Lab) -> None:
-    """From the terminal that has read the file, with Prefect's own command line."""
-    file = f". {LOGIN} && prefect deployment run scarcity-sweep/local --watch --watch-timeout 240"
+def watched(lab: Lab, *parameters: str) -> subprocess.CompletedProcess[str]:
+    """A run that is watched from the terminal that has read the file, with Prefect's own command line."""
+    chosen = " ".join(f"--param '{parameter}'" for parameter in parameters)
+    file = f". {LOGIN} && prefect deployment run scarcity-sweep/local --watch --watch-timeout 240 {chosen}"
     own = {name: value for name, value in lab.environment.items() if name != "PREFECT_API_URL"}
-    done = subprocess.run(
+    return subprocess.run(
         ["sh", "-c", file], cwd=lab.folder, env=own, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def test_a_refused_run_that_is_watched_says_why(lab: Lab) -> None:
+    done = watched(lab, "fractions=[0.5]")
+    assert done.returncode == 1
+    assert "this run would change params.yaml" in done.stdout and "set write_params to allow it" in done.stdout
+
+
+def test_a_sweep_runs_as_a_deployment(lab: Lab) -> None:
+    done = watched(lab)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (lab.folder / "reports" / "report.md").exists()
     assert not (lab.folder / "owned").exists()
     assert "train-source" in lab.tracked("servers")
+    with lab.client() as client:
+        assert "scarcity-sweep: all of params.yaml" in {run.name for run in client.read_flow_runs()}

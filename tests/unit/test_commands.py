@@ -62,7 +62,22 @@ TABLE: dict[str, dict[str, list[Case]]] = {
     },
     "data sample": {"seed": [(("--seed", "-1"), "--seed -1"), (("--seed", str(2**32)), f"--seed {2**32} is out")]},
     "data import": {
-        "path": [(("nowhere.json",), "nowhere.json")],
+        "path": [
+            (("nowhere.json",), "nowhere.json"),
+            ((), "give either a snapshot, with --field, or both --source and --target"),
+            (("snapshot", "--text", "body"), "give either a snapshot"),
+        ],
+        "source": [
+            (("--source", "snapshot"), "give either a snapshot"),
+            (("snapshot", "--source", "a.txt", "--target", "b.txt"), "give either a snapshot"),
+            (("--source", "a.txt", "--target", "b.txt", "--field", "id=n"), "give either a snapshot"),
+            (("--source", "nowhere.txt", "--target", "b.txt"), "nowhere.txt does not exist"),
+        ],
+        "target": [
+            (("--target", "snapshot"), "give either a snapshot"),
+            (("--source", "snapshot", "--target", "snapshot"), "snapshot is given as source and as target"),
+        ],
+        "text": [(("--text", "body"), "give either a snapshot")],
         "field": [
             (("snapshot", "--field", "nosuch=text"), "nosuch"),
             (("snapshot", "--field", "abstract"), "--field abstract: write each field once, as ours=theirs"),

@@ -63,8 +63,8 @@ class Breaking:
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, options = make(tmp_path / "set"), {"fields": FIELDS, "part_records": 4}
     download(source, tmp_path / "whole", **options)  # type: ignore[arg-type]  # one mapping of unlike values
-    opened = module._open
-    monkeypatch.setattr(module, "_open", lambda *names: Breaking(opened(*names), after=14))
+    opened = module.open_stream
+    monkeypatch.setattr(module, "open_stream", lambda *names: Breaking(opened(*names), after=14))
     with pytest.raises(UserError, match=r"broke off after 12 records \(connection reset\); run the same command again"):
         download(source, tmp_path / "data", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "data" / "snapshot.jsonl.gz").exists()
@@ -81,7 +81,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, monkeypatch:
 
         return Watched(stream, 0)
 
-    monkeypatch.setattr(module, "_open", watched)
+    monkeypatch.setattr(module, "open_stream", watched)
     download(source, tmp_path / "data", **options)  # type: ignore[arg-type]
     assert fetched == [f"k{i}" for i in range(12, 25)]
     copies = [(tmp_path / folder / "snapshot.jsonl.gz").read_bytes() for folder in ("whole", "data")]
@@ -90,11 +90,11 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, monkeypatch:
 
 def test_another_request_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "set")
-    opened = module._open
-    monkeypatch.setattr(module, "_open", lambda *names: Breaking(opened(*names), after=14))
+    opened = module.open_stream
+    monkeypatch.setattr(module, "open_stream", lambda *names: Breaking(opened(*names), after=14))
     with pytest.raises(UserError, match="broke off"):
         download(source, tmp_path / "data", fields=FIELDS, part_records=4)
-    monkeypatch.setattr(module, "_open", opened)
+    monkeypatch.setattr(module, "open_stream", opened)
     assert download(source, tmp_path / "data", fields=FIELDS, part_records=3)["records"] == 25
     assert [record.line for record in read_records(tmp_path / "data" / "snapshot.jsonl.gz")] == list(range(1, 26))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,12 @@ def test_every_parameter_is_described_in_the_form(deployment: dict[str, Any]) ->
 
 
 def test_deploy_makes_the_pools_that_are_deployed_to() -> None:
-    pools = re.search(r"infra/pools\.py ([\w ]+)$", (INFRA / "deploy.sh").read_text(), re.MULTILINE)
-    assert pools is not None
-    assert set(pools.group(1).split()) == {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS}
+    without, with_gpus = re.findall(r"infra/pools\.py ([\w ]+)$", (INFRA / "deploy.sh").read_text(), re.MULTILINE)
+    assert set(with_gpus.split()) == {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS}
+    (pattern,) = re.findall(r"deploy --name '(.+)'$", (INFRA / "deploy.sh").read_text(), re.MULTILINE)
+    chosen = [deployment for deployment in DEPLOYMENTS if fnmatch(named(deployment), pattern)]
+    assert chosen == [deployment for deployment in DEPLOYMENTS if "gpu" not in deployment["tags"]]
+    assert set(without.split()) == {deployment["work_pool"]["name"] for deployment in chosen}
 
 
 # --- compose

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.parameters import Wanted, settle
+from flows.parameters import Wanted, grid_of, run_name, settle, shows
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY
 from gtl_lightning.studies.markov.params import load_settings, write_settings
@@ -128,3 +129,58 @@ def test_the_studys_file_is_kept_as_params_yaml_is(root: Path) -> None:
     assert (root / "params.yaml").read_text() == before[0]
     with pytest.raises(UserError, match="unknown parameter nosuch"):
         settle(Wanted(study=("nosuch=1",), write_params=True), root)
+
+
+def test_the_form_says_what_the_grid_has_now(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> None:
+        """A flow.
+
+        Args:
+            fractions: shares; none takes the grid's. Others are added.
+            seeds: repetitions; none takes the grid's.
+            other: what is; none of it is the grid's.
+        """
+
+    said = asked.__doc__ or ""
+    monkeypatch.chdir(root)
+    write_params(configure("default", ("sweep.fractions=[1.0, 0.05]", "sweep.seeds=[0, 7]")), root / "params.yaml")
+    shown = shows(grid_of)(asked).__doc__ or ""
+    assert "fractions: shares; none takes the grid's, now 1.0, 0.05. Others are added." in shown
+    assert "seeds: repetitions; none takes the grid's, now 0, 7." in shown
+    assert "other: what is; none of it is the grid's." in shown
+    asked.__doc__ = said
+    (root / "params.yaml").write_text("sweep: [")
+    assert shows(grid_of)(asked).__doc__ == said
+
+
+def test_every_form_that_takes_the_grid_shows_it() -> None:
+    from flows.flows import ablation, pipeline, scarcity_sweep
+
+    for flow in (ablation, pipeline, scarcity_sweep):
+        told = [parameter["description"] for parameter in flow.parameters.properties.values()]
+        taken = [text for text in told if "none takes" in text or "none keeps" in text]
+        assert taken and all(", now " in text for text in taken)
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters", "name"),
+    [
+        ("pipeline", {"where": "here", "overrides": None, "parallel": 2}, "pipeline: all of params.yaml"),
+        (
+            "scarcity-sweep",
+            {"methods": ["gtl", "lora"], "fractions": [0.05, 1.0], "seeds": [1, 2], "where": "gpu"},
+            "scarcity-sweep: gtl, lora at 5 %, 100 %; seeds 1, 2 on GPUs",
+        ),
+        ("scarcity-sweep", {"fractions": [0.05]}, "scarcity-sweep: at 5 %"),
+        ("ablation", {"method": "gtl", "fraction": 0.3, "gammas": [0.5, 1.0]}, "ablation: gtl at 30 %; gammas 0.5, 1"),
+        ("markov-study", {"overrides": ["seeds=[0]"]}, "markov-study: seeds=[0]"),
+        ("stage", {"stage": "ratio@gtl-0.05-0", "share": True}, "stage: ratio@gtl-0.05-0"),
+        (
+            "pipeline",
+            {"profile": "paper", "overrides": ["x=" + 200 * "1"]},
+            ("pipeline: profile paper; x=" + 200 * "1")[:120],
+        ),
+    ],
+)
+def test_a_run_is_named_by_what_it_runs(flow: str, parameters: dict[str, Any], name: str) -> None:
+    assert run_name(flow, parameters) == name

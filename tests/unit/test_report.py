@@ -15,14 +15,19 @@ from hypothesis import strategies as st
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.report import Report, paired, summarise, write_report
+from gtl_lightning.report.answer import findings, limits, next_command
+from gtl_lightning.report.costs import cost_panels, time_tables
+from gtl_lightning.report.differences import comparisons, holm, p_value
 from gtl_lightning.report.document import Group, Table, TableCell, Text, to_html, to_markdown
-from gtl_lightning.report.figures import render, spread_out
+from gtl_lightning.report.figures import render, spots, spread_out
 from gtl_lightning.report.panels import ablation_panels, interval_note, transfer_panels
-from gtl_lightning.report.sections import answer, data_tables, result_table
+from gtl_lightning.report.sections import answer, data_tables, difference_table, result_table
 from gtl_lightning.report.style import DASH, THEMES, method_colours, method_markers, number, percent, seconds
 from gtl_lightning.report.tables import find_holes, half_width
+from gtl_lightning.report.words import describe, numbers, tip
 
 ALL, FEW = percent(1.0), percent(0.05)
+RUNS = "http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
 VOID = {"meta", "img", "source", "br", "link", "hr"}
 HOSTILE = "<script>alert('x')</script> & | `code` *star* [a](http://x.example)"
 
@@ -50,9 +55,18 @@ def study(seeds: tuple[int, ...] = (0, 1, 2), gain: float = 0.5) -> list[dict[st
     return rows
 
 
+def with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    cost = {"finetune": (371419, 50.0), "gtl": (77227, 40.0)}
+    told = []
+    for r in rows:
+        weights, spent = cost.get(r["method"], (None, None))
+        told.append(r | {"trainable_parameters": weights, "train_seconds": spent, "sample_seconds": 10.0})
+    return told
+
+
 def write(folder: Path, **changes: Any) -> Report:
     arguments: dict[str, Any] = {
-        "transfer": study(),
+        "transfer": with_costs(study()),
         "ablation": [
             {"axis": axis, "method": "gtl", "fraction": 0.05, "seed": 0, axis: value, "mauve": 0.5, "nelbo_val": 5.0}
             for axis, values in (("gamma", (0.0, 1.0)), ("n_ratio", (8, None)))
@@ -62,13 +76,19 @@ def write(folder: Path, **changes: Any) -> Report:
             {"fraction": 0.05, "seed": 0, "level": level, "ess_share": 0.5, "ece": 0.1, "sentence": "Go ahead."}
             for level in (0.0, 0.5)
         ],
-        "samples": {"real": ["real words"], "gtl": [HOSTILE], "finetune": ["tuned words"]},
+        "samples": {
+            None: {"real": ["real words"], "source": ["source words"]},
+            1.0: {"finetune": ["tuned on all"]},
+            0.05: {"gtl": [HOSTILE], "finetune": ["tuned words"]},
+        },
         "data_summary": {"splits": {"target_test": 1234}, "quarantine": {"not JSON": 3}},
         "provenance": {"kind": "sample", "records": 5000, "sha256": "ab" * 32, "generated": True},
         "settings": {
             "sweep": {"fractions": [1.0, 0.05], "seeds": [0, 1, 2], "baselines": ["finetune"], "ratios": ["gtl"]}
         },
         "notes": ["A note."],
+        "warnings": ["models/gtl-0.05-0: the loss reached its bound."],
+        "made": {"date": "2026-01-02 03:04 UTC", "commit": "abc123", "command": "gtl report", "runs": RUNS},
     }
     return write_report(folder, **(arguments | changes))
 
@@ -219,6 +239,111 @@ def test_the_answer_names_every_variant_also_the_one_that_loses() -> None:
     ]
 
 
+# The first screen ----------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_one_sentence_best_method_size_certainty_cost() -> None:
+    said = [finding.sentence for finding in findings(with_costs(study()))]
+    assert len(said) == 2
+    assert said[1] == (
+        f"At {FEW} of the data (50 texts) GTL is best: NELBO 4.803 nats/token, 0.497 below fine-tuning (MAUVE 0.710 "
+        f"against 0.500); more than chance (95 % interval −0.511 to −0.482, 3 seeds), also after Holm's adjustment for "
+        "4 comparisons; it trained 77,227 weights in 40.0 s, fine-tuning 371,419 in 50.0 s."
+    )
+
+
+def test_the_loser_is_compared_as_the_winner_is() -> None:
+    lost = findings(with_costs(study(gain=-0.5)))[1]
+    assert lost.best.endswith("fine-tuning is best:") and "0.503 below GTL" in lost.rest
+    assert "95 % interval −0.518 to −0.489" in lost.rest
+    assert lost.compared == findings(study())[1].compared == {"gtl", "finetune"}
+
+
+def test_the_best_may_be_neither_of_the_two_that_are_compared() -> None:
+    lora = [row("lora", 0.05, seed, 1.0) for seed in range(3)]
+    said = findings(study() + lora)[1]
+    assert "LoRA is best:" in said.best
+    assert "GTL, of the guided methods the best, is 0.497 below fine-tuning" in said.rest
+    worse = [r | {"nelbo": r["nelbo"] + (9 if r["method"] != "source" else 0)} for r in study()]
+    assert "the untouched source is best" in findings(worse)[0].best
+
+
+def test_a_share_without_a_pair_or_without_results_says_so() -> None:
+    (alone,) = findings([row("finetune", 1.0, 0, 5.0)])
+    assert "no guided method has a pair with fine-tuning" in alone.rest and alone.compared == frozenset()
+    (void,) = findings([row("finetune", 1.0, 0, None)])
+    assert "no method has a held-out NELBO" in void.best
+
+
+def test_one_seed_says_what_it_can_and_cannot_what_next_and_how_long() -> None:
+    one = with_costs(study((0,)))
+    assert all("one seed, so it may be chance" in finding.rest for finding in findings(one))
+    assert "cannot say whether another seed" in limits(one)[0]
+    words, command = next_command(one) or ("", "")
+    # Two more seeds of two methods at two shares: 2 * 2 * (40 + 10 + 50 + 10) s.
+    assert "seeds 0, 1 and 2" in words and "about 7.3 min" in words
+    assert command == "gtl configure --set 'sweep.seeds=[0, 1, 2]' && dvc repro report"
+    assert "[0, 1, 7]" in (next_command([r | {"seed": 7} for r in one]) or ("", ""))[1]
+    assert (limits(study()), next_command(study())) == ([], None)
+
+
+def test_the_command_that_follows_is_one_that_configure_takes() -> None:
+    from gtl_lightning.workspace.params import configure
+
+    _, command = next_command(study((0,))) or ("", "")
+    override = re.findall(r"--set '([^']*)'", command)
+    assert configure(overrides=tuple(override)).sweep.seeds == (0, 1, 2)
+
+
+def test_the_first_screen_stands_before_any_figure_with_warnings(report: Report) -> None:
+    for path in (report.markdown, report.html):
+        text = path.read_text()
+        first = text[: text.index("<img") if path.suffix == ".html" else text.index("![")]
+        assert "GTL is best" in first and "models/gtl-0.05-0: the loss reached its bound." in first
+    assert report.answer == tuple(finding.sentence for finding in findings(with_costs(study())))
+
+
+# Holm -----------------------------------------------------------------------------------------------------------------
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0] and holm([]) == []
+
+
+@settings(max_examples=100)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_what_stepping_down_rejects(p_values: list[float], alpha: float) -> None:
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[index] * (len(p_values) - rank) > alpha:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm(p_values)) if p <= alpha} == rejected
+
+
+def test_p_is_that_of_the_paired_t_test() -> None:
+    from scipy import stats
+
+    ours, theirs = [1.0, 2.0, 4.0], [0.5, 0.25, 3.0]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = sum(differences) / 3
+    assert p_value(mean, half_width(differences), 3) == pytest.approx(stats.ttest_rel(ours, theirs).pvalue, rel=1e-9)
+    assert p_value(half_width(differences), half_width(differences), 3) == pytest.approx(0.05)
+    assert (p_value(1.0, 0.0, 3), p_value(0.0, 0.0, 3)) == (0.0, 1.0)
+
+
+def test_a_verdict_may_hold_alone_and_not_beside_others() -> None:
+    rows = [r | {"nelbo": r["nelbo"] + 0.3 * (r["seed"] - 1) * (r["method"] == "gtl")} for r in study(gain=0.8)]
+    found = [r for r in comparisons(rows) if r["metric"] == "nelbo"]
+    assert [r["verdict"] for r in found] == ["better"] * 2 and [r["verdict_holm"] for r in found] == ["open"] * 2
+    table = difference_table(rows)
+    assert table.columns[:3] == ("Target data", "Verdict", "Verdict after Holm")
+    shown = next(line for line in table.rows if not isinstance(line, Group))
+    assert shown[:3] == (ALL, "GTL better", "not distinguishable")
+    assert "Verdict after Holm" not in difference_table(study((0,))).columns
+
+
 # Holes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -277,9 +402,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report: Report) -> None:
     text = report.html.read_text()
     page = Page(text)
     assert page.open == []
-    assert {address for address in page.addresses if not address.startswith("data:image/svg+xml;base64,")} == {
-        "https://arxiv.org/abs/2512.10877"
-    }
+    fetched = {address for address in page.addresses if not address.startswith(("data:image/svg+xml;base64,", "#"))}
+    assert fetched == {"https://arxiv.org/abs/2512.10877", RUNS}
     assert "script" not in page.tags and "link" not in page.tags and "@import" not in text and "url(" not in text
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
@@ -317,6 +441,57 @@ def test_both_documents_hold_all_sections_and_the_published_figures_are_marked(r
         assert text.index("Published, other data set and scale") < text.index("0.719")
 
 
+class Tags(HTMLParser):
+    """Tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_a_screen_reader_and_a_keyboard_reach_every_table_and_figure(report: Report) -> None:
+    text = report.html.read_text()
+    tags = Tags(text).found
+    frames = [attributes for tag, attributes in tags if attributes.get("role") == "region"]
+    assert len(frames) == text.count("<table>") == text.count("<caption>") > 5
+    assert all(frame["tabindex"] == "0" and frame["aria-label"] for frame in frames)
+    heads = [attributes.get("scope") for tag, attributes in tags if tag == "th"]
+    assert {"col", "row", "rowgroup"} == set(heads)
+    pictures = [attributes["alt"] or "" for tag, attributes in tags if tag == "img"]
+    assert len(set(pictures)) == len(pictures) > 5 and all(" at " in alt for alt in pictures)
+    points = [attributes for tag, attributes in tags if "data-tip" in attributes]
+    assert points and all(point["aria-hidden"] == "true" for point in points)  # the table under the figure has them
+
+
+def test_the_verdict_stands_beside_the_share(report: Report) -> None:
+    markdown = report.markdown.read_text()
+    assert (
+        "| Target data | Verdict | Verdict after Holm |" in markdown and "| 5 % | GTL better | GTL better |" in markdown
+    )
+
+
+def test_contents_lead_to_every_section_and_say_what_it_was_made_with(report: Report) -> None:
+    tags = Tags(report.html.read_text()).found
+    anchors = [attributes["id"] for tag, attributes in tags if tag == "h2"]
+    links = [(attributes.get("href") or "")[1:] for tag, attributes in tags if tag == "a"]
+    assert len(anchors) > 8 and anchors == [link for link in links if link in anchors]
+    for text in (report.markdown.read_text(), report.html.read_text()):
+        for part in ("2026-01-02 03:04 UTC", "abc123", "gtl report", RUNS):
+            assert part in text
+    assert "[Samples side by side](#samples-side-by-side)" in report.markdown.read_text()
+
+
+def test_texts_are_shown_at_every_share(report: Report) -> None:
+    for path in (report.markdown, report.html):
+        text = " ".join(path.read_text().split())
+        for part in ("real words", "source words", "tuned on all", "tuned words", "Samples at 100 %", "Samples at 5 %"):
+            assert part in text
+
+
 def test_equal_input_gives_equal_bytes(report: Report, tmp_path: Path) -> None:
     again = write(tmp_path)
     for first, second in zip((report.html, *report.figures), (again.html, *again.figures), strict=True):
@@ -342,7 +517,9 @@ def test_nothing_to_report_is_said_and_stale_figures_go(tmp_path: Path) -> None:
 def test_figures_exist_in_two_formats_and_two_themes(report: Report) -> None:
     names = {path.name for path in report.figures}
     expected = {
-        f"{name}{end}" for name in ("headline", "gamma", "n_ratio", "advisor") for end in (".svg", ".png", "-dark.svg")
+        f"{name}{end}"
+        for name in ("headline", "cost", "gamma", "n_ratio", "advisor")
+        for end in (".svg", ".png", "-dark.svg")
     }
     assert names == expected
     for path in report.figures:
@@ -357,7 +534,7 @@ def test_figures_exist_in_two_formats_and_two_themes(report: Report) -> None:
 def test_the_headline_draws_what_the_summary_says() -> None:
     nelbo, mauve = transfer_panels(study())
     gtl = nelbo.series[0]
-    assert (gtl.label, gtl.strong, [point.x for point in gtl.points]) == ("GTL", True, [1.0, 0.05])
+    assert (gtl.label, gtl.strong, [point.x for point in gtl.points]) == ("GTL", False, [1.0, 0.05])
     assert gtl.points[1].y == pytest.approx(4.8 + 0.01 / 3)
     assert [reference.label for reference in nelbo.references] == ["source"]
     assert [reference.label for reference in mauve.references] == ["source", "real text"]
@@ -426,6 +603,68 @@ def test_coloured_text_is_readable_on_its_page(theme: int) -> None:
     for colours in method_colours(methods).values():
         low, high = sorted((paper, luminance(colours[theme])))
         assert (high + 0.05) / (low + 0.05) >= 4.5, colours  # WCAG AA
+
+
+def test_the_two_that_are_compared_are_bold_whichever_wins() -> None:
+    more = [*study(), *(row("lora", share, seed, 7.0) for share in (1.0, 0.05) for seed in range(3))]
+    for rows in (more, [r | {"nelbo": 10 - r["nelbo"]} for r in more]):
+        strong = frozenset().union(*(finding.compared for finding in findings(rows)))
+        panels = [*transfer_panels(rows, strong=strong), *cost_panels(with_costs(rows), strong)]
+        assert len(panels) == 4
+        for panel in panels:
+            assert {line.label for line in panel.series if line.strong} == {"GTL", "fine-tuning"}
+
+
+def test_cost_against_quality_is_a_point_a_method_and_share() -> None:
+    nelbo, mauve = cost_panels(with_costs(study()))
+    assert not nelbo.joined and nelbo.log_x
+    for panel, low in ((nelbo, 4.803), (mauve, 0.71)):
+        found = {(line.label, point.place): (point.x, point.y) for line in panel.series for point in line.points}
+        assert set(found) == {(method, share) for method in ("GTL", "fine-tuning") for share in (ALL, FEW)}
+        assert found["GTL", FEW] == (40.0, pytest.approx(low, abs=1e-3))
+    assert cost_panels(study()) == []  # no times
+
+
+def test_times_of_sampling_are_a_table_and_no_line() -> None:
+    rows = [
+        {
+            "axis": "n_ratio",
+            "method": "gtl",
+            "fraction": 0.05,
+            "seed": 0,
+            "n_ratio": n,
+            "mauve": 0.5,
+            "sample_seconds": s,
+        }
+        for n, s in ((None, 3.0), (8, 2.0))
+    ]
+    assert [panel.title for panel in ablation_panels(rows, "n_ratio")] == ["MAUVE"]
+    (table,) = time_tables(rows)
+    assert [line[0] for line in table.rows if not isinstance(line, Group)] == ["8", "all"]
+    assert time_tables([]) == []
+
+
+def test_every_point_says_what_it_is_where_it_is_drawn() -> None:
+    panel = transfer_panels(study())[0]
+    found = spots(panel)
+    points = [point for line in panel.series for point in line.points]
+    assert len(found) == len(points) and all(0 < spot.left < 100 and 0 < spot.top < 100 for spot in found)
+    assert found[1].text == f"GTL, {FEW}, 50: 4.803 ({number(points[1].low)} to {number(points[1].high)})"
+    # The x axis runs from much to little data, the y axis upwards.
+    by_place = dict(zip([(line.label, p.x) for line in panel.series for p in line.points], found, strict=True))
+    assert by_place["GTL", 1.0].left < by_place["GTL", 0.05].left
+    assert by_place["GTL", 0.05].top > by_place["fine-tuning", 0.05].top
+
+
+def test_a_picture_in_words_and_its_numbers_as_a_table() -> None:
+    panels = transfer_panels(study())
+    assert f"GTL 4.803 at {ALL}, 1,000, 4.803 at {FEW}, 50" in describe(panels[0])
+    assert "source 6.010 throughout" in describe(panels[0])
+    table = numbers(panels, "c")
+    points = sum(len(line.points) for line in panels[0].series)
+    assert len(table.rows) == points and len(table.columns) == 4 and table.folded
+    (timed, *_) = cost_panels(with_costs(study()))
+    assert tip(timed, timed.series[0], timed.series[0].points[0]) == f"GTL, {ALL}, 40.0 s: 4.803"
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
