@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from gtl_lightning.errors import UserError
 
 SQLITE = "sqlite:///"
-LOCAL_PAGE = "http://127.0.0.1:5000"
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 
@@ -68,10 +67,14 @@ def without_credentials(uri: str) -> str:
     return f"{address.scheme}://{host}{address.path}"
 
 
-def runs_page(uri: str, experiment_id: str) -> str:
-    """Address of the page where MLflow lists an experiment's runs; a database's is where `make ui` serves it."""
-    server = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGE
-    return f"{server}/#/experiments/{experiment_id}?workflowType=machine_learning"
+def exists(uri: str) -> bool:
+    """Whether there is a tracker to read: opening a database makes its file, and reading must not."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def has_server(uri: str) -> bool:
+    """Whether a server answers for the tracker, not the client that opens the database."""
+    return uri.startswith(("http://", "https://"))
 
 
 def lock_path(uri: str) -> Path:
