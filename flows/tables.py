@@ -29,6 +29,7 @@ from rich.text import Text
 from flows.grid import STUDY, Grid, Stage
 from flows.group import LEADER
 from flows.reconcile import locate, open_runs, runs_here, seconds_in_state
+from flows.remote import without_worker
 from flows.runner import BAD, GOOD, Outcome, Progress, count_outcomes
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_record
@@ -249,7 +250,8 @@ def process_table(running: list[RunningStage]) -> Table | Text:
 def server_tables(client: SyncPrefectClient) -> Group:
     """Workers and unfinished flow runs, with the processes that those runs live in."""
     workers = _table("Workers", "pool", "worker", "state", "last heard of")
-    for pool in client.read_work_pools():
+    pools = client.read_work_pools()
+    for pool in pools:
         known = client.read_workers_for_work_pool(pool.name)
         for worker in known:
             heard = worker.last_heartbeat_time
@@ -258,9 +260,10 @@ def server_tables(client: SyncPrefectClient) -> Group:
             )
         if not known:
             workers.add_row(pool.name, "none", "", "")
+    idle = [Text(said, "yellow") for pool in pools if (said := without_worker(client, pool.name))]
     runs = open_runs(client)
     if not runs:
-        return Group(workers, Text("No flow run is unfinished."))
+        return Group(workers, *idle, Text("No flow run is unfinished."))
     table = _table("Unfinished flow runs", "flow run", "state", "for", "host", "process")
     started_here = runs_here()
     dead = 0
@@ -271,7 +274,7 @@ def server_tables(client: SyncPrefectClient) -> Group:
         state = run.state.name if run.state else ""
         table.add_row(run.name, state, duration(seconds_in_state(run)), place.host, process)
     hint = f"{dead} without a live process: `gtl reconcile` ends and retries them" if dead else ""
-    return Group(workers, table, Text(hint))
+    return Group(workers, *idle, table, Text(hint))
 
 
 def duration(seconds: float) -> str:

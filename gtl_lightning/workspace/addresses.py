@@ -81,13 +81,17 @@ def lock_path(uri: str) -> Path:
     """The file that stages on one host lock while they open a tracker.
 
     Raises:
-        UserError: the folder of the database cannot be written.
+        UserError: the database, or its folder, may not be written.
     """
     if not uri.startswith(SQLITE):
         return Path(".mlflow.lock")
-    folder = Path(uri.removeprefix(SQLITE)).parent
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"tracking database folder {folder} cannot be written; set tracking.uri in params.yaml")
+    path = Path(uri.removeprefix(SQLITE))
+    folder = path.parent
+    for place in (folder, path) if path.exists() else (folder,):
+        if not os.access(place, os.W_OK):
+            raise UserError(
+                f"tracking at {uri} failed: {place} cannot be written; ask for the right to it, or set tracking.uri"
+            )
     return folder / ".mlflow.lock"
 
 

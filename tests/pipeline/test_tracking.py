@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -146,6 +147,21 @@ def test_a_database_that_is_none_is_one_line_at_once(
     with pytest.raises(UserError, match=r"tracking.*mlflow\.db.* (is damaged|cannot be opened)") as caught:
         Study(f"sqlite:///{path}", "x", {"profile": "p"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("closed", ["", "mlflow.db"], ids=["folder", "database"])
+def test_a_tracker_without_write_access_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Whoever runs the tests may write everywhere, or not: the system's answer is played."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri, access = f"sqlite:///{tmp_path}/mlflow.db", os.access
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / closed and access(path, mode))
+    with pytest.raises(UserError) as caught:
+        Study(uri, "x", {"profile": "p"})
+    assert str(caught.value).startswith(f"tracking at {uri} failed: {tmp_path / closed} cannot be written; ask for")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"] and not (tmp_path / "mlflow.db").read_bytes()
 
 
 def test_a_page_of_the_database_that_is_lost_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
