@@ -166,7 +166,7 @@ def _answer(transfer: Sequence[Row], found: Sequence[tuple[str, str]], after_dem
     if not found:
         return [Text("No result yet, so there is nothing to compare.", "lead")]
     blocks: list[Block] = [Bullets(tuple(found), lead=True), *(Text(sentence) for sentence in limits(transfer))]
-    following = ("The comparison itself:", after_demo) if after_demo else next_command(transfer)
+    following = ("Next, the comparison itself:", after_demo) if after_demo else next_command(transfer)
     return [*blocks, Text(following[0]), Code(following[1])] if following else blocks
 
 

@@ -40,7 +40,7 @@ def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
     for path in (page, page.with_suffix(".md")):
         text = path.read_text()
         assert "Demo: guided transfer against fine-tuning" in text and "make repro" in text
-        assert text.index(DEMO) < text.index("is best") < text.index("The comparison itself")
+        assert text.index(DEMO) < text.index("is best") < text.index("Next, the comparison itself")
         assert "sweep.seeds=" not in text and "make ui" not in text, "that is the checkout's next step, not a demo's"
     lines = [record.getMessage() for record in caplog.records]
     assert lines.count(DEMO) == 2 and lines.index(DEMO) < lines.index("[2 of 12] disjoint splits")
