@@ -12,12 +12,15 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro markov tcsm test bench lint ui serve env lock clean-env
+.PHONY: demo repro markov tcsm test bench lint ui serve env lock clean-env
+
+demo: $(READY)  ## a first look in three minutes: .demo/reports/report.html; touches nothing else
+	@gtl demo
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
-	@dvc status --quiet --with-deps report 2>/dev/null || gtl sweep
-	@dvc repro report
+	@dvc status --quiet --with-deps report register 2>/dev/null || gtl sweep
+	@dvc repro
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
 

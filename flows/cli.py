@@ -81,16 +81,24 @@ def reconcile(
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="change nothing, only tell")] = False,
 ) -> None:
-    """After a killed worker or server: end the runs without a live process, release their slots, retry them."""
-    from flows.lockfile import DAMAGED, mend_lockfile
+    """After a killed worker or server: end the runs without a live process, in MLflow too; release slots, retry."""
+    from flows.lockfile import DAMAGED, lives, mend_lockfile
     from flows.reconcile import reconcile as bring_back
     from flows.remote import connect
     from gtl_lightning.errors import UserError
+    from gtl_lightning.workspace.lost import end_lost
+    from gtl_lightning.workspace.params import PARAMS, Params, load_params
 
     if not all(host.strip() for host in lost_host):
         raise UserError("--lost-host names no host; leave it out or give the name that `gtl status` shows")
     if not dry_run and mend_lockfile(Path.cwd()):
         typer.echo(f"dvc.lock was half-written: moved to {DAMAGED}; the next run restores it from DVC's run-cache")
+    tracking = (load_params() if PARAMS.exists() else Params()).tracking
+    try:
+        for run in end_lost(tracking.uri, lives, lost_hosts=lost_host, dry_run=dry_run):
+            typer.echo(f"{run.name}: {'would be ended' if dry_run else 'ended'} in MLflow ({run.reason})")
+    except UserError as error:  # Prefect's runs are brought back all the same
+        typer.echo(f"MLflow's runs are as they were: {error}")
     with connect() as client:
         verdicts = bring_back(client, lost_hosts=lost_host, crashed=crashed, dry_run=dry_run)
     for verdict in verdicts:

@@ -47,12 +47,14 @@ from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
 from flows.stage import StageError, push
 from flows.tables import Board
+from flows.tracked import TrackedSweep
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import study
 from gtl_lightning.workspace.settings import RatioMethod
+from gtl_lightning.workspace.tracking import Study
 
 INTERRUPTED = 130
 MARKOV_REPORT = f"{STUDY_PARAMS.with_name('dvc.yaml').as_posix()}:markov-report"
@@ -194,7 +196,7 @@ def markov_study(
     """
     wanted = Wanted(study=tuple(overrides or ()), write_params=write_params)
     limits = Limits(parallel, time_limit_minutes, POOL_DEPLOYMENTS[where], share)
-    return _run("markov-study", wanted, limits, lambda *_: [MARKOV_REPORT])
+    return _run("markov-study", wanted, limits, lambda *_: [MARKOV_REPORT], _markov)
 
 
 @flow(name="stage", flow_run_name=_name)
@@ -223,7 +225,13 @@ def stage(
     return Failed(message=str(getattr(failure, "reason", "") or ended.message))
 
 
-def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Grid], list[str]]) -> State[Any]:
+def _run(
+    key: str,
+    wanted: Wanted,
+    limits: Limits,
+    targets: Callable[[Params, Grid], list[str]],
+    find_study: Callable[[Params], Study] = study,
+) -> State[Any]:
     log = get_run_logger()
     root = Path.cwd()
     note_process()
@@ -241,9 +249,13 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     except (UserError, StageError) as error:
         log.error("%s", error)
         return Failed(message=str(error))
-    board = Board(key, stages, root, resolve_uri(params.tracking.uri))
+    sweep = TrackedSweep(key, params, stages, root, find_study)
+    if not grid.dirty.isdisjoint(stage.address for stage in stages):
+        sweep.begin()
+    board = Board(key, stages, root, resolve_uri(params.tracking.uri), sweep.pages)
     outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
-    board.finish(outcomes, _runs_page(params))
+    sweep.end(outcomes, board.report(outcomes))
+    board.finish(outcomes)
     summary = count_outcomes(outcomes.values())
     edited = _edited(pinned, outcomes, stages, params, root)
     holes = [f"{address}: {outcome.reason}" for address, outcome in outcomes.items() if outcome.state not in GOOD]
@@ -256,12 +268,10 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
     return Completed(message=summary if "ran" in summary else f"{summary}: everything was up to date, nothing was run")
 
 
-def _runs_page(params: Params) -> str:
-    """Where MLflow lists the runs of the stages; nothing where none has made one, or the tracker is away."""
-    try:
-        return study(params).page
-    except UserError:
-        return ""
+def _markov(params: Params) -> Study:
+    from gtl_lightning.studies.markov.study import study  # with torch
+
+    return study(params)
 
 
 def _edited(pinned: Pinned, outcomes: Mapping[str, Outcome], stages: list[Stage], params: Params, root: Path) -> str:

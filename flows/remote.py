@@ -97,12 +97,15 @@ def check_pool(deployment: str) -> str | None:
         except ObjectNotFound as error:
             raise UserError(_no_deployment(deployment)) from error
         pool = found.work_pool_name
-        if pool is None:
-            return None
-        workers = client.read_workers_for_work_pool(pool)
-    if any(worker.status == WorkerStatus.ONLINE for worker in workers):
+        return None if pool is None else without_worker(client, pool)
+
+
+def without_worker(client: SyncPrefectClient, pool: str) -> str | None:
+    """That no worker of a pool is online, and how to start one; None when one is."""
+    if any(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(pool)):
         return None
-    return f"no worker of the pool {pool} is online: stages wait until one is (`prefect worker start --pool {pool}`)"
+    start = f"prefect worker start --pool {pool} --limit 1"
+    return f"no worker of the pool {pool} is online: its runs wait until one is (`{start}` in this folder)"
 
 
 def _no_deployment(name: str) -> str:

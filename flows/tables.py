@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -30,9 +29,11 @@ from rich.text import Text
 from flows.grid import STUDY, Grid, Stage
 from flows.group import LEADER
 from flows.reconcile import locate, open_runs, runs_here, seconds_in_state
+from flows.remote import without_worker
 from flows.runner import BAD, GOOD, Outcome, Progress, count_outcomes
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_record
+from gtl_lightning.workspace.pages import page, run_place
 from gtl_lightning.workspace.paths import run_of
 from gtl_lightning.workspace.provenance import mixtures
 
@@ -57,13 +58,17 @@ class Board:
         stages: of this run, in order.
         root: the repository.
         tracking_uri: where MLflow is, for links.
+        pages: Markdown, a line that leads to the sweep's pages in MLflow; empty where there are none yet.
     """
 
-    def __init__(self, key: str, stages: list[Stage], root: Path, tracking_uri: str) -> None:
+    def __init__(
+        self, key: str, stages: list[Stage], root: Path, tracking_uri: str, pages: Callable[[], str] = str
+    ) -> None:
         self._key = key
         self._stages = stages
         self._root = root
         self._link = run_link(tracking_uri)
+        self._pages = pages
         self._artifact: UUID | None = None
         self._shown: list[tuple[str, Progress]] = []
         self._shown_at = 0.0
@@ -76,7 +81,7 @@ class Board:
             return
         self._shown, self._shown_at = states, time.monotonic()
         rows = self.rows(outcomes)
-        title = count_outcomes(outcomes.values())
+        title = "\n\n".join(filter(None, (count_outcomes(outcomes.values()), self._pages())))
         try:
             if self._artifact is None:
                 self._artifact = _create_table(rows, f"{self._key}-progress", title)
@@ -86,10 +91,10 @@ class Board:
         except httpx.HTTPError as error:
             self._warn(error)
 
-    def finish(self, outcomes: Mapping[str, Outcome], runs_page: str = "") -> None:
-        """Publish the report artifact, with a link to MLflow's page of the runs."""
+    def finish(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Publish the report artifact, with links to MLflow's pages."""
         try:
-            create_markdown_artifact(self.report(outcomes, runs_page), key=f"{self._key}-report")
+            create_markdown_artifact(self.report(outcomes), key=f"{self._key}-report")
         except httpx.HTTPError as error:
             self._warn(error)
 
@@ -113,14 +118,12 @@ class Board:
             )
         return rows
 
-    def report(self, outcomes: Mapping[str, Outcome], runs_page: str = "") -> str:
+    def report(self, outcomes: Mapping[str, Outcome]) -> str:
         """Markdown: how many stages did what, the results, the holes with their reasons, the figure."""
         rows = self.rows(outcomes)
-        parts = [f"# {self._key}: {count_outcomes(outcomes.values())}"]
+        parts = [f"# {self._key}: {count_outcomes(outcomes.values())}", *filter(None, [self._pages()])]
         if all(outcome.state == "cached" for outcome in outcomes.values()):
             parts.append("Everything was up to date; nothing was run.")
-        if runs_page:
-            parts.append(f"[All runs in MLflow]({runs_page})")
         results = [row for stage, row in zip(self._stages, rows, strict=True) if stage.row is not None]
         if results:
             parts += ["## Cells", _markdown(results, ("stage", "state", "test NELBO", "MAUVE", "MLflow run"))]
@@ -149,12 +152,12 @@ class Board:
 
 def run_link(tracking_uri: str) -> Callable[[str], str]:
     """Run id -> Markdown link to its MLflow page, without credentials; the bare id when there is no server."""
-    address = urlsplit(tracking_uri)
-    if address.scheme not in ("http", "https"):
-        return lambda run_id: run_id
-    host = f"{address.hostname}:{address.port}" if address.port else address.hostname
-    base = f"{address.scheme}://{host}{address.path.rstrip('/')}"
-    return lambda run_id: f"[{run_id[:8]}]({base}/#/runs/{run_id})"
+
+    def link(run_id: str) -> str:
+        address = page(tracking_uri, run_place(run_id))
+        return f"[{run_id[:8]}]({address})" if address else run_id
+
+    return link
 
 
 def _create_table(rows: list[dict[str, Any]], key: str, title: str) -> UUID:
@@ -247,7 +250,8 @@ def process_table(running: list[RunningStage]) -> Table | Text:
 def server_tables(client: SyncPrefectClient) -> Group:
     """Workers and unfinished flow runs, with the processes that those runs live in."""
     workers = _table("Workers", "pool", "worker", "state", "last heard of")
-    for pool in client.read_work_pools():
+    pools = client.read_work_pools()
+    for pool in pools:
         known = client.read_workers_for_work_pool(pool.name)
         for worker in known:
             heard = worker.last_heartbeat_time
@@ -256,9 +260,10 @@ def server_tables(client: SyncPrefectClient) -> Group:
             )
         if not known:
             workers.add_row(pool.name, "none", "", "")
+    idle = [Text(said, "yellow") for pool in pools if (said := without_worker(client, pool.name))]
     runs = open_runs(client)
     if not runs:
-        return Group(workers, Text("No flow run is unfinished."))
+        return Group(workers, *idle, Text("No flow run is unfinished."))
     table = _table("Unfinished flow runs", "flow run", "state", "for", "host", "process")
     started_here = runs_here()
     dead = 0
@@ -269,7 +274,7 @@ def server_tables(client: SyncPrefectClient) -> Group:
         state = run.state.name if run.state else ""
         table.add_row(run.name, state, duration(seconds_in_state(run)), place.host, process)
     hint = f"{dead} without a live process: `gtl reconcile` ends and retries them" if dead else ""
-    return Group(workers, table, Text(hint))
+    return Group(workers, *idle, table, Text(hint))
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
+from flows.remote import without_worker
+
 TYPE = "process"
 TEMPLATE = Path(__file__).with_name("process-pool.json")
 
@@ -30,6 +32,8 @@ def main() -> None:
             else:
                 if pool.type == TYPE:
                     client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+            if said := without_worker(client, name):
+                sys.stderr.write(f"{said}\n")
 
 
 if __name__ == "__main__":

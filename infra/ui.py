@@ -12,6 +12,10 @@ from serve import HOST, STORE, check_database, check_port, environments, start_t
 from services import ROOT, Lab, until_stopped
 
 from flows.login import new_login, write_login
+from gtl_lightning.errors import UserError
+from gtl_lightning.workspace.pages import comparisons, experiment_place
+from gtl_lightning.workspace.params import PARAMS, Params, load_params
+from gtl_lightning.workspace.tracking import find_experiment
 
 LOGIN = Path(".prefect/ui.env")
 
@@ -30,12 +34,26 @@ def show(port: int) -> None:
         lab.wait_for("mlflow", f"http://{HOST}:{port}/health")
         tracker = {name: value for name, value in login.items() if name.startswith("MLFLOW_")}
         write_login(ROOT / LOGIN, tracker)
-        log.info("MLflow: http://%s:%d   it asks for the user gtl and the password in %s", HOST, port, LOGIN)
+        experiment = find(variables.tracker[STORE])
+        place = experiment_place(experiment) if experiment else ""
+        log.info("MLflow: http://%s:%d/%s   it asks for the user gtl and the password in %s", HOST, port, place, LOGIN)
+        for what, where in (comparisons(experiment) if experiment else {}).items():
+            log.info("%s: http://%s:%d/%s", what, HOST, port, where)
         while True:
             lab.keep_up()
             time.sleep(1)
     finally:
         lab.stop()
+
+
+def find(store: str) -> str | None:
+    """The id of params.yaml's experiment; None while there is none."""
+    try:
+        tracking = (load_params() if PARAMS.exists() else Params()).tracking
+        return find_experiment(store, tracking.experiment)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
 
 
 def main() -> int:

@@ -186,5 +186,5 @@ class Reporter(Callback):
         rate = (step - self._first) / max(1e-9, self._said - self._began)
         left = (self.total - step) / max(1e-9, rate)
         values = {name: trainer.callback_metrics.get(name) for name in (LOSS, SCORE)}
-        shown = ", ".join(f"{name} {float(value):.4f}" for name, value in values.items() if value is not None)
-        logger.info("%s: step %d/%d, %s, %.1f steps/s, %.0f s left", self.name, step, self.total, shown, rate, left)
+        shown = "".join(f", {name} {float(value):.4f}" for name, value in values.items() if value is not None)
+        logger.info("%s: step %d/%d%s, %.1f steps/s, %.0f s left", self.name, step, self.total, shown, rate, left)

@@ -13,6 +13,7 @@ from gtl_lightning.report.tables import METRICS, summarise
 
 Row = Mapping[str, Any]
 WANTED_SEEDS = 3
+DEMO = "THIS IS A DEMO: tiny networks, trained for seconds. It shows what a report looks like, not which method wins."
 
 
 @dataclass(frozen=True)

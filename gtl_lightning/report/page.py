@@ -10,7 +10,7 @@ from typing import Any
 from gtl_lightning.files import remove, write_text
 from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
-from gtl_lightning.report.answer import findings, limits, next_command
+from gtl_lightning.report.answer import DEMO, findings, limits, next_command
 from gtl_lightning.report.costs import cost_panels, cost_table, time_tables
 from gtl_lightning.report.differences import HEADLINE, comparisons
 from gtl_lightning.report.document import (
@@ -69,6 +69,7 @@ def write_report(
     holes: Iterable[Row] = (),
     warnings: Sequence[str] = (),
     made: Mapping[str, str] | None = None,
+    after_demo: str = "",
 ) -> Report:
     """Write report.md, report.html and figures/ into `folder`; equal input gives equal bytes.
 
@@ -87,6 +88,7 @@ def write_report(
         warnings: what trainings warned of, shown on the first screen.
         made: how the report was made, as name -> value (commit, date, command, versions); `runs` is the address of
             the tracked runs.
+        after_demo: of a demonstration, which is said over everything: the command that makes the comparison itself.
 
     Raises:
         UserError: two rows for one cell, or a folder that cannot be written.
@@ -121,8 +123,8 @@ def write_report(
     body += [*_section("Missing cells"), *sections.hole_blocks(missing_cells, cells)]
     body += _made(made or {}, settings)
     blocks: list[Block] = [
-        *([Text(GENERATED, "warning")] if generated else []),
-        *_answer(transfer, [(finding.best, finding.rest) for finding in found]),
+        *(Text(said, "warning") for said, holds in ((DEMO, after_demo), (GENERATED, generated)) if holds),
+        *_answer(transfer, [(finding.best, finding.rest) for finding in found], after_demo),
         *(Text(warning, "warning") for warning in warnings),
     ]
     if missing_cells:
@@ -139,8 +141,9 @@ def write_report(
         tuple(row["sentence"] for row in comparisons(transfer)),
         tuple(missing_cells),
     )
-    write_text(report.markdown, to_markdown(TITLE, [*blocks, *body]))
-    write_text(report.html, to_html(TITLE, [*blocks, *body]))
+    title = f"Demo: {TITLE[0].lower()}{TITLE[1:]}" if after_demo else TITLE
+    write_text(report.markdown, to_markdown(title, [*blocks, *body]))
+    write_text(report.html, to_html(title, [*blocks, *body]))
     return report
 
 
@@ -155,15 +158,15 @@ _QUALITY_TEXT = (
 
 
 def _section(title: str) -> list[Block]:
-    """A heading that the contents list; its anchor is what GitHub makes of the title."""
+    """A heading that the contents list, its anchor as GitHub makes it of the title."""
     return [Heading(title, anchor=title.lower().replace(" ", "-"))]
 
 
-def _answer(transfer: Sequence[Row], found: Sequence[tuple[str, str]]) -> list[Block]:
+def _answer(transfer: Sequence[Row], found: Sequence[tuple[str, str]], after_demo: str) -> list[Block]:
     if not found:
         return [Text("No result yet, so there is nothing to compare.", "lead")]
     blocks: list[Block] = [Bullets(tuple(found), lead=True), *(Text(sentence) for sentence in limits(transfer))]
-    following = next_command(transfer)
+    following = ("Next, the comparison itself:", after_demo) if after_demo else next_command(transfer)
     return [*blocks, Text(following[0]), Code(following[1])] if following else blocks
 
 

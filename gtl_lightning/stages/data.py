@@ -21,7 +21,7 @@ from gtl_lightning.data.snapshot import import_snapshot
 from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import make_folder, settle, writing
+from gtl_lightning.files import make_folder, settle, write_text, writing
 from gtl_lightning.workspace.checks import check_corpus, check_featurizer
 from gtl_lightning.workspace.options import check_seed
 from gtl_lightning.workspace.params import Params
@@ -166,9 +166,17 @@ def _counted(provenance: Mapping[str, Any]) -> str:
     return f"{records} records, {records - bad} usable and {bad} damaged: {causes}"
 
 
+def _leave_sample_store(path: Path) -> None:
+    """The shipped data.dvc names the store that came with it, where `dvc push` would put other records too."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if not line.startswith("  remote:")))
+
+
 def _version(records: str) -> None:
     """Put data/ under DVC: data.dvc then says which snapshot this is."""
     command = [sys.executable, "-m", "dvc", "add", str(DATA)]
+    _leave_sample_store(Path(f"{DATA}.dvc"))
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         failed, said = done.returncode != 0, done.stderr

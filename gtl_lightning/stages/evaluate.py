@@ -54,7 +54,10 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
     tags = {"method": method, "fraction": fraction, "seed": seed}
     settings = settings_of(params, guided=sampler.guidance is not None)
     key = f"{cell.name}-{digest([sampler.versions, settings])}"
-    with study(params).child("cell", cell.name, key, tags) as run:
+    tracked = study(params)
+    note = f"{cell}, evaluated: metrics of held-out target texts and of samples. Its trainings lie below."
+    with tracked.child("cell", cell.name, key, tags, note) as run:
+        tracked.adopt(run.run_id, tracked.runs({"kind": "train", **tags}))
         run.log_params(settings)
         train, val = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
         row: dict[str, Any] = {
@@ -87,7 +90,10 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
         note_run(CELLS / cell.name / ROW, {**took, "mlflow_run": run.run_id})
         run.log_metrics(row | took)
         run.log_data("arxiv-target", data_hash(), str(DATA))
-        run.log_table([{"text": text} for text in texts[:SHOWN_TEXTS]], "samples.json")
+        chosen = {"gamma": row["gamma"], "sample_gamma": setting.gamma, "temperature": setting.temperature}
+        run.log_params({name: value for name, value in chosen.items() if value is not None})
+        shown = enumerate(texts[:SHOWN_TEXTS])
+        run.log_table([{"index": index, "text": text} for index, text in shown], "samples.json")
         if trials:
             run.log_table(row["trials"], "trials.json")
         run.set_tags({"verdict": row["verdict"] or "", "gamma": row["gamma"], "made_with": row["made_with"]})
@@ -125,7 +131,9 @@ def ablation(params: Params, seed: int) -> None:
     rows: list[dict[str, Any]] = []
     took: list[dict[str, Any]] = []
     whose = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
-    with study(params).child("ablation", f"ablation {cell.name}", f"ablation-{cell.name}", whose) as run:
+    key = f"ablation-{cell.name}-{digest([sampler.versions, settings, settings_of(params, guided=True)])}"
+    note = f"{cell}: samples over gamma and over n_ratio; nothing is trained."
+    with study(params).child("ablation", f"ablation {cell.name}", key, whose, note) as run:
         curve = gamma_choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)

@@ -9,6 +9,7 @@ from gtl_lightning.files import digest, sha256_file, temporary_folder, write_jso
 from gtl_lightning.methods import METHODS
 from gtl_lightning.records import NUMBER, read_record
 from gtl_lightning.workspace.bundle import MANIFEST, bundle_files, write_bundle
+from gtl_lightning.workspace.card import CARD
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, REPORTS, ROW, Cell, log, study
 from gtl_lightning.workspace.registry import BEST
@@ -68,4 +69,5 @@ def _register(params: Params, name: str, cell: Cell, score: float, aliases: list
         opened = study(params)
         with opened.child("model", f"model {cell.name}", key, tags) as run:
             run.log_folder(folder, ARTIFACT)
-        return opened.register(name, run.run_id, ARTIFACT, key, {**tags, **anchor, "profile": params.profile}, aliases)
+        told = {**tags, **anchor, "profile": params.profile}
+        return opened.register(name, run.run_id, ARTIFACT, key, told, aliases, (folder / CARD).read_text())

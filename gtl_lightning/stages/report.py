@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.data.split import SUMMARY
-from gtl_lightning.files import write_json
+from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
 from gtl_lightning.workspace.frozen import guided_files
@@ -50,10 +50,12 @@ ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
 SHARED = ("source", "causal", "planner", "judge")
 """Folders of models/ that all cells share."""
 SHOWN = ("mauve", "nelbo", "domain_score")
+DEMO_PROFILE, AFTER_DEMO = "demo", "make repro"
+"""A profile whose results are for show, and the command that makes those that count."""
 
 
 def make_report(params: Params) -> None:
-    """reports/: transfer.json, ablation.json, advisor.json, metrics.json, report.md, report.html, figures/.
+    """reports/: transfer.json, ablation.json, advisor.json, curves.json, metrics/, report.md, report.html, figures/.
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
@@ -61,7 +63,7 @@ def make_report(params: Params) -> None:
     measured = read_record(REAL_VALUES, SHAPE)["measured"]
     ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS, Row({**POINT, "axis": str}, TEXTS)))
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
-    tracked = study(params)
+    tracked, demo = study(params), params.profile == DEMO_PROFILE
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
     write_json(REPORTS / "advisor.json", advisor)
@@ -87,21 +89,65 @@ def make_report(params: Params) -> None:
         notes=mixtures(rows),
         holes=holes,
         warnings=_warnings(params),
-        made=_made(tracked),
+        made=_made(tracked) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
+        after_demo=AFTER_DEMO if demo else "",
     )
     means = {
         f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
         for row in summarise(rows)
         if row["metric"] in SHOWN
     }
-    write_json(REPORTS / "metrics.json", means)
+    found = points(rows)
+    _write_for_dvc(found)
     with tracked.parent() as run:
         run.log_metrics(means)
         for path in (written.markdown, written.html, *written.figures):
             run.log_file(path, "report")
+    _track_curves(tracked, found)
     for sentence in written.answer:
         log.info("%s", sentence)
     log.info("report: %s (%d cells, %d holes)", written.html, len(rows), len(written.holes))
+
+
+def points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for every method and share, means over the seeds: method, fraction, examples, the metrics SHOWN."""
+    examples = {(row["method"], row["fraction"]): row["examples"] for row in rows}
+    found: dict[tuple[str, float | None], dict[str, Any]] = {}
+    for one in summarise(rows):
+        if one["metric"] in SHOWN:
+            at = one["method"], one["fraction"]
+            empty = {"method": at[0], "fraction": at[1], "examples": examples[at]}
+            found.setdefault(at, empty)[one["metric"]] = one["mean"]
+    return sorted(found.values(), key=lambda point: (point["method"], point["examples"]))
+
+
+def _write_for_dvc(found: list[dict[str, Any]]) -> None:
+    """reports/metrics/: a file a method and share, a row of `dvc metrics show`; curves.json: what `dvc plots` draws."""
+    for point in found:
+        name = point["method"] if point["fraction"] is None else f"{point['method']}-{point['fraction']}"
+        columns = {key: point[key] for key in ("examples", *SHOWN) if key in point}
+        write_json(REPORTS / "metrics" / f"{name}.json", columns)
+    write_json(REPORTS / "curves.json", [point for point in found if point["fraction"] is not None])
+
+
+def _track_curves(tracked: Study, found: list[dict[str, Any]]) -> None:
+    """A run for each method whose steps are numbers of target examples, so that MLflow draws one against the other.
+
+    Points of a run cannot be taken back: other points are another run, in place of the one that was there.
+    """
+    for method, group in itertools.groupby(found, key=lambda point: str(point["method"])):
+        curve = list(group)
+        tags = {"kind": "curve", "method": method}
+        note = f"{method}: metrics against the number of target examples (the step), means over seeds."
+        name, key = f"curve {method}", f"curve-{method}-{digest(curve)}"
+        whole = tracked.runs({**tags, "key": key, "complete": True})
+        tracked.discard(set(tracked.runs(tags)).difference(whole))
+        if whole:
+            continue
+        with tracked.child("curve", name, key, {"method": method}, note) as run:
+            for point in curve:
+                run.log_metrics({metric: point[metric] for metric in SHOWN if metric in point}, point["examples"])
+            run.set_tags({"complete": True})
 
 
 def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -45,9 +45,22 @@ def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path 
         UserError: an option that does not apply to the method, no such cell, a length above the model's, an n_ratio
             above the vocabulary, an unwritable folder.
     """
+    rows = draw_rows(params, Sampler.open(params, cell, root), cell, asked)
+    texts = [str(row["text"]) for row in rows]
+    write_text(asked.out / "samples.txt", "\n".join(texts) + "\n")
+    write_text(asked.out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+    return texts
+
+
+def draw_rows(params: Params, sampler: Sampler, cell: Cell, asked: SampleRequest) -> list[dict[str, Any]]:
+    """Draw texts, each with the seed and the versions of the models; nothing is written.
+
+    Raises:
+        UserError: as `sample_cell`, the folder excepted.
+    """
     asked.check_applies(cell.method)
+    root = sampler.root
     count, length, seed, n_ratio = asked.count, asked.length, asked.seed, asked.n_ratio
-    sampler = Sampler.open(params, cell, root)
     if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
         raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
     setting = chosen_setting(params, cell, root)
@@ -66,7 +79,7 @@ def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path 
     with progress_bar("sampling") as progress:
         drawn = sampler.draw(params, lengths, guidance=guidance, seed=seed, prompt=start, progress=progress)
     texts = decode_all(drawn, root)
-    rows = [
+    return [
         {
             "text": text,
             "index": index,
@@ -79,9 +92,6 @@ def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path 
         }
         for index, text in enumerate(texts)
     ]
-    write_text(asked.out / "samples.txt", "\n".join(texts) + "\n")
-    write_text(asked.out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
-    return texts
 
 
 def _real_lengths(params: Params, sampler: Sampler, fraction: float | None) -> Any:

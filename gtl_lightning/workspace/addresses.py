@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from gtl_lightning.errors import UserError
 
 SQLITE = "sqlite:///"
-LOCAL_PAGE = "http://127.0.0.1:5000"
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 
@@ -68,23 +67,31 @@ def without_credentials(uri: str) -> str:
     return f"{address.scheme}://{host}{address.path}"
 
 
-def runs_page(uri: str, experiment_id: str) -> str:
-    """Address of the page where MLflow lists an experiment's runs; a database's is where `make ui` serves it."""
-    server = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGE
-    return f"{server}/#/experiments/{experiment_id}?workflowType=machine_learning"
+def exists(uri: str) -> bool:
+    """Whether there is a tracker to read: opening a database makes its file, and reading must not."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def has_server(uri: str) -> bool:
+    """Whether a server answers for the tracker, not the client that opens the database."""
+    return uri.startswith(("http://", "https://"))
 
 
 def lock_path(uri: str) -> Path:
     """The file that stages on one host lock while they open a tracker.
 
     Raises:
-        UserError: the folder of the database cannot be written.
+        UserError: the database, or its folder, may not be written.
     """
     if not uri.startswith(SQLITE):
         return Path(".mlflow.lock")
-    folder = Path(uri.removeprefix(SQLITE)).parent
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"tracking database folder {folder} cannot be written; set tracking.uri in params.yaml")
+    path = Path(uri.removeprefix(SQLITE))
+    folder = path.parent
+    for place in (folder, path) if path.exists() else (folder,):
+        if not os.access(place, os.W_OK):
+            raise UserError(
+                f"tracking at {uri} failed: {place} cannot be written; ask for the right to it, or set tracking.uri"
+            )
     return folder / ".mlflow.lock"
 
 

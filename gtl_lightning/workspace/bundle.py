@@ -8,19 +8,21 @@ the hash of that list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import copy_file, load_tensors, sha256_file, write_json
+from gtl_lightning.files import copy_file, load_tensors, sha256_file, write_json, write_text
 from gtl_lightning.methods import names
 from gtl_lightning.records import read_list, read_record
+from gtl_lightning.workspace.card import CARD, MLMODEL, mlmodel, model_card
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.frozen import guided_files
 from gtl_lightning.workspace.params import PARAMS, Params, load_params, write_params
-from gtl_lightning.workspace.paths import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.workspace.paths import CELLS, DATA, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
 from gtl_lightning.workspace.settings import Evaluation
 
 MANIFEST = "bundle.json"
@@ -61,6 +63,8 @@ def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
     write_params(sampling_params(params), folder / PARAMS)
     train, _ = corpus.target(cell.fraction or 1.0, params.data.min_examples)
     write_json(folder / LENGTHS, [int(length) for length in train.lengths[:KEPT_LENGTHS]])
+    write_text(folder / CARD, model_card(cell, read_record(CELLS / cell.name / ROW), read_provenance(DATA)))
+    write_text(folder / MLMODEL, mlmodel())
     made = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "method": cell.method,
@@ -79,10 +83,14 @@ def sampling_params(params: Params) -> Params:
     return Params().model_copy(update={**kept, "evaluation": Evaluation(batch=params.evaluation.batch)})
 
 
-def open_bundle(folder: Path) -> tuple[Params, Cell]:
+def open_bundle(folder: Path, beside: Collection[str] = ()) -> tuple[Params, Cell]:
     """Check a bundle's files; return its parameters and its cell.
 
     The hashes tell damage. Whether the manifest itself is the one that was registered is for `check_manifest`.
+
+    Args:
+        folder: the bundle.
+        beside: names of files there that are not part of it and are not read.
 
     Raises:
         UserError: no bundle, a manifest of another shape, or a file that is missing, changed or unexpected.
@@ -94,7 +102,7 @@ def open_bundle(folder: Path) -> tuple[Params, Cell]:
             name = path.relative_to(folder).as_posix()
             if path.is_symlink():
                 raise UserError(f"{name} is a link, which no bundle has")
-            if path.is_file() and name != MANIFEST:
+            if path.is_file() and name not in (MANIFEST, *beside):
                 found[name] = sha256_file(path)
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):

@@ -38,6 +38,13 @@ WITHOUT_RESULT = frozenset(
         "workspace/watched.py",  # refuses results of what was edited meanwhile
         "workspace/declared.py",
         "workspace/tracking.py",  # tells MLflow what came out
+        "workspace/tracked.py",
+        "workspace/origin.py",
+        "workspace/versions.py",
+        "workspace/lost.py",
+        "workspace/pages.py",
+        "workspace/card.py",  # what a registered model says of itself
+        "workspace/artifacts.py",
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is
         "workspace/options.py",  # refuses what cannot be

@@ -119,7 +119,8 @@ def _fit_tracked(
     state = state_dir(f"{cell.name}-{part}", plain | place, *token_files(), *sorted(inputs), code=TRAINING)
     made = made_with(device, precision)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
-    with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:
+    note = f"{cell}: the training of its {part}, with learning curves."
+    with study(params).child("train", f"train {cell.name} {part}", state.name, tags, note) as run:
         run.log_params(plain)
         result = fit(
             module,

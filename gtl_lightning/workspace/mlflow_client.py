@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.addresses import SQLITE, without_credentials
+from gtl_lightning.workspace.artifacts import SCHEME, repository
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 T = TypeVar("T")
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -21,7 +23,7 @@ DEFAULTS = {TIMEOUT: 30, RETRIES: 2, "PGCONNECT_TIMEOUT": 10}
 """Seconds and counts that hold where the environment says nothing: MLflow's own are 120 and 7, PostgreSQL has none."""
 PATIENCE_SECONDS = 30.0
 """For one question to a tracker, its repetitions counted."""
-TRANSFERS = ("log_artifact", "log_artifacts", "log_dict")
+TRANSFERS = ("log_artifact", "log_artifacts", "log_dict", "log_text", "log_table")
 """Calls that take as long as a file is large: every piece of it is bounded by the timeout of a request. A file of
 SQLite, which waits for other writers, is bounded by nothing of ours either."""
 
@@ -128,7 +130,29 @@ def open_client(uri: str) -> MlflowClient:
     seconds = patience()
     from mlflow import MlflowClient
 
+    register_scheme()
     # They report every table that is created, every repetition, every error with its traceback: ours is one line.
     for package in ("mlflow", "urllib3"):
         logging.getLogger(package).setLevel(logging.CRITICAL)
-    return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, seconds)(tracking_uri=uri), uri))
+    limit = None if uri.startswith(SQLITE) else seconds  # a new file's tables take as long as its disk
+    return cast("MlflowClient", _OneLine(_told(MlflowClient, uri, limit)(tracking_uri=uri), uri))
+
+
+def register_scheme() -> None:
+    """What the package's entry point does, also where a checkout is on the path and was never installed."""
+    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+
+    _artifact_repository_registry.register(SCHEME, repository)
+
+
+def found_runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[MlflowRun]:
+    """The experiment's runs of a query, the oldest first, as many pages as there are."""
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], query, max_results=200, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

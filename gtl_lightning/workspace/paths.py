@@ -62,6 +62,11 @@ class Cell:
         """For example `gtl-0.05-0`; `source-0` for the untouched source denoiser."""
         return "-".join(str(part) for part in (self.method, self.fraction, self.seed) if part is not None)
 
+    def __str__(self) -> str:
+        """For people: `gtl on 5 % of the target data, seed 0`."""
+        share = "" if self.fraction is None else f" on {100 * self.fraction:g} % of the target data"
+        return f"{self.method}{share}, seed {self.seed}"
+
 
 def study(params: Params) -> Study:
     """The MLflow study of this profile on this data.

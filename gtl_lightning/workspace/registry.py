@@ -21,7 +21,7 @@ from gtl_lightning.workspace.paths import Cell
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
 from gtl_lightning.workspace.selection import chosen_setting
 from gtl_lightning.workspace.text import tokenizer
-from gtl_lightning.workspace.tracking import fetch_model
+from gtl_lightning.workspace.versions import fetch_model
 
 BEST = "best"
 """The alias of the best model of the largest share of the target data."""

@@ -14,7 +14,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Section
 from gtl_lightning.methods import METHODS
 from gtl_lightning.workspace.stated import DEFAULTS, HEIRS, stated
-from gtl_lightning.workspace.yamlfile import flow
+from gtl_lightning.workspace.yamlfile import entry
 
 HEADER = """\
 # A default and what differs from it. Edit it, or gtl configure --set KEY=VALUE; --profile NAME writes it anew.
@@ -36,7 +36,9 @@ def _lines(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> Iterato
             continue
         key, part, indent = f"{prefix}{name}", _part(field), "  " * prefix.count(".")
         if part is None or key in HEIRS or key in METHOD_KEYS:
-            yield f"{indent}{name}: {flow(tree[name])}  # {_meaning(field)}"
+            first, *rest = entry(name, tree[name], indent)
+            yield f"{first}  # {_meaning(field)}"
+            yield from rest
         else:
             yield f"{indent}{name}:  # {_meaning(field)}".removesuffix("  # ")
             yield from _lines(part, tree[name], f"{key}.")

@@ -17,6 +17,9 @@ LARGEST = 1 << 18
 """Bytes of a file of parameters; the reader takes seconds for so many."""
 _MOST_VALUES, _DEEPEST, _LARGEST_NUMBER = 10**5, 50, 10**300
 
+WIDTH = 76
+"""Columns from which on DVC breaks a list or mapping on one line."""
+
 
 def read_values(path: Path | str, command: str = "gtl configure") -> dict[str, Any]:
     """The mapping that a YAML file holds, unchecked; `command` writes it.
@@ -86,6 +89,21 @@ def flow(value: Any) -> str:
     return text
 
 
+def entry(key: str, value: Any, indent: str = "") -> list[str]:
+    """The lines of a key, as DVC leaves them where it writes the file (`dvc exp run -S`).
+
+    That is nothing for null, and no list or mapping on one line that it would break.
+    """
+    line = f"{indent}{key}: {flow(value)}"
+    if value is None:
+        return [f"{indent}{key}:"]
+    if not isinstance(value, list | dict) or not value or (len(line) <= WIDTH and "null" not in line):
+        return [line]
+    if isinstance(value, list):
+        return [f"{indent}{key}:", *(f"{indent}- {flow(item)}" for item in value)]
+    return [f"{indent}{key}:", *(text for name, item in value.items() for text in entry(name, item, f"{indent}  "))]
+
+
 def described(
     section: BaseModel, values: Mapping[str, Any], in_one_line: Collection[str] = (), depth: int = 0
 ) -> Iterator[str]:
@@ -93,10 +111,12 @@ def described(
     fields = type(section).model_fields
     # Single values first: what follows a part would seem to belong to it.
     for name in sorted(values, key=lambda name: isinstance(values[name], dict)):
-        value, part, start = values[name], getattr(section, name), f"{'  ' * depth}{name}:"
+        value, part, indent = values[name], getattr(section, name), "  " * depth
         said = fields[name].description or (type(part).__doc__ or "").splitlines()[0]
         if isinstance(value, dict) and name not in in_one_line:
-            yield f"{start}  # {said}"
+            yield f"{indent}{name}:  # {said}"
             yield from described(part, value, in_one_line, depth + 1)
         else:
-            yield f"{start} {flow(value)}  # {said}"
+            first, *rest = entry(name, value, indent)
+            yield f"{first}  # {said}"
+            yield from rest

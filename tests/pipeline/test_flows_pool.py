@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,10 +15,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from rich.console import Console
 
 from flows.group import stop_groups
 from flows.remote import OWNER_TAG, STAGE_TAG, check_pool, run_on_pool
 from flows.stage import Result, StageError
+from flows.tables import server_tables
 from gtl_lightning.errors import UserError
 
 SECONDS = 30.0
@@ -169,13 +172,37 @@ def test_what_has_ended_is_no_longer_cancelled(pool: Pool, monkeypatch: pytest.M
     assert asked.result(SECONDS) == "ran"
 
 
-def test_a_pool_without_a_worker_is_a_warning(client: SyncPrefectClient) -> None:
+def shown(client: SyncPrefectClient) -> str:
+    """What `gtl status` says of the server."""
+    console = Console(width=300)
+    with console.capture() as captured:
+        console.print(server_tables(client))
+    return captured.get()
+
+
+def deployed(pool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the making of a pool says, which `infra/deploy.sh` begins with."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "infra"))
+    import pools
+
+    monkeypatch.setattr("sys.argv", ["infra/pools.py", pool])
+    pools.main()
+    return capsys.readouterr().err.strip()
+
+
+def test_a_pool_without_a_worker_is_a_warning(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start of a sweep, when flows are deployed, and in `gtl status`; it says how to start one."""
     name = f"pool-{uuid4()}"
     client.create_work_pool(WorkPoolCreate(name=name, type="process"))
     client.create_deployment(client.create_flow(played), name, work_pool_name=name)
     warning = check_pool(f"played/{name}")
     assert warning is not None and f"no worker of the pool {name} is online" in warning
+    assert f"prefect worker start --pool {name}" in warning
+    assert warning in shown(client) and warning in deployed(name, monkeypatch, capsys)
     client.send_worker_heartbeat(name, "a-worker")
     assert check_pool(f"played/{name}") is None
+    assert warning not in shown(client) and deployed(name, monkeypatch, capsys) == ""
     with pytest.raises(UserError, match="does not exist on this server"):
         check_pool("played/none")

@@ -156,6 +156,9 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
     for run in cells:
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.params.get("gamma", "None") == run.data.tags["gamma"]
+        point = {axis: run.data.params.get(axis, "None") for axis in ("method", "fraction", "seed")}
+        assert point.items() <= run.data.tags.items()
         assert {"method", "fraction", "seed", "profile", "data_hash", "git_commit"} <= set(run.data.tags)
         assert run.data.metrics["nelbo"] > 0
         assert not {"fraction", "seed"} & set(run.data.metrics), "what is a tag is no metric as well"
@@ -165,8 +168,57 @@ def test_mlflow_holds_one_parent_and_one_child_for_every_cell(trained: Path) -> 
     assert len(chosen) == 1
     trainings = [run for run in runs if run.data.tags["kind"] == "train"]
     assert trainings
+    of_cell = {run.info.run_id: run for run in cells}
     for run in trainings:
         assert client.get_metric_history(run.info.run_id, "val_score"), run.info.run_name
+        parent = of_cell.get(run.data.tags["mlflow.parentRunId"])
+        point = {axis: run.data.tags[axis] for axis in ("method", "fraction", "seed")}
+        if parent is None:
+            assert point["method"] not in {cell.data.tags["method"] for cell in cells}
+        else:
+            assert point.items() <= parent.data.tags.items()
+
+
+def test_dvc_shows_a_row_a_method_and_share_with_four_columns(trained: Path) -> None:
+    rows = read_json(trained / "reports" / "transfer.json")
+    found = {path.stem: read_json(path) for path in (trained / "reports" / "metrics").iterdir()}
+    assert found.keys() == {Cell(row["method"], row["fraction"], 0).name.removesuffix("-0") for row in rows}
+    assert all(list(columns) == ["examples", "mauve", "nelbo", "domain_score"] for columns in found.values())
+    row = next(row for row in rows if (row["method"], row["fraction"]) == ("gtl", 0.3))
+    assert found["gtl-0.3"] == {key: row[key] for key in found["gtl-0.3"]}
+    drawn = read_json(trained / "reports" / "curves.json")
+    assert {(point["method"], point["examples"]) for point in drawn} == {
+        (row["method"], row["examples"]) for row in rows if row["fraction"] is not None
+    }
+
+
+def test_mlflow_draws_a_methods_metrics_against_target_examples(workspace: Path) -> None:
+    """One run a method; a point lies at its number of examples, once, however often the report is written."""
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    experiment = client.get_experiment_by_name("gtl-transfer")
+    assert experiment is not None
+
+    def found() -> dict[str, dict[int, float]]:
+        runs = client.search_runs([experiment.experiment_id], "tags.kind = 'curve'")
+        assert len({run.data.tags["method"] for run in runs}) == len(runs)
+        history = {run.data.tags["method"]: client.get_metric_history(run.info.run_id, "nelbo") for run in runs}
+        assert all(len({point.step for point in points}) == len(points) for points in history.values())
+        return {method: {point.step: point.value for point in points} for method, points in history.items()}
+
+    rows = read_json(workspace / "reports" / "transfer.json")
+    expected: dict[str, dict[int, float]] = {}
+    for row in rows:
+        expected.setdefault(row["method"], {})[row["examples"]] = row["nelbo"]
+    assert found() == expected and set(expected["source"]) == {0} and len(expected["gtl"]) == 2
+    path = workspace / "cells" / "gtl-0.3-0" / "row.json"
+    with inside(workspace):
+        make_report(tiny())
+        assert found() == expected
+        write_json(path, {**read_json(path), "nelbo": 3.25})
+        make_report(tiny())
+    (examples,) = (row["examples"] for row in rows if (row["method"], row["fraction"]) == ("gtl", 0.3))
+    expected["gtl"][examples] = 3.25
+    assert found() == expected
 
 
 def test_a_missing_cell_is_a_hole_in_the_report(workspace: Path) -> None:

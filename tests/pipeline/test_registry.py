@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -15,7 +18,11 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file, write_json
 from gtl_lightning.networks.store import load_network, read_meta, save_network
 from gtl_lightning.stages.register import register_best
+from gtl_lightning.stages.sample import sample_model
+from gtl_lightning.workspace.artifacts import local_folder
 from gtl_lightning.workspace.bundle import open_bundle
+from gtl_lightning.workspace.mlflow_client import register_scheme
+from gtl_lightning.workspace.options import SampleRequest
 from tests.pipeline.conftest import Gtl, inside, tiny
 
 RATIO = "gtl-transfer-ratio"
@@ -34,7 +41,7 @@ def tracker(workspace: Path) -> str:
 def artifact(workspace: Path, name: str, alias: str) -> Path:
     """Folder of a version's artifact on this disk."""
     version = MlflowClient(tracker(workspace)).get_model_version_by_alias(name, alias)
-    return Path(version.source.removeprefix("file://"))
+    return local_folder(version.source, tracker(workspace))
 
 
 def test_the_lowest_validation_score_of_a_fraction_has_its_alias(trained: Path) -> None:
@@ -61,8 +68,9 @@ def test_registering_again_makes_no_second_version(workspace: Path) -> None:
 
 def test_an_artifact_holds_weights_and_text_alone(trained: Path) -> None:
     files = [path for path in artifact(trained, RATIO, "best-30").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".yaml"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".yaml", ".md", ""}
     assert {path.name for path in files} >= {"bundle.json", "network.safetensors", "tokenizer.json", "params.yaml"}
+    assert [path.name for path in files if not path.suffix] == ["MLmodel"]
 
 
 def test_a_registered_ratio_samples_like_its_cell_without_the_repository(
@@ -117,7 +125,7 @@ def test_a_model_and_a_cell_at_once_are_refused(gtl: Gtl, trained: Path) -> None
 
 def test_a_changed_artifact_is_refused(workspace: Path) -> None:
     folder = artifact(workspace, RATIO, "best")
-    assert workspace not in folder.parents, "the copy's database points to the folder of the original"
+    assert workspace in folder.parents, "the copy's database points to its own folder"
     copied = workspace / "artifact"
     shutil.copytree(folder, copied)
     (weights,) = (copied / "models").glob("gtl*/network.safetensors")
@@ -168,3 +176,50 @@ def test_the_artifact_of_a_cell_holds_the_cells_own_weights(trained: Path) -> No
     manifest = read_json(folder / "bundle.json")
     own = f"models/{manifest['method']}-1.0-0/network.safetensors"
     assert manifest["files"][own] == sha256_file(trained / own)
+
+
+@pytest.fixture
+def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """MLflow's own calls, with a workspace's tracker."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    register_scheme()  # what the package's entry point does where it is installed
+    yield lambda workspace: mlflow.set_tracking_uri(tracker(workspace))
+    mlflow.set_tracking_uri(None)
+
+
+def test_mlflow_itself_loads_a_version_and_samples_from_it(
+    mlflow_at: Callable[[Path], None], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow_at(trained)
+    monkeypatch.chdir(tmp_path)
+    model = mlflow.pyfunc.load_model(f"models:/{RATIO}@best-30")
+    prompts = ["", "we study [MASK] [MASK] of", "", "we study [MASK] [MASK] of"]
+    texts = model.predict(pd.DataFrame({"prompt": prompts}), params={"seed": 5, "length": 10})
+    assert [text.startswith("we study") for text in texts][1::2] == [True, True] and len(set(texts)) == 4
+    assert not (artifact(trained, RATIO, "best-30") / "registered_model_meta").exists(), "it got a copy"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker(trained))
+    own = sample_model(f"{RATIO}@best-30", SampleRequest(count=2, length=10, seed=5, out=tmp_path / "own"))
+    assert texts[::2] == own, "the same as our own loader's"
+    assert model.predict([{"prompt": ""}], params={"seed": 5}) != model.predict([{"prompt": ""}], params={"seed": 6})
+    version = MlflowClient(tracker(trained)).get_model_version_by_alias(RATIO, "best-30")
+    assert f"# {version.tags['method']} on 30 % of the target data, seed 0" in version.description
+    assert version.description == (artifact(trained, RATIO, "best-30") / "README.md").read_text()
+    assert "generated sample" in version.description
+
+
+def test_mlflows_own_loading_refuses_what_was_not_registered(
+    mlflow_at: Callable[[Path], None], workspace: Path
+) -> None:
+    """A manifest written anew fits its files; the registry's tag tells it, whoever loads."""
+    mlflow_at(workspace)
+    folder = artifact(workspace, RATIO, "best")
+    lengths = folder / "lengths.json"
+    write_json(lengths, [3, 3, 3])
+    with pytest.raises(UserError, match=r"lengths\.json is damaged"):
+        mlflow.pyfunc.load_model(f"models:/{RATIO}@best")
+    manifest = read_json(folder / "bundle.json")
+    manifest["files"]["lengths.json"] = sha256_file(lengths)
+    write_json(folder / "bundle.json", manifest)
+    with pytest.raises(UserError, match=r"bundle\.json is not the one that was registered"):
+        mlflow.pyfunc.load_model(f"models:/{RATIO}@best")
+    assert mlflow.pyfunc.load_model(folder.as_uri()).predict([{"prompt": ""}], params={"length": 4})

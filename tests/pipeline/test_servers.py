@@ -26,6 +26,7 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.login import LOGIN, read_login
+from gtl_lightning.workspace.tracking import Study
 from tests.pipeline.lab import REPOSITORY, Lab, free_ports
 
 FOREIGN = "http://evil.example"
@@ -391,8 +392,23 @@ def test_the_server_that_a_flow_brings_asks_for_a_password_too(tmp_path: Path) -
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [401, None]
 
 
-def test_mlflow_alone_asks_for_its_password(tmp_path: Path) -> None:
-    """`make ui`."""
+FETCH = """
+import sys
+from pathlib import Path
+from mlflow import MlflowClient
+print(Path(MlflowClient(sys.argv[1]).download_artifacts(sys.argv[2], "file.txt")).read_text())
+"""
+
+
+def test_mlflow_alone_asks_for_its_password_and_leads_to_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make ui`: what was logged without a server is shown by one, and fetched by clients that see no file of it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = Study(f"sqlite:///{tmp_path}/mlflow.db", "gtl-transfer", {"profile": "p"})
+    (tmp_path / "file.txt").write_text("logged without a server")
+    with study.child("cell", "x", "key", {}) as run:
+        run.log_file(tmp_path / "file.txt")
     shutil.copytree(REPOSITORY / "infra", tmp_path / "infra", ignore=shutil.ignore_patterns("sample-store"))
     (port,) = free_ports(1)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
@@ -409,9 +425,17 @@ def test_mlflow_alone_asks_for_its_password(tmp_path: Path) -> None:
             login = read_login(tmp_path / ".prefect" / "ui.env")
             assert login.keys() == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
             assert login["MLFLOW_TRACKING_PASSWORD"] not in said
+            place = f"http://127.0.0.1:{port}/#/experiments/{study.experiment_id}"
+            assert f"{place}?workflowType=machine_learning " in said
+            assert ui.stderr.readline().startswith(f"cells by NELBO: {place}/runs?")
             url = f"http://127.0.0.1:{port}/"
             assert ask(url)[0] == 401
             assert ask(url, user=":".join(login.values()))[0] == 200
+            done = subprocess.run(
+                [sys.executable, "-c", FETCH, url, run.run_id],
+                cwd=tmp_path / "infra", env={**own, **login}, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.stdout == "logged without a server\n", done.stderr
         finally:
             ui.terminate()
             ui.wait(60)

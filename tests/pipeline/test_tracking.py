@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
+from flows.lockfile import lives
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.addresses import resolve_uri
-from gtl_lightning.workspace.tracking import Study, fetch_model
+from gtl_lightning.workspace.artifacts import local_folder, repository
+from gtl_lightning.workspace.lost import end_lost
+from gtl_lightning.workspace.pages import comparisons, experiment_place, page
+from gtl_lightning.workspace.tracking import Study, find_experiment
+from gtl_lightning.workspace.versions import fetch_model
 
 TAGS = {"profile": "p", "data_hash": "1"}
 
@@ -93,7 +104,8 @@ def no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> str
 import resource, sys
 from gtl_lightning.workspace.addresses import resolve_uri
 from gtl_lightning.errors import UserError
-from gtl_lightning.workspace.tracking import Study, fetch_model
+from gtl_lightning.workspace.tracking import Study
+from gtl_lightning.workspace.versions import fetch_model
 from gtl_lightning.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, ({action.partition(" ")[0]}, -1))
 try:
@@ -136,6 +148,21 @@ def test_a_database_that_is_none_is_one_line_at_once(
     with pytest.raises(UserError, match=r"tracking.*mlflow\.db.* (is damaged|cannot be opened)") as caught:
         Study(f"sqlite:///{path}", "x", {"profile": "p"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("closed", ["", "mlflow.db"], ids=["folder", "database"])
+def test_a_tracker_without_write_access_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Whoever runs the tests may write everywhere, or not: the system's answer is played."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri, access = f"sqlite:///{tmp_path}/mlflow.db", os.access
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / closed and access(path, mode))
+    with pytest.raises(UserError) as caught:
+        Study(uri, "x", {"profile": "p"})
+    assert str(caught.value).startswith(f"tracking at {uri} failed: {tmp_path / closed} cannot be written; ask for")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"] and not (tmp_path / "mlflow.db").read_bytes()
 
 
 def test_a_page_of_the_database_that_is_lost_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +224,215 @@ def test_a_machine_without_git_is_no_reason_to_stop(tmp_path: Path, monkeypatch:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     study = Study(uri, "x", {"profile": "p"})
     assert MlflowClient(uri).get_run(study.run_id).data.tags["git_commit"] == "unknown"
+
+
+# --- what lies below what
+
+
+def study_in(folder: Path, experiment: str = "x") -> Study:
+    return Study(f"sqlite:///{folder}/mlflow.db", experiment, TAGS)
+
+
+def parent_of(folder: Path, run_id: str) -> str:
+    return str(MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(run_id).data.tags["mlflow.parentRunId"])
+
+
+def test_a_cell_takes_its_trainings_and_a_sweep_its_cells_and_nobody_takes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    own, other = {"method": "gtl", "fraction": 0.05}, {"method": "lora", "fraction": 0.05}
+    ids = {}
+    for name, tags in (("own", own), ("other", other)):
+        with study.child("train", name, name, tags) as run:
+            ids[name] = run.run_id
+    with study.child("cell", "cell", "cell", own) as cell:
+        study.adopt(cell.run_id, study.runs({"kind": "train", **own}))
+    assert parent_of(tmp_path, ids["own"]) == cell.run_id
+    assert parent_of(tmp_path, ids["other"]) == study.run_id == parent_of(tmp_path, cell.run_id)
+    with study.child("cell", "later", "later", own) as later:
+        study.adopt(later.run_id, study.runs({"kind": "train", **own}))
+    assert parent_of(tmp_path, ids["own"]) == cell.run_id, "it was trained for the first"
+    with study.child("sweep", "sweep", "sweep", {}) as sweep:
+        study.adopt(sweep.run_id, [cell.run_id, "a run of another tracker", sweep.run_id])
+    assert parent_of(tmp_path, cell.run_id) == sweep.run_id
+    assert parent_of(tmp_path, sweep.run_id) == parent_of(tmp_path, later.run_id) == study.run_id
+    with study.child("train", "own", "own", own) as again:
+        assert again.run_id == ids["own"], "it is found below its cell too"
+    assert parent_of(tmp_path, ids["own"]) == cell.run_id
+
+
+def test_what_a_run_is_stands_in_parameters_tags_and_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/gtl", "evaluate", "--method", "gtl"])
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "x", "--allow-empty"], check=True
+    )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    study = study_in(tmp_path)
+    with study.child("cell", "n", "k", {"method": "gtl", "fraction": 0.05, "seed": 1, "other": 2}, "what it is") as run:
+        pass
+    with study.child("cell", "n", "source", {"method": "source", "fraction": None, "seed": 1}) as source:
+        pass
+    client = MlflowClient(study.uri)
+    data = client.get_run(run.run_id).data
+    assert data.params == {"method": "gtl", "fraction": "0.05", "seed": "1"}
+    assert "fraction" not in client.get_run(source.run_id).data.params
+    expected = {
+        **data.params,
+        "other": "2",
+        "mlflow.note.content": "what it is",
+        "mlflow.source.name": "gtl evaluate --method gtl",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "git_commit": commit[:12],
+    }
+    assert expected.items() <= data.tags.items() and data.tags["mlflow.user"]
+    assert client.get_run(study.run_id).info.status == "FINISHED", "a folder does not run"
+
+
+def test_a_table_is_mlflows_own_and_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's pages look for the tag; a run that is continued logs its table again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    rows = [{"index": index, "method": "gtl", "text": text} for index, text in enumerate("ab")]
+    for _ in range(2):
+        with study.child("cell", "n", "k", {}) as run:
+            run.log_table(rows, "samples.json")
+    client = MlflowClient(study.uri)
+    assert "samples.json" in client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
+    with _use_tracking_uri(study.uri):  # it asks the address of the process, whatever the client's is
+        table = client.load_table(study.experiment_id, "samples.json", run_ids=[run.run_id])
+    assert table.to_dict("records") == rows
+
+
+# --- a process that is gone
+
+
+def test_a_killed_process_leaves_no_run_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gtl reconcile` asks for every RUNNING run whether its process lives."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    client = MlflowClient(study.uri)
+    names = ("mine", "killed", "reused", "elsewhere")
+    ids = {name: study.begin("cell", name, name, {}).run_id for name in names}
+    for name, tags in {
+        "killed": {"gtl.pid": str(2**22 + 1)},  # above every process id of Linux
+        "reused": {"gtl.born": "1.0"},
+        "elsewhere": {"gtl.host": "far", "gtl.pid": str(2**22 + 1)},
+    }.items():
+        for tag, value in tags.items():
+            client.set_tag(ids[name], tag, value)
+    foreign = client.create_run(study.experiment_id).info.run_id
+
+    def running() -> set[str]:
+        own = {name for name in names if client.get_run(ids[name]).info.status == "RUNNING"}
+        return own | ({"foreign"} if client.get_run(foreign).info.status == "RUNNING" else set())
+
+    told = end_lost(study.uri, lives, dry_run=True)
+    assert sorted(run.name for run in told) == ["killed", "reused"] and running() == {*names, "foreign"}
+    assert sorted(run.name for run in end_lost(study.uri, lives)) == ["killed", "reused"]
+    assert running() == {"mine", "elsewhere", "foreign"}
+    assert client.get_run(ids["killed"]).info.status == "KILLED"
+    assert [run.name for run in end_lost(study.uri, lives, lost_hosts=["far"])] == ["elsewhere"]
+    with study.child("cell", "killed", "killed", {}) as again:
+        assert again.run_id == ids["killed"]
+    assert client.get_run(again.run_id).info.status == "FINISHED"
+
+
+def test_a_tracker_that_is_not_there_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert end_lost(f"sqlite:///{tmp_path}/mlflow.db", lives) == [] and not list(tmp_path.iterdir())
+
+
+# --- where artifacts lie
+
+
+CONTINUES = """
+from gtl_lightning.workspace.tracking import Study
+from mlflow import MlflowClient
+study = Study("sqlite:///mlflow.db", "x", {"profile": "p", "data_hash": "1"})
+with study.child("cell", "n", "k", {}) as run:
+    run.log_file("file.txt", "new")
+client = MlflowClient(study.uri)
+print(run.run_id, *(client.download_artifacts(run.run_id, path) for path in ("file.txt", "new/file.txt")), sep="\\n")
+"""
+
+
+def test_a_copied_checkout_writes_and_reads_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: MLflow remembers where a run's artifacts lie."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first, copied = tmp_path / "first", tmp_path / "copied"
+    first.mkdir()
+    (first / "file.txt").write_text("one")
+    monkeypatch.chdir(first)
+    with study_in(first).child("cell", "n", "k", {}) as run:
+        run.log_file("file.txt")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first, copied)
+    shutil.rmtree(first)
+    (copied / "file.txt").write_text("two")
+    done = subprocess.run([sys.executable, "-c", CONTINUES], cwd=copied, capture_output=True, text=True, check=True)
+    run_id, *found = done.stdout.splitlines()
+    assert run_id == run.run_id and not first.exists()
+    assert [Path(path).read_text() for path in found] == ["one", "two"]
+    assert (copied / "mlartifacts" / run_id / "artifacts" / "new" / "file.txt").exists()
+
+
+def test_an_address_of_artifacts_leads_nowhere_else(tmp_path: Path) -> None:
+    tracker = f"sqlite:///{tmp_path}/mlflow.db"
+    assert local_folder("mlflow-artifacts:/run/artifacts", tracker) == tmp_path / "mlartifacts/run/artifacts"
+    for leading_out in ("mlflow-artifacts:/../etc", "mlflow-artifacts:/a/%2e%2e/%2e%2e/etc"):
+        with pytest.raises(MlflowException, match="outside"):
+            local_folder(leading_out, tracker)
+    remote = repository("mlflow-artifacts:/run/artifacts", "http://host:5000")
+    assert remote.artifact_uri == "http://host:5000/api/2.0/mlflow-artifacts/artifacts/run/artifacts"
+
+
+# --- pages
+
+
+def test_the_page_of_an_experiment_shows_its_runs_without_credentials() -> None:
+    """Without the last part MLflow opens the traces of an agent; a tag of the experiment does not change that."""
+    place = experiment_place("7")
+    assert (
+        page("http://me:secret@host:5000/", place) == "http://host:5000/#/experiments/7?workflowType=machine_learning"
+    )
+    assert page("sqlite:///mlflow.db", place) is None
+
+
+def test_comparisons_are_flat_lists_in_few_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted by date, MLflow hides cells below their sweep; the columns are a view that the experiment carries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = study_in(tmp_path)
+    places = comparisons(study.experiment_id)
+    key = dict(parse_qsl(places.pop("cells by NELBO").partition("?")[2]))["viewStateShareKey"]
+    tags = MlflowClient(study.uri).get_experiment(study.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+    assert len(view["selectedColumns"]) == 7 and view["searchFilter"] == "tags.kind = 'cell'"
+    asked = {what: dict(parse_qsl(place.partition("?")[2])) for what, place in places.items()}
+    assert {what: (one["searchFilter"], one["compareRunsMode"]) for what, one in asked.items()} == {
+        "metrics against examples": ("tags.kind = 'curve'", "CHART"),
+        "texts side by side": ("tags.kind = 'cell'", "ARTIFACT"),
+    }
+    for one in (view, *asked.values()):
+        assert one["orderByKey"] == "metrics.`nelbo`" and str(one["orderByAsc"]).lower() == "true"
+
+
+def test_an_experiment_is_looked_up_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert find_experiment(uri, "x") is None and not list(tmp_path.iterdir())
+    study = study_in(tmp_path)
+    assert find_experiment(uri, "x") == study.experiment_id
+    assert find_experiment(uri, "y") is None

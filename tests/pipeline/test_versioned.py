@@ -115,7 +115,7 @@ def test_what_a_killed_import_left_is_not_versioned(workspace: Path) -> None:
 def test_an_overwritten_object_of_the_remote_is_not_taken(workspace: Path) -> None:
     write_sample(workspace / "data", seed=0, source_records=200, target_records=200)
     dvc(workspace, "add", "--quiet", "data")
-    dvc(workspace, "push", "--quiet")
+    dvc(workspace, "push", "--quiet", "--remote", "sample")
     size = (workspace / "data" / "snapshot.jsonl.gz").stat().st_size
     store = workspace / "infra" / "sample-store"
     (stored,) = (path for path in store.rglob("*") if path.is_file() and path.stat().st_size == size)
@@ -124,7 +124,7 @@ def test_an_overwritten_object_of_the_remote_is_not_taken(workspace: Path) -> No
     def pull(fails: bool) -> str:
         shutil.rmtree(workspace / ".dvc" / "cache")
         shutil.rmtree(workspace / "data", ignore_errors=True)
-        return dvc(workspace, "pull", fails=fails).stderr
+        return dvc(workspace, "pull", "--remote", "sample", fails=fails).stderr
 
     stored.chmod(0o644)
     stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -133,3 +133,18 @@ def test_an_overwritten_object_of_the_remote_is_not_taken(workspace: Path) -> No
     stored.write_bytes(whole)
     pull(fails=False)
     assert (workspace / "data" / "snapshot.jsonl.gz").read_bytes() == whole
+
+
+def test_pushing_puts_the_shipped_data_alone_into_the_shipped_store(workspace: Path) -> None:
+    """Results and other records go to a remote of their owner's; without one DVC says so."""
+    shutil.copy(ROOT / "data.dvc", workspace)
+    named = yaml.safe_load((workspace / "data.dvc").read_text())["outs"][0]
+    assert named["remote"] == "sample", "so that a fresh clone finds it"
+    (workspace / "new.jsonl").write_bytes(PLAIN)
+    gtl = [sys.executable, "-m", "gtl_lightning.cli", "data", "import", "new.jsonl"]
+    subprocess.run(gtl, cwd=workspace, check=True, capture_output=True)
+    assert "remote" not in yaml.safe_load((workspace / "data.dvc").read_text())["outs"][0]
+    (workspace / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > models, outs: [models]}}")
+    dvc(workspace, "repro", "--quiet")
+    assert "no remote specified" in dvc(workspace, "push", fails=True).stderr
+    assert not (workspace / "infra").exists()

@@ -17,8 +17,10 @@ from gtl_lightning.workspace.params import Params, write_params
 from tests.unit.test_commands import run
 
 HEAD = b"HTTP/1.1 %s x\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s"
+DENIED = b'{"error_code": "PERMISSION_DENIED", "message": "you may read alone"}'
 ANSWERS = {
     "500": HEAD % (b"500", 2, b"", b"{}"),
+    "403": HEAD % (b"403", len(DENIED), b"Content-Type: application/json\r\n", DENIED),
     "429": HEAD % (b"429", 2, b"Retry-After: 3600\r\n", b"{}"),
     "html": HEAD % (b"200", 8, b"", b"<html>\n\n"),
     "list": HEAD % (b"200", 2, b"", b"[]"),
@@ -88,6 +90,7 @@ def test_a_tracker_that_fails_is_one_line(
         assert run(command, monkeypatch) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"tracking at {uri} failed: " in line
+    assert how != "403" or "you may read alone" in line
     assert how not in ("silent", "drip", "429") or "no answer within 1 s" in line
 
 
