@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
 from flows.stage import StageError, push
 from flows.tables import Board
+from flows.warm import standing_by
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri
@@ -242,7 +244,8 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         log.error("%s", error)
         return Failed(message=str(error))
     board = Board(key, stages, root, resolve_uri(params.tracking.uri))
-    outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
+    with nullcontext() if limits.deployment else standing_by(root):
+        outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
     board.finish(outcomes, _runs_page(params))
     summary = count_outcomes(outcomes.values())
     edited = _edited(pinned, outcomes, stages, params, root)

@@ -1,0 +1,129 @@
+"""`gtl`: a stage of a sweep is run by the sweep's warm process where there is one (warm.py); everything else, here.
+
+The standard library alone is imported before that is decided: asking takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+WARM = "GTL_WARM"
+"""Variable of a stage's environment: the socket of the sweep's warm process."""
+STAGES = ("train", "evaluate", "real", "ablation", "report", "register")
+"""Commands that import torch and Lightning or MLflow, and compute for the main job."""
+MESSAGE_BYTES = 1 << 20
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def main() -> None:
+    """Run the command line."""
+    stage = sys.argv[1:2] != [] and sys.argv[1] in STAGES
+    if stage and (address := os.environ.get(WARM)):
+        code = ask(address, sys.argv[1:])
+        if code is not None:
+            _end_as(code)
+    from flows.cli import main as run
+
+    try:
+        run()
+    except SystemExit as end:
+        if stage and not end.code:
+            leave(0)
+        raise
+
+
+def ask(address: str, arguments: list[str]) -> int | None:
+    """Let the warm process at `address` run a command with this process's files, folder and environment.
+
+    Signals go on to the command. It is killed if this process is.
+
+    Returns:
+        Its exit code, below zero minus the signal that killed it; None where nothing has run, or no longer does: nobody
+        answers, it is refused, or the warm process was killed.
+    """
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        try:
+            with named_short(address) as name:
+                line.connect(name)
+            if not same_user(line):
+                return None
+            socket.send_fds(line, [json.dumps(request).encode()], [0, 1, 2])
+            _, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
+        except OSError:
+            return None
+        except KeyboardInterrupt:
+            _end_as(-signal.SIGINT)
+        if not descriptors:
+            return None
+        child = descriptors[0]
+        before = {number: signal.getsignal(number) for number in FORWARDED}
+
+        def forward(number: int, _: FrameType | None) -> None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, number)
+
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, forward)
+        with suppress(ConnectionError):
+            if status := line.recv(MESSAGE_BYTES):
+                return os.waitstatus_to_exitcode(int(status))
+        forward(signal.SIGKILL, None)  # its parent was killed, and so is it; it may not be gone yet
+        select.select([child], [], [])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        return None
+
+
+@contextmanager
+def named_short(path: str) -> Iterator[str]:
+    """Another name of a path, for sockets, whose names have 107 letters at most."""
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)
+
+
+def same_user(line: socket.socket) -> bool:
+    """Whether the process at the other end is this user's."""
+    _, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return bool(user == os.getuid())
+
+
+def leave(code: int) -> None:
+    """End this process without taking its modules down, which takes seconds and writes nothing.
+
+    Threads are waited for, functions of `atexit` called, and files flushed, as at any end.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _end_as(code: int) -> None:
+    """End as the command has ended, by the same signal if it was one."""
+    if code < 0:
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
