@@ -16,7 +16,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 WARM = "GTL_WARM"
 """Variable of a stage's environment: the socket of the sweep's warm process."""
@@ -52,10 +54,10 @@ def ask(address: str, arguments: list[str]) -> int | None:
         Its exit code, below zero minus the signal that killed it; None where nothing has run, or no longer does: nobody
         answers, it is refused, or the warm process was killed.
     """
-    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         try:
-            with named_short(address) as name:
+            with named_short(Path(address)) as name:
                 line.connect(name)
             if not same_user(line):
                 return None
@@ -88,11 +90,11 @@ def ask(address: str, arguments: list[str]) -> int | None:
 
 
 @contextmanager
-def named_short(path: str) -> Iterator[str]:
+def named_short(path: Path) -> Iterator[str]:
     """Another name of a path, for sockets, whose names have 107 letters at most."""
-    folder = os.open(os.path.dirname(path), os.O_PATH)
+    folder = os.open(path.parent, os.O_PATH)
     try:
-        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+        yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
 
@@ -103,7 +105,7 @@ def same_user(line: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End this process without taking its modules down, which takes seconds and writes nothing.
 
     Threads are waited for, functions of `atexit` called, and files flushed, as at any end.
@@ -116,7 +118,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _end_as(code: int) -> None:
+def _end_as(code: int) -> NoReturn:
     """End as the command has ended, by the same signal if it was one."""
     if code < 0:
         with suppress(OSError):  # SIGKILL has no handler

@@ -5,7 +5,7 @@ the first request. It runs nothing that a process of its own would not run alike
 or after the code, a package or params.yaml was edited, is refused and runs by itself.
 
 It is bound to the sweep by its standard input, a pipe: when that ends it takes no more, and ends with its last stage. A
-stage is bound to it by the kernel, and to whoever asked for it by the connection: when either is killed, so is the stage.
+stage is bound to it by the kernel and to whoever asked by the connection: when either is killed, so is the stage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 from flows.entry import MESSAGE_BYTES, WARM, leave, named_short, same_user
@@ -71,7 +71,7 @@ def standing_by(root: Path) -> Iterator[None]:
     address = folder / f"warm-{uuid4().hex[:12]}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         os.fchmod(listener.fileno(), 0o600)  # the file gets the mode of the socket
-        with named_short(str(address)) as name:
+        with named_short(address) as name:
             listener.bind(name)
         listener.listen()
         process = subprocess.Popen(
@@ -148,14 +148,14 @@ class _Warm:
 
     def _would_run_alike(self, request: Mapping[str, Any]) -> bool:
         """Whether this process, forked, is what one of its own would become."""
-        if request["folder"] != os.getcwd() or _lasting(request["environment"]) != self._environment:
+        if request["folder"] != str(Path.cwd()) or _lasting(request["environment"]) != self._environment:
             return False
         if self._code is None:
             before = _written()
             limit_threads(load_params().machine.threads)
             for name in IMPORTED:
                 importlib.import_module(name)
-            closure(TRAINING)
+            _fill_tables()
             keep_freed_memory()
             gc.collect()
             gc.freeze()  # else each stage walks over all that was imported, and gets a copy of it
@@ -194,7 +194,7 @@ class _Warm:
         stage.line.close()
         os.close(stage.handle)
 
-    def _become(self, request: Mapping[str, Any], descriptors: list[int], warm: int) -> NoReturn:
+    def _become(self, request: Mapping[str, Any], descriptors: list[int], warm: int) -> None:
         """Be the command, in the process that was forked."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != warm:  # killed before the line above
@@ -223,6 +223,16 @@ class _Warm:
         leave(code if isinstance(code, int) else int(code is not None))
 
 
+def _fill_tables() -> None:
+    """What is made once a process, of nothing but code, and kept: a second of work for each stage."""
+    from sqlalchemy.orm import configure_mappers
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    configure_mappers()
+    get_checkpoint_conversion_mapping("bert")
+    closure(TRAINING)
+
+
 def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value for name, value in environment.items() if name not in OF_A_COMMAND and not name.startswith("DVC_")
@@ -234,4 +244,4 @@ def _written() -> dict[str, str]:
     files = sorted(path for package in (PACKAGE, "flows") for path in (ROOT / package).rglob("*.py"))
     found = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files}
     found[str(PARAMS)] = sha256_file(PARAMS)
-    return found | {folder: str(os.stat(folder).st_mtime_ns) for folder in site.getsitepackages()}
+    return found | {folder: str(Path(folder).stat().st_mtime_ns) for folder in site.getsitepackages()}
