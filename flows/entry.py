@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -31,9 +31,10 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def main() -> None:
     """Run the command line."""
     stage = sys.argv[1:2] != [] and sys.argv[1] in STAGES
-    if stage and (address := os.environ.get(WARM)):
-        code = ask(address, sys.argv[1:])
-        if code is not None:
+    if address := os.environ.get(WARM):
+        if not stage:
+            knock(address)
+        elif (code := ask(address, sys.argv[1:])) is not None:
             _end_as(code)
     from flows.cli import main as run
 
@@ -43,6 +44,12 @@ def main() -> None:
         if stage and not end.code:
             leave(0)
         raise
+
+
+def knock(address: str) -> None:
+    """Let the warm process import what it needs, for those who come later."""
+    with suppress(OSError), _connected(address):
+        pass
 
 
 def ask(address: str, arguments: list[str]) -> int | None:
@@ -55,10 +62,9 @@ def ask(address: str, arguments: list[str]) -> int | None:
         answers, it is refused, or the warm process was killed.
     """
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+    with ExitStack() as stack:
         try:
-            with named_short(Path(address)) as name:
-                line.connect(name)
+            line = stack.enter_context(_connected(address))
             if not same_user(line):
                 return None
             socket.send_fds(line, [json.dumps(request).encode()], [0, 1, 2])
@@ -70,23 +76,41 @@ def ask(address: str, arguments: list[str]) -> int | None:
         if not descriptors:
             return None
         child = descriptors[0]
-        before = {number: signal.getsignal(number) for number in FORWARDED}
-
-        def forward(number: int, _: FrameType | None) -> None:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child, number)
-
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, forward)
-        with suppress(ConnectionError):
+        with _forwarding(child), suppress(ConnectionError):
             if status := line.recv(MESSAGE_BYTES):
                 return os.waitstatus_to_exitcode(int(status))
-        forward(signal.SIGKILL, None)  # its parent was killed, and so is it; it may not be gone yet
+        with suppress(ProcessLookupError):  # its parent was killed and so is it, but it may not be gone yet
+            signal.pidfd_send_signal(child, signal.SIGKILL)
         select.select([child], [], [])
+        os.close(child)
+        return None
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        with named_short(Path(address)) as name:
+            line.connect(name)
+        yield line
+
+
+@contextmanager
+def _forwarding(child: int) -> Iterator[None]:
+    """Signals that would end this process end the child's, which does it in an orderly way."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, number)
+
+    before = {number: signal.getsignal(number) for number in FORWARDED}
+    for number in before:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, forward)
+    try:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        return None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def standing_by(root: Path) -> Iterator[None]:
         listener.listen()
         process = subprocess.Popen(
             # Not by -m: the commands' usage would name this file.
-            [sys.executable, "-P", "-c", f"from flows.warm import serve; serve({listener.fileno()})"],
+            [sys.executable, "-P", "-c", f"from flows.warm import serve; serve({listener.fileno()}, {str(address)!r})"],
             cwd=root,
             env=stage_environment(),
             stdin=subprocess.PIPE,
@@ -96,9 +96,9 @@ def standing_by(root: Path) -> Iterator[None]:
         address.unlink(missing_ok=True)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, address: str) -> None:
     """Fork for each request at a listening socket, until standard input ends and no stage runs any more."""
-    _Warm(socket.socket(fileno=descriptor)).serve()
+    _Warm(socket.socket(fileno=descriptor), Path(address)).serve()
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class _Stage:
 
 
 class _Warm:
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
+    def __init__(self, listener: socket.socket, address: Path) -> None:
+        self._listener, self._address = listener, address
         self._environment = _lasting(os.environ)
         self._code: dict[str, str] | None = None
         self._stages: list[_Stage] = []
@@ -129,11 +129,14 @@ class _Warm:
         self._events.unregister(0)
         self._events.unregister(self._listener)
         self._listener.close()
+        self._address.unlink(missing_ok=True)
 
     def _take(self) -> None:
-        """One request: fork for it, or refuse it by closing the connection."""
+        """One request: fork for it, or refuse it by closing the connection. The first one pays for the imports."""
         line, _ = self._listener.accept()
         line.settimeout(ASKING_SECONDS)
+        if self._code is None:
+            self._import()
         descriptors: Sequence[int] = ()
         try:
             message, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 3)
@@ -150,18 +153,19 @@ class _Warm:
         """Whether this process, forked, is what one of its own would become."""
         if request["folder"] != str(Path.cwd()) or _lasting(request["environment"]) != self._environment:
             return False
-        if self._code is None:
-            before = _written()
-            limit_threads(load_params().machine.threads)
-            for name in IMPORTED:
-                importlib.import_module(name)
-            _fill_tables()
-            keep_freed_memory()
-            gc.collect()
-            gc.freeze()  # else each stage walks over all that was imported, and gets a copy of it
-            alone = threading.active_count() == 1  # a fork has no thread but its own
-            self._code = before if alone and _written() == before else {}
         return _written() == self._code
+
+    def _import(self) -> None:
+        before = _written()
+        limit_threads(load_params().machine.threads)
+        for name in IMPORTED:
+            importlib.import_module(name)
+        _fill_tables()
+        keep_freed_memory()
+        gc.collect()
+        gc.freeze()  # else each stage walks over all that was imported, and gets a copy of it
+        alone = threading.active_count() == 1  # a fork has no thread but its own
+        self._code = before if alone and _written() == before else {}
 
     def _fork(self, request: Mapping[str, Any], line: socket.socket, descriptors: Sequence[int]) -> None:
         own = os.getpid()
