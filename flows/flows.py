@@ -46,7 +46,7 @@ from flows.reconcile import note_process
 from flows.remote import check_pool, check_remote, check_server, logged_in, server_url
 from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
-from flows.stage import StageError, push
+from flows.stage import StageError, push, stage_environment
 from flows.tables import Board
 from flows.warm import standing_by
 from gtl_lightning.errors import UserError
@@ -244,7 +244,7 @@ def _run(key: str, wanted: Wanted, limits: Limits, targets: Callable[[Params, Gr
         log.error("%s", error)
         return Failed(message=str(error))
     board = Board(key, stages, root, resolve_uri(params.tracking.uri))
-    with nullcontext() if limits.deployment else standing_by(root):
+    with nullcontext() if limits.deployment else standing_by(root, stage_environment()):
         outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
     board.finish(outcomes, _runs_page(params))
     summary = count_outcomes(outcomes.values())

@@ -31,7 +31,6 @@ from typing import Any
 from uuid import uuid4
 
 from flows.entry import MESSAGE_BYTES, WARM, leave, named_short, same_user
-from flows.stage import stage_environment
 from gtl_lightning.files import sha256_file
 from gtl_lightning.resources import keep_freed_memory, limit_threads
 from gtl_lightning.workspace.closure import PACKAGE, ROOT, TRAINING, closure
@@ -58,11 +57,12 @@ PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def standing_by(root: Path) -> Iterator[None]:
+def standing_by(root: Path, environment: Mapping[str, str]) -> Iterator[None]:
     """A warm process for stages that are run inside; none where the system holds no process by a descriptor.
 
     Args:
         root: the repository.
+        environment: of the stages.
     """
     folder = root / ".dvc" / "tmp"
     if not hasattr(os, "pidfd_open") or not folder.is_dir():
@@ -78,7 +78,7 @@ def standing_by(root: Path) -> Iterator[None]:
             # Not by -m: the commands' usage would name this file.
             [sys.executable, "-P", "-c", f"from flows.warm import serve; serve({listener.fileno()}, {str(address)!r})"],
             cwd=root,
-            env=stage_environment(),
+            env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -90,9 +90,8 @@ def standing_by(root: Path) -> Iterator[None]:
         yield
     finally:
         os.environ.pop(WARM, None)
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+        process.kill()
+        process.communicate()
         address.unlink(missing_ok=True)
 
 
@@ -125,7 +124,7 @@ class _Warm:
             self._events.select()[0][0].data()  # one at a time: it may make the others void
 
     def _close(self) -> None:
-        """The sweep has ended."""
+        """The sweep was killed: the heads of its groups will interrupt what still runs."""
         self._events.unregister(0)
         self._events.unregister(self._listener)
         self._listener.close()

@@ -55,7 +55,7 @@ def checkout(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def warm(checkout: Path) -> Iterator[psutil.Process]:
     os.environ.pop(CURRENT, None)
-    with standing_by(checkout):
+    with standing_by(checkout, stage_environment()):
         (process,) = _warm_processes(psutil.Process())
         yield process
     assert not process.is_running()
@@ -170,7 +170,7 @@ def test_a_stage_that_is_killed_says_so(checkout: Path, warm: psutil.Process) ->
 
 def test_a_stage_goes_on_by_itself_when_the_warm_process_is_killed(checkout: Path, alone: str) -> None:
     os.environ.pop(CURRENT, None)
-    with standing_by(checkout):
+    with standing_by(checkout, stage_environment()):
         *_, warm = _warm_processes(psutil.Process())  # the last that was started
         asking = started("-m", "flows.entry", *TRAIN)
         _wait_until(lambda: bool(list(checkout.glob(".state/causal-*/last.ckpt"))))
@@ -186,8 +186,9 @@ def test_a_stage_goes_on_by_itself_when_the_warm_process_is_killed(checkout: Pat
 def test_it_ends_with_a_sweep_that_is_killed(checkout: Path) -> None:
     sweep = started(
         "-c",
-        "import sys; from pathlib import Path; from flows.warm import standing_by\n"
-        "with standing_by(Path.cwd()): print('up', flush=True); sys.stdin.read(); import time; time.sleep(600)",
+        "import os; from pathlib import Path; from flows.warm import standing_by\n"
+        "with standing_by(Path.cwd(), os.environ): \n"
+        "    print('up', flush=True); import time; time.sleep(600)",
     )
     assert sweep.stdout is not None
     assert sweep.stdout.readline() == "up\n"
