@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ from flows.reconcile import note_process
 from flows.remote import check_pool, check_remote, check_server, logged_in, server_url
 from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
-from flows.stage import StageError, push
+from flows.stage import StageError, push, stage_environment
 from flows.tables import Board
 from flows.tracked import TrackedSweep
+from flows.warm import standing_by
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.markov.params import PARAMS as STUDY_PARAMS
 from gtl_lightning.workspace.addresses import resolve_uri
@@ -253,7 +255,8 @@ def _run(
     if not grid.dirty.isdisjoint(stage.address for stage in stages):
         sweep.begin()
     board = Board(key, stages, root, resolve_uri(params.tracking.uri), sweep.pages)
-    outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
+    with nullcontext() if limits.deployment else standing_by(root, stage_environment()):
+        outcomes = run_stages(grid, stages, root, limits, board.show, lambda: pinned.changed(stages))
     sweep.end(outcomes, board.report(outcomes))
     board.finish(outcomes)
     summary = count_outcomes(outcomes.values())

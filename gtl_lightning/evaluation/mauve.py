@@ -150,12 +150,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _area(p: np.ndarray, q: np.ndarray, scaling: float) -> float:
-    """Area under mauve-text's divergence curve of two histograms: what `compute_mauve` does after k-means."""
-    from mauve.compute_mauve import get_divergence_curve_for_multinomials
+    """Area under mauve-text's divergence curve of two histograms: what `compute_mauve` does after k-means.
 
-    x, y = get_divergence_curve_for_multinomials(p, q, np.linspace(1e-6, 1 - 1e-6, 25), scaling).T
+    To the last digit its `get_divergence_curve_for_multinomials`, which takes the mixtures one by one: an interval
+    needs a thousand areas.
+    """
+    weights = np.linspace(1e-6, 1 - 1e-6, 25)[:, None]
+    mixtures = weights * p + (1 - weights) * q
+    x, y = (
+        np.exp(-scaling * np.array([first, *_divergences(histogram, mixtures), last]))
+        for histogram, first, last in ((q, 0.0, np.inf), (p, np.inf, 0.0))
+    )
     by_x, by_y = np.argsort(x), np.argsort(y)
     return 0.5 * float(np.trapezoid(y[by_x], x[by_x]) + np.trapezoid(x[by_y], y[by_y]))
+
+
+def _divergences(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
+    """KL(p || r) of each row r of `mixtures`, none of which is zero where p is not: Float[rows]."""
+    held = p != 0
+    # Rows without gaps: each is then summed as a row of its own would be.
+    return np.sum(p[held] * np.log(p[held] / np.ascontiguousarray(mixtures[:, held])), axis=1)
 
 
 def _halving_variance(

@@ -7,7 +7,7 @@ command whose inputs were edited meanwhile fails instead, so that nothing is fil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,28 @@ class Inputs:
 
 
 _current: Inputs | None = None
+_imported: Mapping[str, str] = {}
+
+
+def begin_with(code: Mapping[str, str]) -> None:
+    """Say that this process has imported files of these hashes before it notes what its command reads."""
+    global _imported
+    _imported = code
 
 
 @contextmanager
 def watched(arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
-    """Note what the command line `gtl ARGUMENTS` reads; yields `check_inputs`, to be called when it has ended well."""
+    """Note what the command line `gtl ARGUMENTS` reads; yields `check_inputs`, to be called when it has ended well.
+
+    Raises:
+        UserError: code is no longer what was imported before.
+    """
     reads = declared(arguments)
-    take_over(Inputs.noted(" ".join(("gtl", *arguments)), Path.cwd(), reads) if reads else None)
+    inputs = Inputs.noted(" ".join(("gtl", *arguments)), Path.cwd(), reads) if reads else None
+    code = inputs.code if inputs else {}
+    if edited := [name for name in code if _imported.get(name, code[name]) != code[name]]:
+        raise UserError(f"{edited[0]} was edited while `gtl {' '.join(arguments)}` was started; run it again")
+    take_over(inputs)
     try:
         yield check_inputs
     finally:

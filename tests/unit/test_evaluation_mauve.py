@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.mauve import default_buckets, mauve_real, mauve_score
+from gtl_lightning.evaluation.mauve import _area, default_buckets, mauve_real, mauve_score
 
 
 def cloud(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -43,6 +43,19 @@ def test_score_is_that_of_the_mauve_package() -> None:
     p, q = cloud(120, 0), cloud(120, 1, shift=2)
     theirs = mauve.compute_mauve(p_features=p, q_features=q, num_buckets=10, seed=7, verbose=False).mauve
     assert mauve_score(p, q, buckets=10, seeds=(7,)).values[0] == pytest.approx(theirs, abs=1e-9)
+
+
+def test_an_area_is_to_the_last_digit_that_under_the_package_s_curve() -> None:
+    from mauve.compute_mauve import get_divergence_curve_for_multinomials
+
+    generator = np.random.default_rng(0)
+    for buckets in (2, 5, 16, 17, 100, 500):
+        for n in (20, 256):
+            p, q = (generator.multinomial(n, generator.dirichlet(np.full(buckets, 0.5))) / n for _ in range(2))
+            x, y = get_divergence_curve_for_multinomials(p, q, np.linspace(1e-6, 1 - 1e-6, 25), 5.0).T
+            by_x, by_y = np.argsort(x), np.argsort(y)
+            theirs = 0.5 * (np.trapezoid(y[by_x], x[by_x]) + np.trapezoid(x[by_y], y[by_y]))
+            assert _area(p, q, 5.0) == theirs
 
 
 def test_interval_has_the_width_of_the_scatter_over_fresh_texts() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import sha256_file
 from gtl_lightning.studies.markov.params import PARAMS as STUDY
 from gtl_lightning.workspace import watched as subject
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.declared import declared
 from gtl_lightning.workspace.params import Params, write_params
 from gtl_lightning.workspace.paths import state_dir
-from gtl_lightning.workspace.watched import check_inputs, watched
+from gtl_lightning.workspace.watched import begin_with, check_inputs, watched
 from tests.pipeline.reading import points
 
 POINTS = {" ".join(point.command): point for point in points(Params())}
@@ -74,6 +75,16 @@ def test_the_study_reads_its_own_file(checkout: Path) -> None:
     assert found is not None
     assert set(found.params) == {str(STUDY)} and "vanilla" in found.params[str(STUDY)]
     assert found.data == ("markov/source",)
+
+
+def test_code_that_is_edited_as_a_command_starts_is_refused(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_imported", {})
+    begin_with({LOSS.as_posix(): sha256_file(LOSS)})
+    with watched(SOURCE):
+        pass
+    LOSS.write_text(LOSS.read_text() + "# edited\n")
+    with pytest.raises(UserError, match=r"^gtl_lightning/core/schedule.py was edited while"), watched(SOURCE):
+        raise AssertionError("it has begun")
 
 
 def replaced(path: Path, content: bytes) -> None:
