@@ -9,7 +9,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.guard import Role, called, tensor_of
+from gtl_lightning.core.callables import called, taking
+from gtl_lightning.core.guard import Role, tensor_of
 from gtl_lightning.errors import UserError
 
 
@@ -178,6 +179,12 @@ class Source(Encoder, Denoiser, Protocol):
         """A copy whose every weight trains and shares nothing with the original; None keeps the dropout."""
 
 
+def check_denoiser(denoiser: object) -> None:
+    """Raise UserError for what can neither be called nor encodes."""
+    if not callable(denoiser) and not isinstance(denoiser, Encoder):
+        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+
+
 def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
     """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
     takes_look = getattr(network, "takes_look", False) is True
@@ -188,10 +195,11 @@ def untouched(network: Callable[..., Tensor], *inputs: Tensor, **options: Any) -
     """A call that leaves its inputs, which are the sampler's own, as they were.
 
     Raises:
-        UserError: the network wrote into one of them.
+        UserError: the network takes other arguments, or wrote into one of them.
     """
     before = [_writes(value) for value in inputs]
-    output = network(*inputs, **options)
+    with taking(network, *inputs, **options):
+        output = network(*inputs, **options)
     if before != [_writes(value) for value in inputs]:
         raise UserError(f"the {called(network, 'callable')} writes into the tensors that it is given; let it copy them")
     return output

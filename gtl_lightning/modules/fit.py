@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import remove, sha256_file, write_json
@@ -68,6 +68,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     trainer: MakesTrainer = pl.Trainer,
+    identity: Mapping[str, str] | None = None,
 ) -> FitResult:
     """Train until `steps` or until `patience` checks in a row brought nothing better; best weights end in the module.
 
@@ -93,6 +94,7 @@ def fit(
         progress: show a bar or lines.
         callbacks: further ones of Lightning.
         trainer: makes the Trainer, from the arguments that this function would give it.
+        identity: what else a state must be of to be gone on from, by name, where the folder's name does not say it.
 
     Raises:
         UserError: NaN loss, a second process in the same folder, a broken or foreign state, a folder that cannot be
@@ -116,6 +118,7 @@ def fit(
         "patience": patience,
         "ema_decay": ema_decay,
         "seed": seed,
+        **(identity or {}),
     }
     with locked(folder):
         if done := finished(folder, settings):
@@ -130,26 +133,27 @@ def fit(
         resume = resumable(folder, settings, keeper, module)
         if not (resume and (keeper.out_of_patience or len(keeper.history) >= checks)):
             with _quiet(), torch.random.fork_rng():
-                made = trainer(
-                    accelerator=accelerator,
-                    devices=devices,
-                    strategy="ddp_spawn" if devices > 1 else "auto",
-                    accumulate_grad_batches=accumulate,
-                    use_distributed_sampler=False,  # the data module cuts batches itself
-                    precision=resolved,
-                    max_epochs=checks,
-                    limit_train_batches=check_every * accumulate,
-                    reload_dataloaders_every_n_epochs=1,
-                    num_sanity_val_steps=0,
-                    gradient_clip_val=module.optimiser.grad_clip,
-                    callbacks=[*own, *callbacks],
-                    logger=logger if logger is not None else False,
-                    log_every_n_steps=max(1, min(50, check_every)),
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                    inference_mode=False,  # the moving average swaps weights around validation
-                    default_root_dir=folder,
-                )
+                with _made():
+                    made = trainer(
+                        accelerator=accelerator,
+                        devices=devices,
+                        strategy="ddp_spawn" if devices > 1 else "auto",
+                        accumulate_grad_batches=accumulate,
+                        use_distributed_sampler=False,  # the data module cuts batches itself
+                        precision=resolved,
+                        max_epochs=checks,
+                        limit_train_batches=check_every * accumulate,
+                        reload_dataloaders_every_n_epochs=1,
+                        num_sanity_val_steps=0,
+                        gradient_clip_val=module.optimiser.grad_clip,
+                        callbacks=[*own, *callbacks],
+                        logger=logger if logger is not None else False,
+                        log_every_n_steps=max(1, min(50, check_every)),
+                        enable_progress_bar=False,
+                        enable_model_summary=False,
+                        inference_mode=False,  # the moving average swaps weights around validation
+                        default_root_dir=folder,
+                    )
                 _run(made, module, datamodule, resume)
             if devices > 1:  # the processes are gone, and with them what their keepers knew
                 resumable(folder, settings, keeper, module)
@@ -167,6 +171,16 @@ def fit(
         write_json(folder / RESULT, sealed(ended))
         remove(folder / LAST, folder / PREVIOUS)
         return result
+
+
+@contextmanager
+def _made() -> Iterator[None]:
+    """Around the making of a Trainer: what it refuses (a GPU that is not there) is one line."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"Lightning makes no Trainer of these arguments: {first}; choose others") from error
 
 
 def lent(trainer: pl.Trainer) -> MakesTrainer:
