@@ -90,7 +90,7 @@ class Recorder:
         taken = ids == step.tokens[:, None]
         # The token that was drawn is kept however unlikely it is.
         best = tilted.masked_fill(taken, math.inf).topk(min(self._top, n)).indices
-        best = best.gather(-1, tilted.gather(-1, best).argsort(-1, descending=True, stable=True))
+        best = best.gather(-1, tilted.gather(-1, best).argsort(dim=-1, descending=True))
         columns = [values.gather(-1, best).tolist() for values in (ids, log_p, tilted)]
         ratios = [[None] * best.shape[1]] * len(best) if log_r is None else log_r.gather(-1, best).tolist()
         told = (step.rows, step.positions, step.tokens, step.replaced, step.t)
