@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gtl_lightning.core.blocks import Blocks
     from gtl_lightning.core.choices import Draw, Order
     from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
+    from gtl_lightning.core.recorder import Recorder
     from gtl_lightning.core.sampling import sample
     from gtl_lightning.core.trace import Step
     from gtl_lightning.errors import UserError
@@ -22,6 +23,7 @@ __all__ = [
     "Draw",
     "Guidance",
     "Order",
+    "Recorder",
     "Reward",
     "SequenceRatio",
     "Step",
@@ -43,6 +45,7 @@ _HOMES = {
     "Draw": "core.choices",
     "Guidance": "core.guidance",
     "Order": "core.choices",
+    "Recorder": "core.recorder",
     "Reward": "papers.tcsm",
     "SequenceRatio": "core.guidance",
     "Step": "core.trace",

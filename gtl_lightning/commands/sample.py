@@ -35,12 +35,19 @@ def sample(
         str | None, typer.Option(help="a model of the registry in place of a cell: NAME@ALIAS, gtl-transfer-ratio@best")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="page (HTML) of how the texts came about, a guided cell's beside the unguided")
+    ] = None,
+    beside: Annotated[
+        str | None, typer.Option(help="with --trace: the method to show beside it, at the same share and repetition")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="show the texts in the terminal as they come about")] = False,
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
     """Sample from a trained cell or a registered model; writes text and JSON lines."""
     from gtl_lightning.workspace.options import SampleRequest, asked_cell
 
-    asked = SampleRequest(count, length, gamma, temperature, n_ratio, prompt, seed, out)
+    asked = SampleRequest(count, length, gamma, temperature, n_ratio, prompt, seed, out, trace, beside, watch)
     if model is not None and (method, fraction, model_seed) != (None, None, None):
         raise UserError(
             "--model names a registered model, --method, --fraction and --model-seed a cell: give one of them"

@@ -160,7 +160,7 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The document as one HTML page that needs no other file and no network."""
-    return _PAGES.get_template("page.html").render(title=title, blocks=blocks)
+    return PAGES.get_template("page.html").render(title=title, blocks=blocks)
 
 
 def _md(text: str) -> str:
@@ -194,7 +194,7 @@ def _svg_address(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-_PAGES = Environment(
+PAGES = Environment(
     loader=PackageLoader("gtl_lightning.report"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -202,5 +202,6 @@ _PAGES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_PAGES.filters |= {"kind": _kind, "svg_address": _svg_address, "address": _address, "blank": _without_blank_ends}
-_MARKDOWN = _PAGES.overlay(finalize=_escaped)
+"""Templates of every page that is written; values are escaped."""
+PAGES.filters |= {"kind": _kind, "svg_address": _svg_address, "address": _address, "blank": _without_blank_ends}
+_MARKDOWN = PAGES.overlay(finalize=_escaped)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_text
-from gtl_lightning.records import read_list
-from gtl_lightning.workspace.bundle import LENGTHS, open_bundle
+from gtl_lightning.stages.trace import Record, live, trace_page
+from gtl_lightning.workspace.bundle import open_bundle
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import SAMPLES, Cell
+from gtl_lightning.workspace.paths import SAMPLES, Cell, log
+from gtl_lightning.workspace.plan import Plan, plan
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.registry import fetched
-from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
-from gtl_lightning.workspace.selection import Setting, chosen_setting
-from gtl_lightning.workspace.text import decode_all, encode_prompt
+from gtl_lightning.workspace.sampler import Sampler
+from gtl_lightning.workspace.text import decode_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sample_model(name: str, asked: SampleRequest) -> list[str]:
@@ -45,10 +46,21 @@ def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path 
         UserError: an option that does not apply to the method, no such cell, a length above the model's, an n_ratio
             above the vocabulary, an unwritable folder.
     """
-    rows = draw_rows(params, Sampler.open(params, cell, root), cell, asked)
+    planned = plan(params, Sampler.open(params, cell, root), cell, asked)
+    record = Record(planned) if asked.trace is not None else None
+    if asked.watch:
+        with live(planned) as watch:
+            drawn = planned.draw(watch=watch)
+    else:
+        with progress_bar("sampling") as progress:
+            drawn = planned.draw(progress, record.watch if record else None)
+    rows = _rows(planned, cell, drawn)
     texts = [str(row["text"]) for row in rows]
     write_text(asked.out / "samples.txt", "\n".join(texts) + "\n")
     write_text(asked.out / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+    if asked.trace is not None and record is not None:
+        write_text(asked.trace, trace_page(params, cell, asked, record))
+        log.info("how they came about: %s", asked.trace)
     return texts
 
 
@@ -58,46 +70,22 @@ def draw_rows(params: Params, sampler: Sampler, cell: Cell, asked: SampleRequest
     Raises:
         UserError: as `sample_cell`, the folder excepted.
     """
-    asked.check_applies(cell.method)
-    root = sampler.root
-    count, length, seed, n_ratio = asked.count, asked.length, asked.seed, asked.n_ratio
-    if n_ratio is not None and n_ratio > sampler.corpus.vocab_size:
-        raise UserError(f"--n-ratio {n_ratio} exceeds the vocabulary of {sampler.corpus.vocab_size}; use at most that")
-    setting = chosen_setting(params, cell, root)
-    setting = Setting(
-        setting.temperature if asked.temperature is None else asked.temperature,
-        setting.gamma if asked.gamma is None else asked.gamma,
-    )
-    params = setting.applied(params)
-    guidance = at_gamma(params, sampler.guidance, setting.gamma)
-    if guidance is not None:
-        guidance = replace(guidance, n_ratio=n_ratio or guidance.n_ratio)  # n_ratio is at least 1 where it is given
-    start = encode_prompt(asked.prompt, sampler.corpus, root) if asked.prompt is not None else None
-    lengths = [length] * count if length else draw_lengths(_real_lengths(params, sampler, cell.fraction), count, seed)
-    if start is not None and not length:
-        lengths = [min(max(value, len(start)), sampler.corpus.length) for value in lengths]
+    planned = plan(params, sampler, cell, asked)
     with progress_bar("sampling") as progress:
-        drawn = sampler.draw(params, lengths, guidance=guidance, seed=seed, prompt=start, progress=progress)
-    texts = decode_all(drawn, root)
+        return _rows(planned, cell, planned.draw(progress))
+
+
+def _rows(planned: Plan, cell: Cell, drawn: list[Tensor]) -> list[dict[str, Any]]:
     return [
         {
             "text": text,
             "index": index,
-            "seed": seed,
+            "seed": planned.seed,
             "method": cell.method,
             "fraction": cell.fraction,
-            "gamma": setting.gamma,
-            "temperature": setting.temperature,
-            "models": sampler.versions,
+            "gamma": planned.setting.gamma,
+            "temperature": planned.setting.temperature,
+            "models": planned.sampler.versions,
         }
-        for index, text in enumerate(texts)
+        for index, text in enumerate(decode_all(drawn, planned.sampler.root))
     ]
-
-
-def _real_lengths(params: Params, sampler: Sampler, fraction: float | None) -> Any:
-    """Lengths of real target texts; a bundle has a list of them in place of the texts."""
-    kept = sampler.root / LENGTHS
-    if kept.exists():
-        return read_list(kept, int)
-    train, _ = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
-    return train.lengths

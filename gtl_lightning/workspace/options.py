@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gtl_lightning.errors import UserError
@@ -13,6 +13,8 @@ from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
 
 SOURCE_METHOD = "source"
+MOST_TRACED = 64
+"""Texts of a page that a browser opens without a wait."""
 
 
 def check_point(params: Params, fraction: float | None, seed: int) -> None:
@@ -83,6 +85,9 @@ class SampleRequest:
         prompt: text to begin with.
         seed: of the sampler.
         out: folder for the texts.
+        trace: page of how they came about.
+        beside: method whose run the page shows beside it.
+        watch: whether the terminal shows them come about.
     """
 
     count: int = 8
@@ -93,6 +98,9 @@ class SampleRequest:
     prompt: str | None = None
     seed: int = 0
     out: Path = Path("samples")
+    trace: Path | None = None
+    beside: str | None = None
+    watch: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError for a number out of range or an `out` that is no folder."""
@@ -107,6 +115,26 @@ class SampleRequest:
             raise UserError(f"--prompt {self.prompt!r} holds no text; leave it out for free text")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} cannot be written: it is a file; give a folder")
+        self._check_trace()
+
+    @property
+    def unguided(self) -> SampleRequest:
+        """The same of a cell that need not have a ratio."""
+        return replace(self, gamma=None, n_ratio=None)
+
+    def _check_trace(self) -> None:
+        if self.beside is not None:
+            check_method(self.beside)
+            if self.trace is None:
+                raise UserError("--beside names the run that --trace FILE shows beside this one; give --trace too")
+        if self.trace is None:
+            return
+        if self.trace.is_dir():
+            raise UserError(f"--trace {self.trace} is a folder; give a file, as in --trace trace.html")
+        if self.watch:
+            raise UserError("--watch and --trace both watch the run; give one of them")
+        if self.count > MOST_TRACED:
+            raise UserError(f"--count {self.count} is more than the {MOST_TRACED} texts that one page of --trace holds")
 
     def check_applies(self, method: str) -> None:
         """Raise UserError for an option that means nothing to `method`."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.core.guidance import Guidance
     from gtl_lightning.core.protocols import Source
-    from gtl_lightning.core.trace import Tell
+    from gtl_lightning.core.trace import Observer, Tell
 
 COST: Shape = {"trainable_parameters": COUNT, "steps": COUNT}
 TRAINED: Shape = {**COST, "read": Values(str), "best_step?": COUNT, "made_with?": str}
@@ -114,6 +114,7 @@ class Sampler:
         seed: int,
         prompt: Tensor | None = None,
         progress: Tell | None = None,
+        watch: Callable[[list[int]], Observer] | None = None,
     ) -> list[Tensor]:
         """One sequence for every length, in that order; equal lengths share a batch.
 
@@ -124,6 +125,7 @@ class Sampler:
             seed: of the one generator that all batches draw from.
             prompt: Long[l] with mask_index where tokens are wanted, put in front of every sequence.
             progress: called with (revealed, total) tokens after every step.
+            watch: places in `lengths` of a batch's rows -> an observer of that batch.
 
         Raises:
             UserError: a length above the model's, or a prompt that is longer.
@@ -151,9 +153,10 @@ class Sampler:
             left = counts[length]
             while left:
                 rows = min(left, params.evaluation.batch)
-                start = torch.full((rows, length), self.corpus.mask_index, device=self.device)
-                if prompt is not None:
-                    start[:, : len(prompt)] = prompt.to(self.device)
+                start = self.start(length, prompt).to(self.device).repeat(rows, 1)
+                observers: list[Observer] = [Progress(progress, done, total)] if progress else []
+                if watch is not None:
+                    observers.append(watch(by_length[len(drawn) : len(drawn) + rows]))
                 batch = sample(
                     self.denoiser,
                     mask_index=self.corpus.mask_index,
@@ -163,7 +166,7 @@ class Sampler:
                     draw=Draw(asked.temperature, asked.top_p),
                     schedule=schedule(params.schedule),
                     generator=generator,
-                    observe=Progress(progress, done, total) if progress else None,
+                    observe=observers or None,
                 )
                 drawn.extend(batch.cpu())
                 left, done = left - rows, done + rows * (length - kept)
@@ -171,6 +174,15 @@ class Sampler:
         for index, sequence in zip(by_length, drawn, strict=True):
             result[index] = sequence
         return result
+
+    def start(self, length: int, prompt: Tensor | None) -> Tensor:
+        """Long[l]: what a text of that length begins as: the prompt, and masks."""
+        import torch
+
+        start = torch.full((length,), self.corpus.mask_index)
+        if prompt is not None:
+            start[: len(prompt)] = prompt
+        return start
 
     def _check(self, lengths: list[int], prompt: Tensor | None) -> None:
         longest = max(lengths)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file, write_json
 from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
@@ -258,6 +260,27 @@ def test_sampling_from_the_command_line_writes_text_seed_and_versions(workspace:
     assert all(row["seed"] == 3 and row["gamma"] == 1.0 and row["models"] for row in rows)
     chosen = read_json(workspace / "cells" / "gtl-0.3-0" / "row.json")["temperature"]
     assert all(row["temperature"] == chosen for row in rows)
+
+
+def test_a_trace_shows_the_very_texts_beside_the_unguided_ones(trained: Path, tmp_path: Path) -> None:
+    asked = SampleRequest(count=2, length=10, seed=3, prompt="we study", out=tmp_path / "out")
+    with inside(trained):
+        texts = sample_cell(tiny(), Cell("gtl", 0.3, 0), asked)
+        for beside, name in ((None, "Unguided"), ("finetune", "ine-tuning"), ("source", "ource")):
+            page = tmp_path / f"{beside}.html"
+            assert sample_cell(tiny(), Cell("gtl", 0.3, 0), replace(asked, trace=page, beside=beside)) == texts
+            (data,) = re.findall(r'id="data">(.*?)</script>', page.read_text(), re.S)
+            runs = json.loads(data)["runs"]
+            assert len(runs) == 2 and name in runs[0]["name"] and "GTL" in runs[1]["name"]
+            # What was given is no choice; all else of both is.
+            given = sum(token != json.loads(data)["mask"] for token in runs[0]["texts"][0]["start"])
+            assert given and all(len(text["choices"]) == 10 - given for run in runs for text in run["texts"])
+        alone = tmp_path / "alone.html"
+        sample_cell(tiny(), Cell("finetune", 0.3, 0), replace(asked, trace=alone))
+        (data,) = re.findall(r'id="data">(.*?)</script>', alone.read_text(), re.S)
+        assert len(json.loads(data)["runs"]) == 1
+        with pytest.raises(UserError, match="is none; leave it out, or use --trace"):
+            sample_cell(tiny(), Cell("finetune", 0.3, 0), replace(asked, watch=True))
 
 
 def test_a_prompt_that_names_the_end_goes_on_after_it(trained: Path, tmp_path: Path) -> None:

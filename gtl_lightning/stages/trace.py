@@ -1,0 +1,144 @@
+"""How a cell's texts come about: a page to read afterwards, another run beside it, or the texts in the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from gtl_lightning.core.recorder import Choice, Recorder
+from gtl_lightning.core.trace import Observer, Step
+from gtl_lightning.errors import UserError
+from gtl_lightning.report.style import method_label, percent
+from gtl_lightning.report.trajectory import Trajectory, trajectory_page
+from gtl_lightning.workspace.options import SampleRequest
+from gtl_lightning.workspace.params import Params
+from gtl_lightning.workspace.paths import Cell
+from gtl_lightning.workspace.plan import Plan, Watch, plan
+from gtl_lightning.workspace.sampler import Sampler
+from gtl_lightning.workspace.text import tokenizer
+
+PAUSE_SECONDS = 0.05
+"""Between two steps in the terminal, or nobody could read along."""
+
+
+class Record:
+    """How the texts of a plan came about; `watch` is given to `Plan.draw`."""
+
+    def __init__(self, planned: Plan) -> None:
+        self.planned = planned
+        self._batches: list[tuple[list[int], Recorder]] = []
+
+    def watch(self, places: list[int]) -> Observer:
+        """An observer of the batch of these texts."""
+        self._batches.append((places, Recorder()))
+        return self._batches[-1][1]
+
+    @property
+    def texts(self) -> list[list[Choice]]:
+        """The choices of every text, in the plan's order."""
+        found: list[list[Choice]] = [[] for _ in self.planned.lengths]
+        for places, recorder in self._batches:
+            for place, choices in zip(places, recorder.texts, strict=False):
+                found[place] = choices
+        return found
+
+    def trajectory(self, name: str) -> Trajectory:
+        """What the page shows of it."""
+        planned = self.planned
+        starts = [planned.sampler.start(length, planned.prompt).tolist() for length in planned.lengths]
+        strength = "" if planned.guidance is None else f"gamma {planned.setting.gamma:g}, "
+        note = f"{strength}temperature {planned.setting.temperature:g}, seed {planned.seed}"
+        return Trajectory(name, note, starts, self.texts)
+
+
+def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record) -> str:
+    """HTML of what was recorded, beside another run of the same lengths, prompt and seed.
+
+    The other is `asked.beside`, a cell of the same share and repetition; by default what a guided cell draws without
+    its ratio. A cell that is not guided stands alone, if nothing is asked for beside it.
+
+    Raises:
+        UserError: the other cell is not there.
+    """
+    planned, runs = record.planned, [record.trajectory(_name(cell))]
+    other = None
+    if asked.beside is not None:
+        beside = other_cell(cell, asked.beside)
+        theirs = plan(params, Sampler.open(params, beside, planned.sampler.root), beside, asked.unguided)
+        other, name = replace(theirs, lengths=planned.lengths), _name(beside)
+    elif planned.guidance is not None:
+        other, name = planned.unguided, "Unguided: the denoiser alone"
+    if other is not None:
+        drawn = Record(other)
+        other.draw(watch=drawn.watch)
+        runs.insert(0, drawn.trajectory(name))
+    tokens = tokenizer(planned.sampler.root)
+    note = (
+        f"{len(planned.lengths)} texts, drawn token by token under one seed. The denoiser's column is its law before "
+        "guidance; log r is what the ratio says of the text with that token; tilted is the law that guidance makes of "
+        "both, before temperature."
+    )
+    return trajectory_page(
+        f"How {_name(cell)} writes",
+        note,
+        runs,
+        lambda token: str(tokens.convert_ids_to_tokens(token)),
+        planned.sampler.corpus.mask_index,
+    )
+
+
+def other_cell(cell: Cell, method: str) -> Cell:
+    """The cell of that method at the same share and repetition."""
+    return Cell(method, None if method == "source" else cell.fraction, cell.seed)
+
+
+@contextmanager
+def live(planned: Plan) -> Iterator[Watch]:
+    """Yield what shows a plan's texts in the terminal while they are drawn.
+
+    Raises:
+        UserError: stderr is no terminal.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        raise UserError("--watch draws in a terminal, and the error output is none; leave it out, or use --trace FILE")
+    mask = planned.sampler.corpus.mask_index
+    tokens = tokenizer(planned.sampler.root)
+    state = [planned.sampler.start(length, planned.prompt).tolist() for length in planned.lengths]
+
+    def written(fresh: set[tuple[int, int]]) -> Text:
+        page = Text()
+        for place, ids in enumerate(state):
+            for position, token in enumerate(ids):
+                piece = "\N{MIDDLE DOT}" if token == mask else str(tokens.convert_ids_to_tokens(token))
+                style = "dim" if token == mask else "bold underline" if (place, position) in fresh else ""
+                # A piece that goes on with a word has no blank before it.
+                page.append(" " if position and not piece.startswith("##") else "")
+                page.append(piece.removeprefix("##"), style=style)
+            page.append("\n")
+        return page
+
+    with Live(written(set()), console=console, transient=True, auto_refresh=False) as view:
+
+        def watch(places: list[int]) -> Observer:
+            def show(step: Step) -> None:
+                found = list(zip(step.rows.tolist(), step.positions.tolist(), step.tokens.tolist(), strict=True))
+                for row, position, token in found:
+                    state[places[row]][position] = token
+                view.update(written({(places[row], position) for row, position, _ in found}), refresh=True)
+                time.sleep(PAUSE_SECONDS)
+
+            return show
+
+        yield watch
+
+
+def _name(cell: Cell) -> str:
+    label = method_label(cell.method)
+    return label if cell.fraction is None else f"{label}, {percent(cell.fraction)} of the target"
