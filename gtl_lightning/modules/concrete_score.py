@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.modules.base import Batch
-from gtl_lightning.modules.continuation import noised_uniformly
-from gtl_lightning.modules.denoiser import DenoiserModule, noised, spread
+from gtl_lightning.modules.denoiser import DenoiserModule, noised, noised_uniformly, spread
 from gtl_lightning.networks import CausalLM, Decoder, Frozen, ids_of, in_parts, log_prob_of, log_probs
 from gtl_lightning.papers.tcsm import (
     conditional,

@@ -8,12 +8,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each, uniform_sample
+from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.concrete_score import taught_terms
-from gtl_lightning.modules.denoiser import noised, spread
+from gtl_lightning.modules.denoiser import clean_ids, noised, noised_uniformly, spread
 from gtl_lightning.modules.uniform import EDGE
 from gtl_lightning.networks import CausalLM, Frozen, ids_of, in_parts, likeliest, log_prob_of, log_probs
 from gtl_lightning.papers.ar2diff import (
@@ -156,28 +156,6 @@ def uniform_nelbo(
     places = [torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t)]
     terms = uniform_nelbo_each(log_p.exp(), *places, t, schedule)
     return terms.masked_fill(~target, 0.0).sum(), target.sum()
-
-
-def clean_ids(network: Attending, device: torch.device | str) -> Tensor:
-    """Long[v]: the ids that are tokens of a text, in order."""
-    ids = torch.arange(network.vocab_size, device=device)
-    return ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
-
-
-def noised_uniformly(
-    network: Attending,
-    x_0: Tensor,
-    t: Tensor,
-    target: Tensor,
-    schedule: NoiseSchedule,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Long[b,l]: targets become uniform tokens with probability 1 - alpha_t; the mask and the padding are no tokens."""
-    clean = clean_ids(network, x_0.device)
-    # Uniform noise knows the tokens 0..V-1: each clean id by its place among them.
-    place = torch.searchsorted(clean, x_0).clamp(max=len(clean) - 1)
-    noise = uniform_sample(place, t, schedule, len(clean), generator, ~target)
-    return torch.where(target, clean[noise], x_0)
 
 
 class ContinuationModule(TrainedModule):

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times, uniform_sample
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
@@ -32,6 +32,28 @@ def noised(
     frozen = x_0 == ids.pad_index if frozen is None else frozen
     x_t = absorbing_sample(x_0, t, schedule, ids.mask_index, generator, frozen)
     return x_t, t, (x_t == ids.mask_index) & (x_0 != ids.mask_index)
+
+
+def clean_ids(network: Source, device: torch.device | str) -> Tensor:
+    """Long[v]: the ids that are tokens of a text, in order."""
+    ids = torch.arange(network.vocab_size, device=device)
+    return ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
+
+
+def noised_uniformly(
+    network: Source,
+    x_0: Tensor,
+    t: Tensor,
+    target: Tensor,
+    schedule: NoiseSchedule,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Long[b,l]: targets become uniform tokens with probability 1 - alpha_t; the mask and the padding are no tokens."""
+    clean = clean_ids(network, x_0.device)
+    # Uniform noise knows the tokens 0..V-1: each clean id by its place among them.
+    place = torch.searchsorted(clean, x_0).clamp(max=len(clean) - 1)
+    noise = uniform_sample(place, t, schedule, len(clean), generator, ~target)
+    return torch.where(target, clean[noise], x_0)
 
 
 def spread(values: Tensor, masked: Tensor) -> Tensor:

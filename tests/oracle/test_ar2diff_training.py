@@ -25,10 +25,9 @@ from gtl_lightning.modules.continuation import (
     ContinuationModule,
     by_draw,
     masked,
-    noised_uniformly,
     sundae,
 )
-from gtl_lightning.modules.denoiser import DenoiserModule
+from gtl_lightning.modules.denoiser import DenoiserModule, noised_uniformly
 from gtl_lightning.modules.fit import fit
 from gtl_lightning.networks import BackboneConfig, CausalLM, MaskedDenoiser, UniformDenoiser, seeded
 from gtl_lightning.networks.block import NO_PAD

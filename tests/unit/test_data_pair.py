@@ -229,7 +229,7 @@ def test_without_a_name_the_columns_there_are_shown(tmp_path: Path, pair: tuple[
         ("a.txt", b"caf\xe9\n", "line 1 is not UTF-8"),
         ("a.parquet", b"PAR1 no", "cannot be read as parquet"),
         ("a.pdf", b"x", "is none of .jsonl"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 999)[:-9], "a.jsonl.gz"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9], "a.jsonl.gz"),
         ("missing.jsonl", None, "does not exist"),
     ],
 )
