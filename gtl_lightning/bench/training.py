@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -59,8 +58,7 @@ def modules(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
 def objectives(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     """What pre-trains a denoiser beside the NELBO (docs/method.md 3.6), and distillation from laws that were kept."""
     denoiser = bench.denoiser
-    score = partial(score_form_terms, floor=1e-3)
-    yield "tcsm-score", ConcreteScoreModule(denoiser.trainable_copy(), terms=score, by_level=True)
+    yield "tcsm-score", ConcreteScoreModule(denoiser.trainable_copy(), terms=score_form_terms, by_level=True)
     yield "tcsm-distribution", ConcreteScoreModule(denoiser.trainable_copy(), terms=cross_entropy_terms, by_level=False)
     teacher = CausalLM(bench.backbone(bench.sizes["denoiser"])).to(bench.device)
     yield "tcsm-distilled", DistilledModule(denoiser.trainable_copy(), teacher=teacher)

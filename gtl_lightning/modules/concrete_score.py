@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.modules.base import Batch
+from gtl_lightning.modules.continuation import noised_uniformly
 from gtl_lightning.modules.denoiser import DenoiserModule, noised, spread
 from gtl_lightning.networks import CausalLM, Decoder, Frozen, ids_of, in_parts, log_prob_of, log_probs
 from gtl_lightning.papers.tcsm import (
@@ -22,6 +23,7 @@ from gtl_lightning.papers.tcsm import (
     weighted,
 )
 from gtl_lightning.papers.tcsm.conditionals import Conditional, Strategy
+from gtl_lightning.papers.tcsm.objective import FLOOR
 
 Terms = Callable[[Source, Tensor, Tensor], Tensor]
 """(denoiser, hidden states Float[m,d], true tokens Long[m]) -> Float[m], one term a masked position."""
@@ -32,7 +34,7 @@ def cross_entropy_terms(network: Source, h: Tensor, true_ids: Tensor) -> Tensor:
     return -log_prob_of(network, h, true_ids)
 
 
-def score_form_terms(network: Source, h: Tensor, true_ids: Tensor, floor: float) -> Tensor:
+def score_form_terms(network: Source, h: Tensor, true_ids: Tensor, floor: float = FLOOR) -> Tensor:
     """Eq. 11 with the generalised KL; without a tensor of all tokens beside the cross-entropy's, of a `Decoder`."""
     if not isinstance(network, Decoder):
         return in_parts(lambda h, ids: score_loss(log_probs(network, h), ids, floor), network.vocab_size, h, true_ids)
@@ -62,6 +64,38 @@ class ConcreteScoreModule(DenoiserModule):
         if self.by_level:
             return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
         return terms.sum() / masked.sum().clamp(min=1)
+
+
+class UniformFirstModule(DenoiserModule):
+    """Minimises eq. 12 on data under two noises: uniform, which gives way to masks. Score: the NELBO under masks.
+
+    Under uniform noise all positions count, as any token may be noise; under masks the masked ones. The share of a
+    batch's texts under uniform noise falls from 1 at the first step to 0 at `uniform_steps`, evenly: what reads noise
+    learns a little of the mask from the start, so that held-out scores say something all along.
+
+    Args:
+        uniform_steps: how long there is uniform noise at all.
+    """
+
+    def __init__(self, *arguments: Any, uniform_steps: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.uniform_steps = uniform_steps
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Per position that counts, noise levels alike."""
+        network, x_0 = cast(Source, self.network), batch["x_0"]
+        ids = ids_of(network)
+        x_t, t, counted = noised(x_0, ids, self.schedule, generator)
+        share = 1 - self.global_step / self.uniform_steps if self.uniform_steps else 0.0
+        if share > 0:
+            text = x_0 != ids.pad_index
+            # As many texts as the share says, by chance where that is no whole number; t is in no order.
+            count = share * len(x_0) + torch.rand((), generator=generator, device=generator.device)
+            rows = (torch.arange(len(x_0), device=x_0.device) < count.to(x_0.device).floor())[:, None]
+            x_t = torch.where(rows, noised_uniformly(network, x_0, t, text, self.schedule, generator), x_t)
+            counted = torch.where(rows, text, counted)
+        terms = cross_entropy_terms(network, network.encode(x_t, t, EVERYWHERE, None)[counted], x_0[counted])
+        return terms.sum() / counted.sum().clamp(min=1)
 
 
 class TaughtModule(DenoiserModule):

@@ -1,7 +1,6 @@
 """The losses of TCSM as modules: what each is where it is known exactly."""
 
 import math
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,7 @@ from gtl_lightning.modules.concrete_score import (
     ConcreteScoreModule,
     DistilledModule,
     KeptModule,
+    UniformFirstModule,
     cross_entropy_terms,
     score_form_terms,
 )
@@ -69,10 +69,56 @@ def test_eq_12_on_data_with_the_weight_of_eq_1_is_the_nelbo():
 @pytest.mark.parametrize("by_level", [True, False])
 def test_the_score_form_of_the_uniform_denoiser_is_one_whatever_the_text(by_level):
     """-log p + 1 / (V p) + mean log p with p = 1 / V."""
-    module = ConcreteScoreModule(uniform(), terms=partial(score_form_terms, floor=1e-3), by_level=by_level)
+    module = ConcreteScoreModule(uniform(), terms=score_form_terms, by_level=by_level)
     with torch.no_grad():
         found = torch.stack([module.loss({"x_0": sequences()}, generator(seed)) for seed in range(200)])
     assert float(found.mean()) == pytest.approx(1.0, abs=0.06 if by_level else 1e-5)
+
+
+class Asked(torch.nn.Module):
+    """A denoiser that keeps what it was last asked."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.config, self.vocab_size = network, network.config, network.vocab_size
+
+    def encode(self, x_t, *rest):
+        self.x_t = x_t
+        return self.network.encode(x_t, *rest)
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name in ("network", "_modules") else getattr(self.network, name)
+
+
+def at_step(module, step):
+    module.trainer = SimpleNamespace(global_step=step, precision="32-true")
+    return module
+
+
+def test_uniform_noise_gives_way_to_masks():
+    """At the first step no text has a mask, half-way half of the texts have, later all is eq. 12 under masks."""
+    asked, x_0 = Asked(denoiser()), sequences()
+    module = at_step(UniformFirstModule(asked, uniform_steps=10), 0)
+    text = x_0 != PAD
+    assert text.all(1).sum() < len(text), "some rows have padding"
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (11, 1.0)):
+        at_step(module, step)
+        module.loss({"x_0": x_0}, generator())
+        changed = asked.x_t != x_0
+        assert not changed[~text].any() and changed.any()
+        with_mask = (asked.x_t == MASK).any(1)
+        assert with_mask.float().mean() <= share
+        assert not (with_mask & (changed & (asked.x_t != MASK)).any(1)).any(), "a text has one noise"
+    masks = ConcreteScoreModule(asked.network, terms=cross_entropy_terms, by_level=False)
+    assert torch.equal(module.loss({"x_0": x_0}, generator(3)), masks.loss({"x_0": x_0}, generator(3)))
+
+
+def test_under_uniform_noise_every_token_is_asked_for():
+    """Of a denoiser that knows nothing every position, noised or not, costs log V; padding costs nothing."""
+    module = at_step(UniformFirstModule(uniform(), uniform_steps=10), 0)
+    assert float(module.loss({"x_0": sequences()}, generator()).detach()) == pytest.approx(
+        math.log(CONFIG.vocab_size - 2), abs=1e-5
+    )
 
 
 def test_the_score_of_every_objective_is_the_nelbo():
@@ -84,6 +130,7 @@ def test_the_score_of_every_objective_is_the_nelbo():
     for module in (
         ConcreteScoreModule(network, terms=cross_entropy_terms, by_level=False),
         DistilledModule(network, teacher=teacher),
+        UniformFirstModule(network, uniform_steps=9),
         ImplicitRatioModule(network.trainable_copy(), reference=network),
         PreferenceModule(network.trainable_copy(), reference=network),
     ):
