@@ -67,7 +67,7 @@ class TrackedSweep:
 
     def _open(self) -> Run:
         self._study = self._find_study(self._params)
-        flow, name = str(flow_run.get_id()), flow_run.get_name()
+        flow, name = str(flow_run.get_id()), str(flow_run.get_name())
         tags = {"profile": self._params.profile, "prefect_flow_run": flow, "mlflow.source.name": f"flow {self._name}"}
         note = f"{name}, flow run {flow} of Prefect: the grid, the report, and the cells below."
         self._run = self._study.begin("sweep", name, f"sweep-{flow}", tags, note)
