@@ -67,10 +67,10 @@ class TrackedSweep:
 
     def _open(self) -> Run:
         self._study = self._find_study(self._params)
-        flow, name = str(flow_run.get_id()), flow_run.get_name()
-        tags = {"profile": self._params.profile, "prefect_flow_run": flow}
-        note = f"{self._name}, flow run {name} ({flow}) of Prefect: the grid, the report, and the cells below."
-        self._run = self._study.begin("sweep", f"{self._name} {name}", f"sweep-{flow}", tags, note)
+        flow, name = str(flow_run.get_id()), str(flow_run.get_name())
+        tags = {"profile": self._params.profile, "prefect_flow_run": flow, "mlflow.source.name": f"flow {self._name}"}
+        note = f"{name}, flow run {flow} of Prefect: the grid, the report, and the cells below."
+        self._run = self._study.begin("sweep", name, f"sweep-{flow}", tags, note)
         self._run.log_params(self._grid())
         return self._run
 
