@@ -22,8 +22,8 @@ from typing import NoReturn
 
 WARM = "GTL_WARM"
 """Variable of a stage's environment: the socket of the sweep's warm process."""
-STAGES = ("train", "evaluate", "real", "ablation", "report", "register")
-"""Commands that import torch and Lightning or MLflow, and compute for the main job."""
+STAGES = ("train", "evaluate", "real", "ablation", "report", "register", "markov", "tcsm")
+"""Commands of stages that import torch, Lightning or MLflow."""
 MESSAGE_BYTES = 1 << 20
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
