@@ -9,7 +9,7 @@ from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, check_batches, check_pair, device_of, held_out_of
 from gtl_lightning.api.training import backbone_of, fit_folder
-from gtl_lightning.core.guard import evaluating
+from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
 from gtl_lightning.core.protocols import Denoiser, RatioNetwork
 from gtl_lightning.core.schedule import LogLinear

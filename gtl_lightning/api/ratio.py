@@ -17,7 +17,7 @@ from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, as_source, check_batches, check_pair, device_of, held_out_of
 from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, settings_of, staying
-from gtl_lightning.core.guard import evaluating
+from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
 from gtl_lightning.core.schedule import LogLinear

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.guard import Guard, called, check_ids, held, tensor_of
+from gtl_lightning.core.callables import called, held
+from gtl_lightning.core.guard import Guard, check_ids, tensor_of
 from gtl_lightning.core.protocols import Denoiser, Source, untouched
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError

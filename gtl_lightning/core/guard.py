@@ -9,26 +9,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from gtl_lightning.core.callables import called, evaluating
 from gtl_lightning.errors import UserError
 
 Role = Literal["denoiser", "ratio", "planner", "reference model", "leap"]
-Problem = Literal["numbers", "promise"]
+Problem = Literal["numbers", "promise", "probabilities"]
+
+log = logging.getLogger(__name__)
 
 UNREAD = 4096
 """Notes at most that wait to be read: what a long run holds of them is bounded."""
 TRIED = 4
-"""Positions at which a promise is tried."""
+"""Positions at which a promise is tried, and at which what gives logits is looked at for probabilities."""
 TOLERANCE = 1e-3
 """Nats by which the law of a denoiser that promises one may miss a sum of one."""
+ROUNDED = 1e-2
+"""By which probabilities may miss a sum of one: half precision adds up a vocabulary no better."""
 
 
 def wide(values: Tensor) -> Tensor:
@@ -76,11 +81,6 @@ def _wanted(shape: tuple[int | str, ...]) -> str:
     return f"let it return one tensor of shape [{', '.join(map(str, shape))}]"
 
 
-def called(network: object, role: str) -> str:
-    """`role` and the name of a callable, for messages."""
-    return f"{role} ({getattr(network, '__name__', None) or type(network).__name__})"
-
-
 def check_ids(tokens: Tensor, vocabulary: object, what: str) -> None:
     """Compare token ids with the number of tokens that a network says it knows; what says nothing is not checked.
 
@@ -108,70 +108,6 @@ def check_weights(network: nn.Module) -> None:
             )
 
 
-def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
-    """The modules behind a callable: itself, or what it reaches.
-
-    That is what it is bound to, closes over, applies partially, has as attributes, takes as defaults or names globally,
-    and what lies in containers of these. `lambda x, t: model(x)` in a script reaches its model by a global name.
-    """
-    seen = set() if seen is None else seen
-    if id(network) in seen:
-        return
-    seen.add(id(network))
-    if isinstance(network, nn.Module):
-        yield network
-        inner: list[object] = [getattr(network, "denoiser", None)]
-    else:
-        inner = list(_reached(network))
-    for part in inner:
-        kept = isinstance(part, nn.Module | list | tuple | set | dict) or (
-            callable(part) and not isinstance(part, type)
-        )
-        if deep and kept:
-            yield from held(part, deep - 1, seen)
-
-
-def _reached(holder: object) -> Iterator[object]:
-    """What a callable, an object or a container has at hand."""
-    if isinstance(holder, dict):
-        yield from holder.values()
-    elif isinstance(holder, list | tuple | set):
-        yield from holder
-    yield from (getattr(holder, "__self__", None), getattr(holder, "func", None))
-    yield from (*getattr(holder, "args", ()), *(getattr(holder, "keywords", None) or {}).values())
-    yield from (cell.cell_contents for cell in getattr(holder, "__closure__", None) or () if cell != type(cell)())
-    yield from (
-        *(getattr(holder, "__defaults__", None) or ()),
-        *(getattr(holder, "__kwdefaults__", None) or {}).values(),
-    )
-    yield from vars(holder).values() if hasattr(holder, "__dict__") else ()
-    if isinstance(holder, FunctionType):
-        yield from (holder.__globals__.get(name) for name in holder.__code__.co_names)
-    else:
-        yield next((vars(kind)["__call__"] for kind in type(holder).__mro__ if "__call__" in vars(kind)), None)
-        slots = (name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ()))
-        yield from (getattr(holder, name, None) for name in slots)
-
-
-@contextmanager
-def evaluating(*networks: object) -> Iterator[None]:
-    """Inside, modules among the networks are in eval mode, so that no dropout samples; afterwards as they were.
-
-    So are those that a partial, a bound method, a function or an object holds (`held`).
-    """
-    before: list[tuple[nn.Module, bool]] = []
-    for root in (root for network in networks for root in held(network)):
-        modes = [(module, module.training) for module in root.modules()]
-        if any(training for _, training in modes):
-            before += modes
-            root.eval()
-    try:
-        yield
-    finally:
-        for module, training in reversed(before):
-            module.training = training
-
-
 class Guard:
     """What the callables of one run gave.
 
@@ -186,7 +122,7 @@ class Guard:
         others: further callables, by role.
 
     Raises:
-        UserError: the denoiser names another mask as its own.
+        UserError: one of them names another mask as its own.
     """
 
     def __init__(
@@ -207,9 +143,12 @@ class Guard:
         self._tried = False
         self._excluded: Tensor | None = None
         self._notes: list[tuple[Role, Problem, str, bool, Tensor]] = []
-        own = getattr(denoiser, "mask_index", None)
-        if isinstance(own, int) and mask_index is not None and own != mask_index:
-            raise UserError(f"mask_index = {mask_index}, but the mask of the {self.name(role)} is {own}; give that one")
+        for who, each in self._callables.items():
+            own = getattr(each, "mask_index", None)
+            if isinstance(own, int) and mask_index is not None and own != mask_index:
+                raise UserError(
+                    f"mask_index = {mask_index}, but the mask of the {self.name(who)} is {own}; give that one"
+                )
 
     def name(self, role: Role) -> str:
         """A callable's role and name."""
@@ -247,6 +186,8 @@ class Guard:
                 ids = torch.arange(v, device=output.device)
                 self._excluded = ids == mask if self._pad_index is None else (ids == mask) | (ids == self._pad_index)
             log_p = law(output, self._excluded)
+            if not self._tried and log_p.numel():
+                self._suspect(output, log_p)
             # Whatever is wrong with a row, log_softmax makes all of it NaN: one column says so.
             self.note(self._role, log_p[..., 0])
         return log_p
@@ -274,6 +215,13 @@ class Guard:
         for (role, problem, where, nothing, _), value in zip(notes, found, strict=True):
             if math.isfinite(value) or (nothing and value == -math.inf):
                 continue
+            if problem == "probabilities":
+                log.warning(
+                    "the %s gave numbers from 0 to 1 of sum one, which are read as logits; if they are probabilities, "
+                    "let it return their logarithm",
+                    self.name(role),
+                )
+                continue
             if problem == "promise":
                 raise UserError(
                     f"the {self.name(role)} has normalised = True, but its probabilities do not sum to one without "
@@ -292,6 +240,16 @@ class Guard:
             off = off + log_p[..., self._pad_index].exp().amax()
         # NaN is the affair of the other note.
         self._note(self._role, "promise", torch.where(off > TOLERANCE, math.inf, 0.0), nothing=False)
+
+    def _suspect(self, output: Tensor, log_p: Tensor) -> None:
+        """Note rows that look like probabilities, where these and the law that they are read as differ."""
+        self._tried = True
+        rows = wide(output.detach()).reshape(-1, output.shape[-1])[:TRIED]
+        read = log_p.detach().reshape(-1, log_p.shape[-1])[:TRIED].exp()
+        alike = (rows.amin() >= 0) & (rows.amax() <= 1) & ((rows.sum(-1) - 1).abs().amax() < ROUNDED)
+        shares = rows if self._excluded is None else rows.masked_fill(self._excluded, 0.0)
+        differ = (shares - read * shares.sum(-1, keepdim=True)).abs().amax() > ROUNDED
+        self._note(self._role, "probabilities", torch.where(alike & differ, math.inf, 0.0), nothing=False)
 
     def _note(self, role: Role, problem: Problem, value: Tensor, *, nothing: bool) -> None:
         self._notes.append((role, problem, self.where, nothing, value))

@@ -9,7 +9,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.guard import Role, called, tensor_of
+from gtl_lightning.core.callables import called, taking
+from gtl_lightning.core.guard import Role, tensor_of
 from gtl_lightning.errors import UserError
 
 
@@ -188,10 +189,11 @@ def untouched(network: Callable[..., Tensor], *inputs: Tensor, **options: Any) -
     """A call that leaves its inputs, which are the sampler's own, as they were.
 
     Raises:
-        UserError: the network wrote into one of them.
+        UserError: the network takes other arguments, or wrote into one of them.
     """
     before = [_writes(value) for value in inputs]
-    output = network(*inputs, **options)
+    with taking(network, *inputs, **options):
+        output = network(*inputs, **options)
     if before != [_writes(value) for value in inputs]:
         raise UserError(f"the {called(network, 'callable')} writes into the tensors that it is given; let it copy them")
     return output

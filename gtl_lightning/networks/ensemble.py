@@ -41,6 +41,11 @@ class RatioEnsemble(nn.Module):
         return cls([build(member, denoiser) for member in spec["members"]])
 
     @property
+    def mask_index(self) -> int | None:
+        """Id of the mask, of which the members know the same."""
+        return getattr(self.members[0], "mask_index", None)
+
+    @property
     def denoiser(self) -> Source | None:
         """The denoiser whose features the members read, if any does."""
         return next((member.denoiser for member in self.members if isinstance(member, OnDenoiser)), None)

@@ -91,6 +91,11 @@ class SequenceRatioNetwork(nn.Module):
         self.attend = zeroed(nn.Linear(config.width, 1))
         self.head = zeroed(nn.Linear(config.width, 1))
 
+    @property
+    def mask_index(self) -> int:
+        """Id of the mask."""
+        return self.config.mask_index
+
     def forward(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> Tensor:
         """Long[b,l], Float[b] -> Float[b] in fp32."""
         h = self.backbone(x_t, t, look)

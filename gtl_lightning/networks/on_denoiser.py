@@ -53,6 +53,11 @@ class OnDenoiser(TokenLevel):
         return cast(Source, self._denoiser.network)
 
     @property
+    def mask_index(self) -> int:
+        """Id of the mask: the denoiser's."""
+        return self.denoiser.mask_index
+
+    @property
     @abstractmethod
     def second(self) -> Second | None:
         """The encoder that runs beside the frozen one."""

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.guard import called, tensor_of, wide
+from gtl_lightning.core.callables import called
+from gtl_lightning.core.guard import tensor_of, wide
 from gtl_lightning.core.protocols import EVERYWHERE, Denoiser, Look, untouched
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.source import Ids, weights_hash

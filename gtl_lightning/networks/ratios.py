@@ -77,6 +77,11 @@ class TokenRatioNetwork(TokenLevel):
         network.backbone.warm_start(denoiser.backbone)
         return network
 
+    @property
+    def mask_index(self) -> int:
+        """Id of the mask."""
+        return self.config.mask_index
+
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""
         return self.backbone(x_t, t, look)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.guard import UNREAD, Guard, check_weights, evaluating, law, tensor_of, wide
+from gtl_lightning.core.callables import evaluating
+from gtl_lightning.core.guard import UNREAD, Guard, check_weights, law, tensor_of, wide
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.planner import PlannerModule

@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.guard import called, wide
+from gtl_lightning.core.callables import called
+from gtl_lightning.core.guard import wide
 from gtl_lightning.core.guidance import SequenceRatio
 from gtl_lightning.errors import UserError
 

@@ -1,0 +1,113 @@
+"""What is known of a callable that somebody gives: its name, what it takes, and the modules behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+
+from torch import nn
+
+from gtl_lightning.errors import UserError
+
+
+def called(network: object, role: str) -> str:
+    """`role` and the name of a callable, for messages."""
+    return f"{role} ({getattr(network, '__name__', None) or type(network).__name__})"
+
+
+@contextmanager
+def taking(network: object, *inputs: object, **options: object) -> Iterator[None]:
+    """Around a call: a callable that cannot be given these arguments is the fault of who gave it, an error in it is not.
+
+    Raises:
+        UserError: it takes other arguments. Only a call that failed is asked, so that the others cost nothing.
+    """
+    try:
+        yield
+    except TypeError as error:
+        why = _mismatch(network, inputs, options)
+        if why is None:
+            raise
+        given = "one argument" if len(inputs) == 1 else f"{len(inputs)} arguments"
+        raise UserError(f"the {called(network, 'callable')} is called with {given}; {why}") from error
+
+
+def _mismatch(network: object, inputs: tuple[object, ...], options: dict[str, object]) -> str | None:
+    """How the parameters of a callable differ from what it is given; None where they fit, or nothing tells them."""
+    # A module's own call takes anything and hands it to `forward`.
+    taken: object = network.forward if isinstance(network, nn.Module) else network
+    try:
+        signature = inspect.signature(taken)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*inputs, **options)
+    except TypeError as error:
+        return f"it takes {signature} ({error})"
+    return None
+
+
+def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
+    """The modules behind a callable: itself, or what it reaches.
+
+    That is what it is bound to, closes over, applies partially, has as attributes, takes as defaults or names globally,
+    and what lies in containers of these. `lambda x, t: model(x)` in a script reaches its model by a global name.
+    """
+    seen = set() if seen is None else seen
+    if id(network) in seen:
+        return
+    seen.add(id(network))
+    if isinstance(network, nn.Module):
+        yield network
+        inner: list[object] = [getattr(network, "denoiser", None)]
+    else:
+        inner = list(_reached(network))
+    for part in inner:
+        kept = isinstance(part, nn.Module | list | tuple | set | dict) or (
+            callable(part) and not isinstance(part, type)
+        )
+        if deep and kept:
+            yield from held(part, deep - 1, seen)
+
+
+def _reached(holder: object) -> Iterator[object]:
+    """What a callable, an object or a container has at hand."""
+    if isinstance(holder, dict):
+        yield from holder.values()
+    elif isinstance(holder, list | tuple | set):
+        yield from holder
+    yield from (getattr(holder, "__self__", None), getattr(holder, "func", None))
+    yield from (*getattr(holder, "args", ()), *(getattr(holder, "keywords", None) or {}).values())
+    yield from (cell.cell_contents for cell in getattr(holder, "__closure__", None) or () if cell != type(cell)())
+    yield from (
+        *(getattr(holder, "__defaults__", None) or ()),
+        *(getattr(holder, "__kwdefaults__", None) or {}).values(),
+    )
+    yield from vars(holder).values() if hasattr(holder, "__dict__") else ()
+    if isinstance(holder, FunctionType):
+        yield from (holder.__globals__.get(name) for name in holder.__code__.co_names)
+    else:
+        yield next((vars(kind)["__call__"] for kind in type(holder).__mro__ if "__call__" in vars(kind)), None)
+        slots = (name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ()))
+        yield from (getattr(holder, name, None) for name in slots)
+
+
+@contextmanager
+def evaluating(*networks: object) -> Iterator[None]:
+    """Inside, modules among the networks are in eval mode, so that no dropout samples; afterwards as they were.
+
+    So are those that a partial, a bound method, a function or an object holds (`held`).
+    """
+    before: list[tuple[nn.Module, bool]] = []
+    for root in (root for network in networks for root in held(network)):
+        modes = [(module, module.training) for module in root.modules()]
+        if any(training for _, training in modes):
+            before += modes
+            root.eval()
+    try:
+        yield
+    finally:
+        for module, training in reversed(before):
+            module.training = training
