@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from gtl_lightning.errors import UserError
+
 NAME, TEXT = r"^\w[\w. -]*$", r"^\S(.*\S)?$"
 LARGEST_COUNT, LARGEST_SEED, STRONGEST = 10**9, 2**32 - 1, 1000
 """The seed is what every generator takes: torch's, numpy's and scikit-learn's."""
@@ -29,6 +31,12 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, pattern=TEXT)]
 Name = Annotated[str, StringConstraints(strict=True, max_length=100, pattern=NAME)]
 """It enters paths, MLflow's filters and its registry, all of which give quotes, slashes and colons a meaning."""
+
+
+def check_seed(seed: object) -> None:
+    """Raise UserError for what is no seed."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed.__index__() <= LARGEST_SEED:
+        raise UserError(f"seed = {seed!r} is no seed; give a whole number from 0 to {LARGEST_SEED}")
 
 
 def no_repeats(section: BaseModel, names: Iterable[str]) -> None:

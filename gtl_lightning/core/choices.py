@@ -113,7 +113,7 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
 
 def check_whole(name: str, value: object) -> None:
     """Raise UserError unless an argument is a whole number."""
-    if not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise UserError(f"{name} must be a whole number, got {value!r}")
 
 

@@ -16,11 +16,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.callables import taking
+from gtl_lightning.core.choices import check_kind
 from gtl_lightning.core.forward import uniform_noise
 from gtl_lightning.core.guard import Guard, tensor_of
 from gtl_lightning.core.guidance import Guidance
 from gtl_lightning.core.noise import Noise
-from gtl_lightning.core.protocols import Denoiser
+from gtl_lightning.core.protocols import Denoiser, check_denoiser, untouched
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.core.trace import Observer, Trace
 from gtl_lightning.errors import UserError
@@ -69,6 +71,8 @@ def transition(
 
 
 def _guard(denoiser: Denoiser, guidance: Guidance | None, leap: Leap) -> Guard:
+    check_denoiser(denoiser)
+    check_kind("guidance", guidance, Guidance, "Guidance(TokenRatio(f))")
     return Guard(None, denoiser, ratio=guidance.ratio.f if guidance else None, leap=leap)
 
 
@@ -89,13 +93,14 @@ def _step(
     now = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
     # The time in double precision for the rates; networks see it in single.
     exact = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
-    log_p = noise.law(tensor_of(denoiser(x_t, now), (*x_t.shape, "v"), denoiser, "denoiser"), x_t)
+    log_p = noise.law(tensor_of(untouched(denoiser, x_t, now), (*x_t.shape, "v"), denoiser, "denoiser"), x_t)
     guard.note_law(log_p)
     if trace is not None:
         trace.saw(now[:, None].expand_as(x_t), log_p)
     rate = noise.guided(log_p, x_t, exact, schedule, guidance, trace)
     guard.note("ratio" if guidance is not None else "denoiser", rate)
-    jump = tensor_of(leap(rate, t - s), tuple(rate.shape), leap, "leap")
+    with taking(leap, rate, t - s):
+        jump = tensor_of(leap(rate, t - s), tuple(rate.shape), leap, "leap")
     guard.note("leap", jump)
     stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0.0)
     return jump.scatter(-1, x_t[..., None], stay)

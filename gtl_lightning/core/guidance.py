@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.callables import taking
 from gtl_lightning.core.guard import tensor_of, wide
 from gtl_lightning.core.protocols import EVERYWHERE, Encoder, Hidden, Look, RatioNetwork, TokenLogRatio, call
 from gtl_lightning.errors import UserError
@@ -242,7 +243,8 @@ def strength_at(gamma: float | Callable[[float], float], share: float) -> float:
     Raises:
         UserError: it is no number, negative, not finite or above `GAMMA_MAX`.
     """
-    value = gamma(share) if callable(gamma) else gamma
+    with taking(gamma, share):
+        value = gamma(share) if callable(gamma) else gamma
     try:
         strength = value.__float__()  # not float(), which reads text
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:

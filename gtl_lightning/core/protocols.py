@@ -179,6 +179,12 @@ class Source(Encoder, Denoiser, Protocol):
         """A copy whose every weight trains and shares nothing with the original; None keeps the dropout."""
 
 
+def check_denoiser(denoiser: object) -> None:
+    """Raise UserError for what can neither be called nor encodes."""
+    if not callable(denoiser) and not isinstance(denoiser, Encoder):
+        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+
+
 def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
     """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
     takes_look = getattr(network, "takes_look", False) is True

@@ -31,7 +31,7 @@ from gtl_lightning.core.guard import Guard, tensor_of, wide
 from gtl_lightning.core.guidance import Guidance
 from gtl_lightning.core.planners import CERTAINTY
 from gtl_lightning.core.proposal import COLD, Padding, Proposal
-from gtl_lightning.core.protocols import Denoiser, Encoder, Hidden, PaddingOnce, Planner, call
+from gtl_lightning.core.protocols import Denoiser, Hidden, PaddingOnce, Planner, call, check_denoiser
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.core.trace import Observer, Trace
 from gtl_lightning.errors import UserError
@@ -228,7 +228,14 @@ def _start(
     device: torch.device | str | None,
 ) -> Tensor:
     """Long[b,l]: the prompt, or masks."""
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise UserError(f"device = {device!r} cannot be used ({str(error).splitlines()[0]})") from error
     if prompt is not None:
+        if not isinstance(prompt, Tensor):
+            raise UserError(f"prompt is a {type(prompt).__name__}; give a tensor, Long[batch,length]")
         if prompt.dim() != 2 or prompt.dtype != torch.long:
             raise UserError(f"prompt must be Long[batch,length], got {prompt.dtype} of shape {tuple(prompt.shape)}")
         if batch not in (None, prompt.shape[0]) or length not in (None, prompt.shape[1]):
@@ -276,10 +283,9 @@ def _ordered(
 def _check_kinds(denoiser: object, guidance: object, schedule: object, generator: object, **numbers: object) -> None:
     """Raise UserError for arguments of another kind; `numbers` are whole ones, or None."""
     for name, value in numbers.items():
-        if value is not None:
+        if value is not None or name == "mask_index":
             check_whole(name, value)
-    if not callable(denoiser) and not isinstance(denoiser, Encoder):
-        raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+    check_denoiser(denoiser)
     check_kind("guidance", guidance, Guidance, "Guidance(TokenRatio(f))")
     check_kind("schedule", schedule, NoiseSchedule, "LogLinear()")
     check_kind("generator", generator, torch.Generator, "torch.Generator().manual_seed(0)")

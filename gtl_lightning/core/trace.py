@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.callables import taking
 from gtl_lightning.core.guidance import Guidance, top_candidates
 from gtl_lightning.errors import UserError
 
@@ -189,7 +190,8 @@ class Trace:
             ids=found.ids,
         )
         for observer in self._observers:
-            observer(step)
+            with taking(observer, step):
+                observer(step)
 
     def tell_jumps(self, index: int, before: Tensor, x: Tensor, guidance: Guidance | None) -> None:
         """`tell` where x Long[b,l] is no longer `before`; what was seen is of all places."""

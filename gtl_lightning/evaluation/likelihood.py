@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.choices import check_kind
 from gtl_lightning.core.guidance import GAMMA_MAX, Guidance, linear_gamma
 from gtl_lightning.core.protocols import Denoiser
 from gtl_lightning.errors import UserError
@@ -89,6 +90,7 @@ def nelbo(
         UserError: no tokens, an empty sequence, a mask among the tokens, masking.batch below 1; a network that gives
             another shape, NaN, infinity or no law.
     """
+    check_kind("guidance", guidance, Guidance, "Guidance(TokenRatio(f))")
     strengths = [] if guidance is None else [guidance.gamma]
     values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)
     return Likelihood(values[-1], lengths)
@@ -110,12 +112,15 @@ def nelbo_by_gamma(
     Raises:
         UserError: as `nelbo`; or no gamma, or one that is negative or not finite.
     """
+    if isinstance(gammas, str) or not hasattr(gammas, "__iter__"):
+        raise UserError(f"gammas is a {type(gammas).__name__}; give a list of guidance strengths")
+    gammas = list(gammas)
     if not gammas:
         raise UserError("gammas is empty; give at least one guidance strength")
     for gamma in gammas:
-        if not (math.isfinite(gamma) and 0 <= gamma <= GAMMA_MAX):
+        if not (hasattr(gamma, "__float__") and 0 <= gamma <= GAMMA_MAX):
             raise UserError(
-                f"gammas holds {gamma}; guidance strengths are finite, not negative and at most {GAMMA_MAX:g}"
+                f"gammas holds {gamma!r}; guidance strengths are finite, not negative and at most {GAMMA_MAX:g}"
             )
     strengths = [linear_gamma(gamma, gamma_end) for gamma in gammas]
     values, lengths = nelbo_sums(denoiser, tokens, masking, guidance, strengths)

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gtl_lightning.core.choices import check_whole
 from gtl_lightning.core.guard import Guard, check_ids, wide
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
-from gtl_lightning.core.protocols import Denoiser, Hidden
+from gtl_lightning.core.protocols import Denoiser, Hidden, check_denoiser
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
+from gtl_lightning.fields import check_seed
 
 MAX_ELEMENTS = 2**23  # entries of one block of vocabulary rows: 32 MB of fp32, whatever the vocabulary
 
@@ -47,7 +49,7 @@ class Masking:
         device: where the networks are.
 
     Raises:
-        UserError: draws or positions below 1.
+        UserError: draws, positions or batch below 1, or no seed.
     """
 
     mask_index: int
@@ -60,8 +62,14 @@ class Masking:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.positions < 1:
-            raise UserError(f"draws={self.draws}, positions={self.positions}; the NELBO needs at least 1 of each")
+        for name in ("draws", "positions", "batch"):
+            check_whole(name, getattr(self, name))
+        if min(self.draws, self.positions, self.batch) < 1:
+            raise UserError(
+                f"draws={self.draws}, positions={self.positions}, batch={self.batch}; "
+                "the NELBO needs at least 1 of each"
+            )
+        check_seed(self.seed)
 
 
 def nelbo_sums(
@@ -75,6 +83,7 @@ def nelbo_sums(
 
     Arguments and errors as in `likelihood.nelbo`; strengths are constants or functions of the revealed share.
     """
+    check_denoiser(denoiser)
     mask_index, pad_index, schedule, device = masking.mask_index, masking.pad_index, masking.schedule, masking.device
     sequences = as_sequences(tokens, pad_index)
     if any(bool((row == mask_index).any()) for row in sequences):

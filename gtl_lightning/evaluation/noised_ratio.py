@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from gtl_lightning.core.forward import absorbing_sample
-from gtl_lightning.core.protocols import RatioNetwork
+from gtl_lightning.core.guard import tensor_of, wide
+from gtl_lightning.core.protocols import RatioNetwork, untouched
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.evaluation.overlap import LevelDiagnostics, diagnose
@@ -52,7 +53,11 @@ def log_ratios(
     schedule: NoiseSchedule,
     device: torch.device,
 ) -> np.ndarray:
-    """log q/p of every text with this share of its tokens masked; the masks come from one fixed generator."""
+    """log q/p of every text with this share of its tokens masked; the masks come from one fixed generator.
+
+    Raises:
+        UserError: the network gives another shape than one number a text.
+    """
     generator = torch.Generator().manual_seed(0)
     found = []
     with torch.inference_mode():
@@ -60,5 +65,6 @@ def log_ratios(
             x_0 = texts.batch(range(start, min(start + WEIGHED, len(texts))))
             t = schedule.inverse(torch.full((len(x_0),), 1.0 - share))
             x_t = absorbing_sample(x_0, t, schedule, mask_index, generator, frozen=x_0 == texts.pad_index)
-            found.append(log_ratio(x_t.to(device), t.to(device)).cpu())
+            given = untouched(log_ratio, x_t.to(device), t.to(device))
+            found.append(wide(tensor_of(given, (len(x_0),), log_ratio, "classifier")).cpu())
     return torch.cat(found).numpy()

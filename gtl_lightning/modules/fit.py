@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     trainer: MakesTrainer = pl.Trainer,
+    identity: Mapping[str, str] | None = None,
 ) -> FitResult:
     """Train until `steps` or until `patience` checks in a row brought nothing better; best weights end in the module.
 
@@ -93,6 +94,7 @@ def fit(
         progress: show a bar or lines.
         callbacks: further ones of Lightning.
         trainer: makes the Trainer, from the arguments that this function would give it.
+        identity: what else a state must be of to be gone on from, by name, where the folder's name does not say it.
 
     Raises:
         UserError: NaN loss, a second process in the same folder, a broken or foreign state, a folder that cannot be
@@ -116,6 +118,7 @@ def fit(
         "patience": patience,
         "ema_decay": ema_decay,
         "seed": seed,
+        **(identity or {}),
     }
     with locked(folder):
         if done := finished(folder, settings):
