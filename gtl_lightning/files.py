@@ -52,9 +52,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on any failure it is removed.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the path ends in no name.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{str(path)!r} names no file; add a file's name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):

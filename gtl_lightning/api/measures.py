@@ -132,7 +132,7 @@ def mauve(
         seeds: of k-means, averaged.
 
     Raises:
-        UserError: fewer than 20 texts on a side, or what are no strings; an unknown featurizer; the extra is not installed.
+        UserError: fewer than 20 texts on a side, or no strings; an unknown featurizer; the extra is not installed.
     """
     for what, side in (("texts", texts), ("real_texts", real_texts)):
         if isinstance(side, str) or not all(isinstance(text, str) for text in side):

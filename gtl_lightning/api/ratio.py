@@ -16,7 +16,15 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from gtl_lightning.api.reading import Reading, Texts, as_source, check_batches, check_pair, device_of, held_out_of
-from gtl_lightning.api.training import accelerator_of, backbone_of, fit_folder, identity_of, settings_of, staying
+from gtl_lightning.api.training import (
+    accelerator_of,
+    backbone_of,
+    check_lightning,
+    fit_folder,
+    identity_of,
+    settings_of,
+    staying,
+)
 from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
@@ -189,6 +197,7 @@ def train_ratio(
             f"{method} trains {recipe.members} networks and a Trainer fits one; "
             "give members=1, or trainer=lambda **arguments: Trainer(**arguments)"
         )
+    check_lightning(logger, callbacks, trainer)
     make = lent(trainer) if isinstance(trainer, pl.Trainer) else trainer
     options = {"accelerator": accelerator_of(denoiser, accelerator), "precision": precision, "progress": progress}
     options |= {"logger": logger, "callbacks": callbacks, "trainer": make}

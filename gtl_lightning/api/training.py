@@ -8,8 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pydantic import ValidationError
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from gtl_lightning.api.reading import device_of
@@ -64,10 +67,21 @@ def accelerator_of(denoiser: object, accelerator: str) -> str:
     return "gpu" if device_of(denoiser).type == "cuda" else "cpu"
 
 
+def check_lightning(logger: Any, callbacks: Any, trainer: Any) -> None:
+    """Raise UserError for what Lightning would stumble over once it trains."""
+    loggers = logger if isinstance(logger, list | tuple) else [logger]
+    if not all(one is None or isinstance(one, bool | Logger) for one in loggers):
+        raise UserError(f"logger is a {type(logger).__name__}; give one of Lightning's, or None")
+    if not isinstance(callbacks, list | tuple) or not all(isinstance(one, Callback) for one in callbacks):
+        raise UserError("callbacks must be a list of Lightning's callbacks")
+    if not isinstance(trainer, pl.Trainer) and not callable(trainer):
+        raise UserError(f"trainer is a {type(trainer).__name__}; give a Trainer, or a function that makes one")
+
+
 def identity_of(denoiser: Source, said: Mapping[str, str], texts: Mapping[str, TokenDataset]) -> dict[str, str]:
     """What a training is of, part by part, as hashes of content: state of another one is not to be gone on from.
 
-    A function has no weights to be told by: what it gives for a few of the texts, every other token masked, stands for it.
+    A function has no weights to be told by: what it gives for a few texts, every other token masked, stands for it.
     """
     found = {**said, "denoiser": denoiser.fingerprint()}
     for name, each in texts.items():

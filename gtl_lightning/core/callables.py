@@ -19,7 +19,7 @@ def called(network: object, role: str) -> str:
 
 @contextmanager
 def taking(network: object, *inputs: object, **options: object) -> Iterator[None]:
-    """Around a call: a callable that cannot be given these arguments is the fault of who gave it, an error in it is not.
+    """Around a call: that a callable takes other arguments is a fault of who gave it, an error in it is its own.
 
     Raises:
         UserError: it takes other arguments. Only a call that failed is asked, so that the others cost nothing.

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import remove, sha256_file, write_json
@@ -133,26 +133,27 @@ def fit(
         resume = resumable(folder, settings, keeper, module)
         if not (resume and (keeper.out_of_patience or len(keeper.history) >= checks)):
             with _quiet(), torch.random.fork_rng():
-                made = trainer(
-                    accelerator=accelerator,
-                    devices=devices,
-                    strategy="ddp_spawn" if devices > 1 else "auto",
-                    accumulate_grad_batches=accumulate,
-                    use_distributed_sampler=False,  # the data module cuts batches itself
-                    precision=resolved,
-                    max_epochs=checks,
-                    limit_train_batches=check_every * accumulate,
-                    reload_dataloaders_every_n_epochs=1,
-                    num_sanity_val_steps=0,
-                    gradient_clip_val=module.optimiser.grad_clip,
-                    callbacks=[*own, *callbacks],
-                    logger=logger if logger is not None else False,
-                    log_every_n_steps=max(1, min(50, check_every)),
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                    inference_mode=False,  # the moving average swaps weights around validation
-                    default_root_dir=folder,
-                )
+                with _made():
+                    made = trainer(
+                        accelerator=accelerator,
+                        devices=devices,
+                        strategy="ddp_spawn" if devices > 1 else "auto",
+                        accumulate_grad_batches=accumulate,
+                        use_distributed_sampler=False,  # the data module cuts batches itself
+                        precision=resolved,
+                        max_epochs=checks,
+                        limit_train_batches=check_every * accumulate,
+                        reload_dataloaders_every_n_epochs=1,
+                        num_sanity_val_steps=0,
+                        gradient_clip_val=module.optimiser.grad_clip,
+                        callbacks=[*own, *callbacks],
+                        logger=logger if logger is not None else False,
+                        log_every_n_steps=max(1, min(50, check_every)),
+                        enable_progress_bar=False,
+                        enable_model_summary=False,
+                        inference_mode=False,  # the moving average swaps weights around validation
+                        default_root_dir=folder,
+                    )
                 _run(made, module, datamodule, resume)
             if devices > 1:  # the processes are gone, and with them what their keepers knew
                 resumable(folder, settings, keeper, module)
@@ -170,6 +171,16 @@ def fit(
         write_json(folder / RESULT, sealed(ended))
         remove(folder / LAST, folder / PREVIOUS)
         return result
+
+
+@contextmanager
+def _made() -> Iterator[None]:
+    """Around the making of a Trainer: what it refuses (a GPU that is not there) is one line."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"Lightning makes no Trainer of these arguments: {first}; choose others") from error
 
 
 def lent(trainer: pl.Trainer) -> MakesTrainer:

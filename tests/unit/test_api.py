@@ -377,6 +377,40 @@ class Gives(nn.Module):
         return torch.full((*x_t.shape, *self.shape), self.value)
 
 
+def other(x_t: Tensor, t: Tensor) -> Tensor:
+    """Of another law than `exact`."""
+    return torch.cat([Q.log(), torch.tensor([-math.inf])]).expand(*x_t.shape, -1)
+
+
+FOREIGN: dict[str, tuple[Any, Tensor, Tensor, dict[str, Any], str]] = {
+    "a function of another law": (other, SOURCE, TARGET, {}, "denoiser"),
+    "source texts": (exact, SOURCE[1:], TARGET, {}, "source_texts"),
+    "target texts": (exact, SOURCE, TARGET[9:], {}, "target_texts, held_out"),
+    "held-out texts": (exact, SOURCE, TARGET, {"held_out": TARGET[:30]}, "target_texts, held_out"),
+    "a setting": (exact, SOURCE, TARGET, {"bce_weight": 0.5}, "settings"),
+    "a size": (exact, SOURCE, TARGET, {"network": {"width": 24}}, "settings"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_gives_no_ratio_of_other_inputs(name: str, tmp_path: Path) -> None:
+    """What was trained on other texts, beside another denoiser or with other settings is named and not returned."""
+    train_ratio(exact, SOURCE, TARGET, **SHORT, folder=tmp_path)
+    denoiser, source, target, options, parts = FOREIGN[name]
+    with pytest.raises(UserError, match=rf"holds a fit with other settings \({parts}\); delete it"):
+        train_ratio(denoiser, source, target, **SHORT, **options, folder=tmp_path)
+
+
+def test_a_folder_tells_modules_by_their_weights(tmp_path: Path) -> None:
+    one, two = Own(), Own()
+    with torch.no_grad():
+        two.logits += torch.tensor([1.0, 0.0, 0.0])
+    again = train_ratio(one, SOURCE, TARGET, **SHORT, folder=tmp_path)
+    assert train_ratio(deepcopy(one), SOURCE, TARGET, **SHORT, folder=tmp_path).fits == again.fits
+    with pytest.raises(UserError, match=r"other settings \(denoiser\)"):
+        train_ratio(two, SOURCE, TARGET, **SHORT, folder=tmp_path)
+
+
 TERNARY = texts(P, 60, length=3).clamp(max=1)
 
 
@@ -425,6 +459,18 @@ REFUSED = {
     "no vocabulary": (Gives(), SOURCE, TARGET, {}, "gave a tensor of shape [2, 2]"),
     "two vocabularies": (Gives(4, 4), SOURCE, TARGET, {}, "gave a tensor of shape [2, 2, 4, 4]"),
     "no tensor": (lambda x_t, t: None, SOURCE, TARGET, {}, "gave a NoneType"),
+    "one argument": (lambda x_t: exact(x_t, x_t), SOURCE, TARGET, {}, "is called with 2 arguments; it takes (x_t)"),
+    "a module of one argument": (nn.Embedding(4, 4), SOURCE, TARGET, {}, "(Embedding) is called with 2 arguments"),
+    "a mask that is padding": (exact, SOURCE, TARGET, {"pad_index": MASK}, "mask_index and pad_index are both 3"),
+    "texts that end": (exact, iter(SOURCE), TARGET, {}, "give a list of texts"),
+    "a table of texts": (exact, {"text": [1]}, TARGET, {}, "source_texts is a dict; give a list of texts"),
+    "no texts": (exact, SOURCE, None, {}, "target_texts is a NoneType; give a list of texts"),
+    "no seed": (exact, SOURCE, TARGET, {"seed": -1}, "seed = -1 is no seed"),
+    "a seed too large": (exact, SOURCE, TARGET, {"seed": 2**32}, "is no seed"),
+    "no callback": (exact, SOURCE, TARGET, {"callbacks": "x"}, "callbacks must be a list"),
+    "no logger": (exact, SOURCE, TARGET, {"logger": "x"}, "logger is a str"),
+    "no trainer": (exact, SOURCE, TARGET, {"trainer": "x"}, "trainer is a str"),
+    "no such accelerator": (exact, SOURCE, TARGET, {"accelerator": "hpu2"}, "Lightning makes no Trainer"),
     "no function": (3, SOURCE, TARGET, {}, "the denoiser is a int"),
     "an embedding too small": (Small(), SOURCE, TARGET, {}, "refuses mask_index = 3"),
     "no method": (exact, SOURCE, TARGET, {"method": "gtl-nosuch"}, "method = 'gtl-nosuch' is no ratio"),
@@ -458,6 +504,11 @@ def test_a_module_that_cannot_be_copied_is_one_line() -> None:
         train_ratio(Held(), SOURCE, TARGET, method="gtl-warm", **SHORT)
 
 
+def pair_of_logits(x_t: Tensor, t: Tensor) -> Tensor:
+    """A classifier of two classes, where one number a text is asked for."""
+    return torch.zeros(len(x_t), 2)
+
+
 def test_measures_refuse_in_one_line() -> None:
     ratio = TokenRatio(lambda x_t, t: torch.zeros(*x_t.shape, 4))
     wide = TokenRatio(lambda x_t, t: torch.zeros(*x_t.shape, 9))
@@ -466,7 +517,19 @@ def test_measures_refuse_in_one_line() -> None:
         (lambda: select_gamma(exact, ratio, TARGET, [], **own), "gammas is empty"),
         (lambda: select_gamma(exact, ratio, TARGET, [-1.0], **own), "gammas holds -1.0"),
         (lambda: select_gamma(exact, wide, TARGET, **own), "knows 9 tokens, the denoiser 4"),
+        (lambda: select_gamma(exact, ratio, TARGET, 1.0, **own), "gammas is a float; give a list"),  # type: ignore[arg-type]
+        (lambda: select_gamma(exact, ratio, TARGET, ["1"], **own), "gammas holds '1'"),  # type: ignore[list-item]
         (lambda: nelbo(exact, [], **own), "texts is empty"),
+        (lambda: nelbo(None, TARGET, **own), "the denoiser is a NoneType"),  # type: ignore[arg-type]
+        (lambda: nelbo(exact, TARGET, exact, **own), "guidance is a function, not a Guidance"),  # type: ignore[arg-type]
+        (lambda: nelbo(exact, TARGET, seed=-1, **own), "seed = -1 is no seed"),
+        (lambda: nelbo(exact, TARGET, batch=0, **own), "needs at least 1 of each"),
+        (lambda: nelbo(exact, TARGET, draws=1.5, **own), "draws must be a whole number"),  # type: ignore[arg-type]
+        (lambda: advise(SOURCE, TARGET, seed=-1, **own), "seed = -1 is no seed"),
+        (lambda: advise(SOURCE, TARGET, pair_of_logits, **own), "gave a tensor of shape [64, 2]; let it return one"),
+        (lambda: advise(SOURCE, TARGET, lambda x_t: x_t[:, 0], **own), "is called with 2 arguments"),  # type: ignore[arg-type, misc]
+        (lambda: mauve("a" * 30, ["b"] * 30), "texts must be a list of strings"),
+        (lambda: mauve(["a"] * 30, [None] * 30, featurizer=len), "real_texts must be a list of strings"),  # type: ignore[list-item, arg-type]
         (lambda: nelbo(exact, TARGET), "nothing says which id is the mask"),
         (lambda: nelbo(Gives(4, value=math.nan), TARGET, **own), "gave NaN"),
         (lambda: nelbo(exact, TARGET, mask_index=7), "mask_index = 7 is no id"),

@@ -84,6 +84,31 @@ def test_impossible_is_a_word_of_a_ratio_and_no_fault() -> None:
     guard.settle()
 
 
+PROBABILITIES = torch.tensor([0.7, 0.2, 0.1, 0.0])
+READ = {
+    "probabilities": (PROBABILITIES, True),
+    "in half precision": (PROBABILITIES.bfloat16(), True),
+    "with mass on the mask": (torch.tensor([0.6, 0.2, 0.1, 0.1]), True),
+    "their logarithm": (PROBABILITIES.log(), False),
+    "logits": (PROBABILITIES.log() + 3.0, False),
+    "logits from 0 to 1": (torch.tensor([0.9, 0.4, 0.1, 0.0]), False),
+    "alike for all tokens, which is one law either way": (torch.full((4,), 0.25), False),
+    "zeros": (torch.zeros(4), False),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_probabilities_are_read_as_logits_and_it_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Not refused: numbers from 0 to 1 of sum one are logits too. What is a law either way is not spoken of."""
+    row, said = READ[name]
+    with Guard(3, network).run() as guard:
+        for _ in range(3):
+            law = guard.law(row.expand(5, 4))
+    assert torch.allclose(law[..., :3], torch.log_softmax(row.float()[:3], -1).expand(5, 3))
+    lines = [record.getMessage() for record in caplog.records if "probabilities" in record.getMessage()]
+    assert len(lines) == said and all("the denoiser (network) gave numbers from 0 to 1" in line for line in lines)
+
+
 def test_precision_is_single_at_least_and_double_stays() -> None:
     for given, wanted in (
         (torch.float16, torch.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,9 @@ from gtl_lightning.core.noise import Absorbing, Uniform
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError
+from gtl_lightning.evaluation.likelihood import nelbo
+from gtl_lightning.evaluation.masked_likelihood import Masking
+from gtl_lightning.networks import MaskedDenoiser, RatioEnsemble, SequenceRatioNetwork, TokenRatioNetwork
 from gtl_lightning.papers.gtl import importance_draws
 from tests.unit.test_sampling import LENGTH, MASK, Tiny, V, draw, sequence_f
 
@@ -353,7 +357,30 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "length": (logits, {"length": 2.5}, "length must be a whole number, got 2.5"),
     "positions": (logits, {"positions_per_step": 1.5}, "positions_per_step must be a whole number"),
     "steps": (logits, {"steps": 2.0}, "steps must be a whole number"),
+    "one argument": (lambda x: logits(x, x), {}, r"callable \(<lambda>\) is called with 2 arguments; it takes \(x\)"),
+    "three arguments": (lambda x, t, c: logits(x, t), {}, r"it takes \(x, t, c\) \(missing a required argument: 'c'\)"),
+    "a module of one argument": (nn.Embedding(V, V), {}, r"\(Embedding\) is called with 2 arguments"),
+    "token ratio of one argument": (logits, token(lambda x: x), "is called with 2 arguments"),
+    "sequence ratio of one argument": (logits, sequence(lambda x: x), "is called with 2 arguments"),
+    "planner of two arguments": (logits, {"planner": logits}, r"is called with one argument; it takes \(x"),
+    "observer without arguments": (logits, {"observe": lambda: 0}, r"is called with one argument; it takes \(\)"),
+    "gamma without arguments": (
+        logits,
+        {"guidance": Guidance(TokenRatio(logits), gamma=lambda: 1.0)},  # type: ignore[arg-type, misc]
+        "is called with one argument",
+    ),
+    "no mask": (logits, {"mask_index": None}, "mask_index must be a whole number, got None"),
+    "a mask that is a truth value": (logits, {"mask_index": True}, "mask_index must be a whole number, got True"),
+    "a batch that is a truth value": (logits, {"batch": True}, "batch must be a whole number, got True"),
+    "a prompt that is a list": (logits, {"prompt": [[MASK] * LENGTH] * 5}, "prompt is a list; give a tensor"),
+    "no device": (logits, {"device": "gpu:0"}, "device = 'gpu:0' cannot be used"),
+    "a device that is not there": (logits, {"device": "cuda:77"}, "device = 'cuda:77' cannot be used"),
 }
+
+
+def test_an_error_inside_of_a_callable_stays_what_it_is() -> None:
+    with pytest.raises(TypeError, match="has no len"):
+        sample(lambda x, t: len(3), mask_index=MASK, batch=2, length=3)  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -395,6 +422,22 @@ def test_factored_parts_of_another_shape_are_named() -> None:
 def test_a_denoiser_that_names_another_mask_is_refused() -> None:
     with pytest.raises(UserError, match=r"mask_index = 3, but the mask of the denoiser \(MaskedDenoiser\) is 7"):
         sample(small(), mask_index=3, batch=2, length=4)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_ratio_that_names_another_mask_is_refused(members: int) -> None:
+    """Not only the denoiser reads masks: a ratio that takes another id for them weighs what is no noise."""
+    config = small().config
+    own = [TokenRatioNetwork(config) for _ in range(members)]
+    guidance = Guidance(TokenRatio(own[0] if members == 1 else RatioEnsemble(own)))
+    other = replace(config, mask_index=3)
+    with pytest.raises(UserError, match="mask_index = 3, but the mask of the ratio .* is 7; give that one"):
+        sample(MaskedDenoiser(other), mask_index=3, batch=2, length=4, guidance=guidance)
+    with pytest.raises(UserError, match="but the mask of the ratio"):
+        nelbo(MaskedDenoiser(other), torch.zeros(2, 4, dtype=torch.long), Masking(mask_index=3, pad_index=8), guidance)
+    pooled = Guidance(SequenceRatio(SequenceRatioNetwork(config)))
+    with pytest.raises(UserError, match="but the mask of the ratio"):
+        sample(MaskedDenoiser(other), mask_index=3, batch=2, length=4, guidance=pooled)
 
 
 def test_scores_that_count_are_scores() -> None:
