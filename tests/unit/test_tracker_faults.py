@@ -134,11 +134,10 @@ def test_what_a_call_gives_or_raises_comes_through() -> None:
 @pytest.mark.parametrize("code", ["RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"])
 def test_what_a_tracker_does_not_know_is_no_fault_of_its_disk(code: str) -> None:
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ErrorCode
 
     with pytest.raises(UserError) as refused, one_line("sqlite:///a.db"):
-        raise MlflowException("Registered model alias 9 not found.", code)
-    assert (
-        str(refused.value) == "tracking at sqlite:///a.db says: Registered model alias 9 not found; name what is there"
-    )
+        raise MlflowException("Model alias 9 not found.", ErrorCode.Value(code))
+    assert str(refused.value) == "tracking at sqlite:///a.db says: Model alias 9 not found; name what is there"
     with pytest.raises(UserError, match="see that it runs and its disk has room"), one_line("sqlite:///a.db"):
         raise MlflowException("database is locked")
