@@ -56,7 +56,7 @@ def parse(text: str, origin: str) -> Any:
 
 
 def _check_depth(events: Iterable[object]) -> None:
-    """Refuse deep nesting before anything is built of it: the reader, in C, goes down by recursion until its stack ends.
+    """Refuse deep nesting before anything is built of it: the reader, in C, recurses until its stack ends.
 
     Raises:
         ValueError: naming the bound.
