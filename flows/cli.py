@@ -17,8 +17,9 @@ from gtl_lightning.cli import app, main
 
 __all__ = ["app", "main"]
 
+DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 OWN_SERVER = {
-    "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///{folder}/sweep.db",
+    DATABASE: "sqlite+aiosqlite:///{folder}/sweep.db",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "OMP_WAIT_POLICY": "PASSIVE",  # stages side by side must not take the processors from one another by spinning
@@ -42,7 +43,10 @@ def sweep() -> None:
         os.environ.setdefault(name, value.format(folder=folder))
     logging.getLogger().handlers.clear()  # Prefect's console, which names time and task, yields to one that is there
     from flows.flows import run_sweep
+    from flows.remote import make_database, server_url
 
+    if server_url() is None and os.environ[DATABASE] == OWN_SERVER[DATABASE].format(folder=folder):
+        make_database(folder / "sweep.db")
     raise typer.Exit(run_sweep())
 
 

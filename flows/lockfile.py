@@ -5,7 +5,6 @@ DVC writes both in place, so a SIGKILL at that moment leaves half a file, which 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -16,7 +15,9 @@ from typing import Any
 
 import psutil
 
-from gtl_lightning.files import remove, write_json, writing
+from gtl_lightning.errors import UserError
+from gtl_lightning.files import decoded, remove, write_json, writing
+from gtl_lightning.inputs import named_regular, read_text
 
 LOCKFILE = "dvc.lock"
 STUDIES = "gtl_lightning/studies/*"  # each may have a dvc.yaml of its own, and DVC writes its lock beside it
@@ -140,15 +141,21 @@ def _mended(path: Path) -> dict[str, Any] | None:
 
 
 def _read_rwlock(path: Path) -> dict[str, Any] | None:
-    """DVC's record, empty without a file; None if it is not one."""
+    """DVC's record, empty without a file; None if it is not one.
+
+    Raises:
+        UserError: it is no regular file, or cannot be read.
+    """
     from dvc.rwlock import SCHEMA
     from voluptuous import Invalid
 
     try:
-        content: dict[str, Any] = SCHEMA(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        content: dict[str, Any] = SCHEMA(decoded(read_text(path, remedy="remove it")))
+    except UserError:
+        if path.exists():
+            raise
         return {"write": {}, "read": {}}
-    except (ValueError, Invalid):
+    except (ValueError, RecursionError, Invalid):
         return None
     return content
 
@@ -196,14 +203,20 @@ def is_whole(path: Path) -> bool:
     """Whether a dvc.lock is as DVC writes one, or there is none.
 
     Half a file is often YAML still: an entry without its command, a field without its value. DVC's own reader decides.
+
+    Raises:
+        UserError: it is no regular file, or cannot be read.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.serialize import ParseError, load_yaml
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(load_yaml(str(path)))
-    except FileNotFoundError:
+        with named_regular(path, "remove it; DVC's run-cache writes it anew") as name:
+            COMPILED_LOCKFILE_SCHEMA(load_yaml(name))
+    except UserError:
+        if path.exists():
+            raise
         return True
     except (ParseError, Invalid):
         return False

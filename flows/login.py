@@ -11,10 +11,14 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from gtl_lightning.errors import UserError
 from gtl_lightning.files import atomic_path
+from gtl_lightning.inputs import read_text
 
 LOGIN = Path(".prefect/server.env")
 USER = "gtl"
+LARGEST = 1 << 16
+"""Bytes of a file of variables."""
 LINE = re.compile(r"^export (\w+)=(\S*)$", re.MULTILINE)
 
 
@@ -40,6 +44,6 @@ def write_login(path: Path, variables: Mapping[str, str]) -> None:
 def read_login(path: Path) -> dict[str, str]:
     """Variables that `write_login` wrote; none when the file is not there or cannot be read."""
     try:
-        return dict(LINE.findall(path.read_text()))
-    except (OSError, UnicodeDecodeError):
+        return dict(LINE.findall(read_text(path, LARGEST)))
+    except (UserError, UnicodeDecodeError):
         return {}

@@ -9,6 +9,7 @@ stage next, on whatever machine, takes it from there and writes its own dvc.lock
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import httpx
+from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -43,7 +45,8 @@ from flows.lockfile import STUDIES
 from flows.login import LOGIN, new_login, read_login
 from flows.stage import Result, StageError
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import digest
+from gtl_lightning.files import digest, writing
+from gtl_lightning.inputs import read_text
 from gtl_lightning.workspace.addresses import unreachable, without_credentials
 from gtl_lightning.workspace.params import PARAMS
 
@@ -172,6 +175,27 @@ def logged_in() -> Iterator[None]:
             yield
 
 
+def make_database(database: Path) -> None:
+    """Make the SQLite file of a flow's own server before that server starts, one process at a time.
+
+    Servers that start at once on a file that is not there yet make its tables twice, and one of them fails.
+
+    Args:
+        database: what PREFECT_API_DATABASE_CONNECTION_URL names.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    with writing(database), FileLock(database.with_suffix(".lock")):
+        if not database.exists():
+            # What it could not do, the server tries once more, and says.
+            subprocess.run(
+                [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
+                capture_output=True,
+                check=False,
+            )
+
+
 def check_server() -> None:
     """Fail within seconds when a server is configured and nobody listens there, or it demands another password.
 
@@ -263,7 +287,7 @@ def version(root: Path) -> str:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError("share compares the commits of checkouts, and there is no git here; install it") from error
-    return digest([head.stdout.strip(), *(path.read_text() for path in stated(root))])
+    return digest([head.stdout.strip(), *(read_text(path) for path in stated(root))])
 
 
 def stated(root: Path) -> list[Path]:

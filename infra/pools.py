@@ -6,7 +6,6 @@ whoever may start a run runs what he likes. A pool of another type (docs/lab.md:
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
 from flows.remote import without_worker
+from gtl_lightning.errors import UserError
+from gtl_lightning.records import read_record
 
 TYPE = "process"
 TEMPLATE = Path(__file__).with_name("process-pool.json")
@@ -22,7 +23,7 @@ TEMPLATE = Path(__file__).with_name("process-pool.json")
 
 def main() -> None:
     """The command."""
-    template = json.loads(TEMPLATE.read_text())
+    template = read_record(TEMPLATE, {"job_configuration": dict, "variables": dict})
     with get_client(sync_client=True) as client:
         for name in sys.argv[1:]:
             try:
@@ -37,4 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

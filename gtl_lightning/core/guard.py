@@ -147,7 +147,7 @@ class Guard:
             own = getattr(each, "mask_index", None)
             if isinstance(own, int) and mask_index is not None and own != mask_index:
                 raise UserError(
-                    f"mask_index = {mask_index}, but the mask of the {self.name(who)} is {own}; give that one"
+                    f"mask_index = {mask_index}, but the mask of the {called(each, who)} is {own}; give that one"
                 )
 
     def name(self, role: Role) -> str:

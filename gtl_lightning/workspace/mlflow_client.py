@@ -27,6 +27,9 @@ TRANSFERS = ("log_artifact", "log_artifacts", "log_dict", "log_text", "log_table
 """Calls that take as long as a file is large: every piece of it is bounded by the timeout of a request. A file of
 SQLite, which waits for other writers, is bounded by nothing of ours either."""
 
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""Codes by which MLflow says that it knows no such run, model, version or alias."""
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
@@ -49,6 +52,10 @@ def one_line(uri: str) -> Iterator[None]:
         ) from error
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:300]
+        if getattr(error, "error_code", None) in UNKNOWN:  # the tracker is well, and has no such thing
+            raise UserError(
+                f"tracking at {without_credentials(uri)} says: {reason.rstrip('.')}; name what is there"
+            ) from error
         raise UserError(
             f"tracking at {without_credentials(uri)} failed: {reason}; see that it runs and its disk has room, or set "
             "tracking.uri in params.yaml (MLFLOW_TRACKING_URI wins over it)"

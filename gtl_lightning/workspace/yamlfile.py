@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def parse(text: str, origin: str) -> Any:
     from ruamel.yaml.constructor import DuplicateKeyError
 
     try:
+        _check_depth(YAML(typ="safe").parse(text))
         value = YAML(typ="safe").load(text)
         _check(value, [_MOST_VALUES])
     except DuplicateKeyError as error:
@@ -52,9 +53,24 @@ def parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
     except YAMLError as error:
         raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
-    except (ValueError, RecursionError) as error:  # a 13th month; what is nested a thousand times
+    except (ValueError, RecursionError) as error:  # a 13th month; what is nested a hundred times
         raise UserError(f"{origin} holds what is no parameter ({' '.join(str(error).split())[:200]})") from error
     return value
+
+
+def _check_depth(events: Iterable[object]) -> None:
+    """Refuse deep nesting before anything is built of it: the reader, in C, recurses until its stack ends.
+
+    Raises:
+        ValueError: naming the bound.
+    """
+    from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 def _check(value: Any, left: list[int], depth: int = 0) -> None:

@@ -12,7 +12,15 @@ import pytest
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace import mlflow_client
-from gtl_lightning.workspace.mlflow_client import DEFAULTS, PATIENCE_SECONDS, RETRIES, TIMEOUT, patience, within
+from gtl_lightning.workspace.mlflow_client import (
+    DEFAULTS,
+    PATIENCE_SECONDS,
+    RETRIES,
+    TIMEOUT,
+    one_line,
+    patience,
+    within,
+)
 from gtl_lightning.workspace.params import Params, write_params
 from tests.unit.test_commands import run
 
@@ -124,3 +132,15 @@ def test_what_a_call_gives_or_raises_comes_through() -> None:
         within(60, lambda: {}["absent"])
     with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
         within(0.01, threading.Event().wait)
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"])
+def test_what_a_tracker_does_not_know_is_no_fault_of_its_disk(code: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ErrorCode
+
+    with pytest.raises(UserError) as refused, one_line("sqlite:///a.db"):
+        raise MlflowException("Model alias 9 not found.", ErrorCode.Value(code))
+    assert str(refused.value) == "tracking at sqlite:///a.db says: Model alias 9 not found; name what is there"
+    with pytest.raises(UserError, match="see that it runs and its disk has room"), one_line("sqlite:///a.db"):
+        raise MlflowException("database is locked")
