@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gtl_lightning.api.measures import advise, mauve, nelbo, select_gamma
+    from gtl_lightning.api.pretrained import load_pretrained
     from gtl_lightning.api.ratio import TrainedRatio, load_ratio, train_ratio
     from gtl_lightning.core.blocks import Blocks
     from gtl_lightning.core.choices import Draw, Order
@@ -30,6 +31,7 @@ __all__ = [
     "UserError",
     "advise",
     "load_model",
+    "load_pretrained",
     "load_ratio",
     "mauve",
     "nelbo",
@@ -51,6 +53,7 @@ _HOMES = {
     "UserError": "errors",
     "advise": "api.measures",
     "load_model": "workspace.registry",
+    "load_pretrained": "api.pretrained",
     "load_ratio": "api.ratio",
     "mauve": "api.measures",
     "nelbo": "api.measures",

@@ -53,10 +53,8 @@ def train_tokenizer(
     return _wrap(tokenizer)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
-    """Load any tokenizer by folder, cached name or hub name; it is given a mask, a pad and an end where it lacks them.
-
-    A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
+def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
+    """Load any tokenizer by folder, cached name or hub name, as it is; `options` are of transformers' loader.
 
     Raises:
         UserError: not found here nor on the hub, it brings code, or it has no fast form.
@@ -68,7 +66,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     tokenizer: Any
     refuse_code(str(name), local_only=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True, trust_remote_code=False, **options)
     except Exception as local:  # transformers raises whatever its parts raise
         if Path(name).is_dir():
             raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
@@ -84,6 +82,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
             raise UserError(f"tokenizer {name!r} cannot be loaded ({_line(error)}); give another name") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json); give one that has")
+    loaded: PreTrainedTokenizerFast = tokenizer
+    return loaded
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """As `fast_tokenizer`; it is given a mask, a pad and an end where it lacks them.
+
+    A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
+
+    Raises:
+        UserError: as `fast_tokenizer`.
+    """
+    tokenizer = fast_tokenizer(name)
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
     # padding must be told apart from text, so a pad that doubles as end or unknown (a habit with GPT-2) is replaced
@@ -91,8 +102,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
         tokenizer.add_special_tokens({"pad_token": PAD})
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": tokenizer.sep_token or EOS})
-    loaded: PreTrainedTokenizerFast = tokenizer
-    return loaded
+    return tokenizer
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["decode", "encode_chunks", "load_tokenizer", "read_texts", "tokenize_splits", "train_tokenizer"]
+__all__ = ["decode", "encode_chunks", "load_tokenizer", "read_texts", "save_tokenizer", "tokenize_splits", "train_tokenizer"]
 
 _CHUNK = 2048  # texts encoded at a time: enough for every core, few enough for memory
 _LARGEST_UINT16 = 1 << 16
@@ -81,7 +81,7 @@ def tokenize_splits(
         for split in SPLITS:
             chunks = encode_chunks(tokenizer, read_texts(splits / f"{split}.parquet"), length, meta["eos_index"])
             meta["splits"][split] = _write_ragged(staged, split, chunks, np.dtype(dtype), meta["eos_index"])
-        _save_tokenizer(tokenizer, staged / "tokenizer")
+        save_tokenizer(tokenizer, staged / "tokenizer")
         meta["files"] = hashes(staged)
         write_json(staged / META, meta)
     return meta
@@ -182,7 +182,12 @@ def _write_ragged(
     return {"examples": len(joined) - 1, "tokens": total, "cut": cut}
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer's files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     try:
         tokenizer.save_pretrained(str(folder))
     except Exception as error:  # tokenizers raises the system's errors as bare ones, the number in their text

@@ -16,7 +16,7 @@ from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.networks.decoder import Decoder
-from gtl_lightning.networks.source import log_prob_of
+from gtl_lightning.networks.source import carried, log_prob_of
 from gtl_lightning.networks.store import register
 
 
@@ -64,10 +64,7 @@ class MaskedDenoiser(Decoder):
 
     def forward(self, x_t: Tensor, t: Tensor, attention: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
-        log_p = self.decode(self.encode(x_t, t, attention=attention))
-        own = torch.arange(log_p.shape[-1], device=x_t.device) == x_t[..., None]
-        carried = torch.where(own, 0.0, float("-inf"))
-        return torch.where((x_t == self.config.mask_index)[..., None], log_p, carried)
+        return carried(self.decode(self.encode(x_t, t, attention=attention)), x_t, self.config.mask_index)
 
 
 DENOISERS: tuple[type[nn.Module], ...] = (MaskedDenoiser,)

@@ -65,6 +65,12 @@ def likeliest(source: Predicts, h: Tensor) -> Tensor:
     return in_parts(lambda h: log_probs(source, h).argmax(-1), source.vocab_size, h)
 
 
+def carried(log_p: Tensor, x_t: Tensor, mask_index: int) -> Tensor:
+    """Float[b,l,v], Long[b,l] -> Float[b,l,v]: where x_t is no mask, all mass is on x_t (MDLM, arXiv 2406.07524)."""
+    own = torch.arange(log_p.shape[-1], device=x_t.device) == x_t[..., None]
+    return torch.where((x_t == mask_index)[..., None], log_p, torch.where(own, 0.0, float("-inf")))
+
+
 def weights_hash(network: nn.Module) -> str:
     """Short hash of a network's weights and of their names."""
     sha = hashlib.sha256()

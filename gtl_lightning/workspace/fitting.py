@@ -67,11 +67,13 @@ def fit_best(
     inputs: Collection[Path],
     part: str,
     seed: int | None = None,
+    code: str | None = None,
 ) -> Trained:
     """Fit with each of the learning rates, one after the other; the lowest held-out score wins.
 
     Arguments as in `fit_and_save`; `seed` is that of noise, order and dropout, the cell's own unless a cell trains
-    several networks alike.
+    several networks alike; `code` is the module that it starts in, where that is none of the pipeline's: such a one
+    names all that it reads.
     """
     from gtl_lightning.modules.base import OptimiserConfig
 
@@ -80,7 +82,7 @@ def fit_best(
         module = build(OptimiserConfig.of(training, lr))
         parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
-        result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed)
+        result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed, code)
         tried.append(Trained(module.network, result, lr, parameters, result.steps, result.seconds, made, part))
     return lowest(tried)
 
@@ -96,6 +98,7 @@ def _fit_tracked(
     inputs: Collection[Path],
     part: str,
     seed: int | None,
+    code: str | None,
 ) -> tuple[FitResult, str]:
     """Fit one network in its own resumable state and its own tracked run; also says what it was made with.
 
@@ -116,7 +119,8 @@ def _fit_tracked(
     device = device_of(params).type
     place: dict[str, Any] = {"precision": precision, "device": device}
     place |= {"devices": machine.devices, "accumulate": machine.accumulate}
-    state = state_dir(f"{cell.name}-{part}", plain | place, *token_files(), *sorted(inputs), code=TRAINING)
+    read = [*sorted(inputs)] if code else [*token_files(), *sorted(inputs)]
+    state = state_dir(f"{cell.name}-{part}", plain | place, *read, code=code or TRAINING)
     made = made_with(device, precision)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
     with study(params).child("train", f"train {cell.name} {part}", state.name, tags) as run:

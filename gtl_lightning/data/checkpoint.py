@@ -1,0 +1,202 @@
+"""A pretrained decoder's folder, hub name or GGUF file: where it lies, what is refused of it, what its ids are for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
+from gtl_lightning.data.tokenizer import fast_tokenizer
+from gtl_lightning.errors import UserError
+from gtl_lightning.inputs import check_regular
+from gtl_lightning.records import read_record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""Files that are fetched from a hub: no pickle and no code among them."""
+RESERVED = re.compile(r"reserved|unused|dummy|extra_id", re.IGNORECASE)
+NEW = {"mask": "<|mask|>", "pad": "<|pad|>"}
+"""What an id is called that no token had."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on this disk.
+
+    Attributes:
+        name: as it was asked for; of a hub's, with its revision.
+        folder: where its files lie.
+        gguf: the file in it that is all of it; None where the folder is transformers' own form.
+    """
+
+    name: str
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files that hold weights."""
+        return [self.folder / self.gguf] if self.gguf else sorted(self.folder.glob("*.safetensors"))
+
+
+def checkpoint(name: str) -> Checkpoint:
+    """The model of a folder, a GGUF file or a hub; fetched from there if it is not on this disk. Nothing is executed.
+
+    Raises:
+        UserError: nothing of that name, a hub that cannot be reached, code of its own, no model, weights in a pickle
+            alone, a GGUF file without the package that reads it.
+    """
+    if name.endswith(".gguf"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name} does not exist; give a GGUF file, a folder, or OWNER/NAME of a hub")
+        check_gguf(name)
+        return Checkpoint(name, path.parent, path.name)
+    folder, said = (Path(name), name) if Path(name).is_dir() else _fetched(name)
+    if said == name:
+        check_regular(folder)
+    if not (folder / "config.json").is_file():
+        more = "; its GGUF file is given by its own name" if any(folder.glob("*.gguf")) else ""
+        raise UserError(f"{name} is no model: it holds no config.json{more}; give the folder of one")
+    refuse_code(str(folder), local_only=True)
+    read_record(folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
+        if pickles:
+            raise UserError(
+                f"{name} holds its weights in a pickle alone ({pickles[0]}), which can run code and is never opened; "
+                "give one that has safetensors"
+            )
+        raise UserError(f"{name} holds no weights (*.safetensors); give a whole checkpoint")
+    return Checkpoint(said, folder)
+
+
+def check_gguf(name: str) -> None:
+    """Refuse a GGUF file where the package that reads it is missing.
+
+    Raises:
+        UserError: naming the extra.
+    """
+    if find_spec("gguf") is None:
+        raise UserError(f"{name} is read by the package gguf, which is not installed; pip install 'gtl-lightning[gguf]'")
+
+
+def _fetched(name: str) -> tuple[Path, str]:
+    """The folder of a hub's model in the local cache, and its name with the revision."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise UserError(f"{name} is neither a folder nor OWNER/NAME of a hub; give one of them")
+    fetch: Any = snapshot_download
+    try:
+        folder = Path(fetch(name, allow_patterns=NEEDED, local_files_only=True))
+        if any(folder.glob("*.safetensors")):
+            return folder, f"{name}@{folder.name}"
+    except HFValidationError as error:
+        raise UserError(f"{name} is neither a folder nor OWNER/NAME of a hub; give one of them") from error
+    except OSError:  # not in the cache
+        pass
+    if not hub_reachable():
+        raise UserError(
+            f"{name!r} is no folder here, and {endpoint()} cannot be reached; give the folder of a model on this disk"
+        )
+    refuse_code(name, local_only=False)
+    try:
+        folder = Path(fetch(name, allow_patterns=NEEDED, etag_timeout=10))
+    except Exception as error:  # its client raises whatever its parts raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"model {name!r} cannot be fetched ({reason}); give another name, or a folder") from error
+    return folder, f"{name}@{folder.name}"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the ids of a tokenizer are for.
+
+    Attributes:
+        mask_index: of the mask.
+        pad_index: of the padding.
+        start_index: of what stands before a text.
+        end_index: of what ends it.
+        excluded: ids that no text has, mask and padding apart.
+        rows: that the embedding needs, at least those that it has.
+        said: where mask and padding come from, for people.
+    """
+
+    mask_index: int
+    pad_index: int
+    start_index: int
+    end_index: int
+    excluded: tuple[int, ...]
+    rows: int
+    said: str
+
+
+def tokenizer_of(found: Checkpoint) -> PreTrainedTokenizerFast:
+    """The tokenizer that comes with a model, as it is.
+
+    Raises:
+        UserError: there is none, or it has no fast form or no end token.
+    """
+    tokenizer = fast_tokenizer(str(found.folder), **({"gguf_file": found.gguf} if found.gguf else {}))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {found.name} names no end token (eos_token); name one in its configuration")
+    return tokenizer
+
+
+def roles(tokenizer: PreTrainedTokenizerFast, rows: int) -> Roles:
+    """Give the mask and the padding an id each that stands for nothing else; the tokenizer is told.
+
+    Each is the tokenizer's own if it has one; else a token that is called reserved, a row of the embedding that no
+    token has, a special token without a part to play, or a new row, the first that there is. A padding that is the end
+    token too, a habit, could not be told apart from text.
+
+    Args:
+        tokenizer: of the model; its mask and padding tokens are set.
+        rows: of the model's embedding.
+    """
+    end: Any = tokenizer.eos_token_id
+    start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    played = {end, start, tokenizer.unk_token_id}
+    own = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}
+    special = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found: dict[str, int] = {}
+    said = []
+    for role, index in own.items():
+        taken = played | set(found.values()) | {other for other in own.values() if other != index}
+        if index is not None and index not in taken:
+            found[role], where = index, "the tokenizer's own"
+        else:
+            index, token, where = _spare(special, taken, max(tokenizer.get_vocab().values()) + 1, rows, NEW[role])
+            tokenizer.add_special_tokens({f"{role}_token": token})
+            found[role] = int(getattr(tokenizer, f"{role}_token_id"))
+            if found[role] != index:
+                raise UserError(
+                    f"the tokenizer numbers its tokens with gaps: {token} became id {found[role]}, not {index}; give "
+                    "it a mask and a padding token of its own"
+                )
+        said.append(f"{role}: id {found[role]}, {getattr(tokenizer, f'{role}_token')} ({where})")
+    rows = max(rows, *(index + 1 for index in found.values()))
+    known = set(tokenizer.get_vocab().values())
+    never = {*special, start, *(index for index in range(rows) if index not in known)}
+    excluded = sorted(never - {end, tokenizer.unk_token_id, *found.values()})
+    return Roles(found["mask"], found["pad"], start, end, tuple(excluded), rows, "; ".join(said))
+
+
+def _spare(special: dict[int, str], taken: set[int | None], size: int, rows: int, new: str) -> tuple[int, str, str]:
+    """(id, token, where it comes from) of an id that stands for nothing."""
+    idle = {index: token for index, token in special.items() if index not in taken}
+    reserved = [index for index, token in idle.items() if RESERVED.search(token)]
+    if reserved:
+        return max(reserved), idle[max(reserved)], "reserved"
+    if size < rows:
+        return size, new, "a row of the embedding that no token had"
+    if idle:
+        return max(idle), idle[max(idle)], "a special token without a part to play"
+    return size, new, "a new row: the tokenizer has no id to spare"
