@@ -24,11 +24,14 @@ SMALL = {
 }
 
 
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
+
+
 def decoder(kind: str, rows: int = ROWS, seed: int = 0, **changed: Any) -> Any:
     """A model of `kind` in eval mode; weights large enough that positions differ."""
-    names = {"gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS})}
+    names = {"gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, **ENDS})}
     more = {"qwen3": {"head_dim": 8}}.get(kind, {})
-    own = {**SMALL, "num_key_value_heads": 1, **more}
+    own = {**SMALL, **ENDS, "num_key_value_heads": 1, **more}
     config_name, size = names.get(kind, (f"{kind.capitalize()}Config", own))
     config = getattr(transformers, config_name)(vocab_size=rows, initializer_range=0.3, **{**size, **changed})
     with seeded(seed):

@@ -83,7 +83,9 @@ def check_gguf(name: str) -> None:
         UserError: naming the extra.
     """
     if find_spec("gguf") is None:
-        raise UserError(f"{name} is read by the package gguf, which is not installed; pip install 'gtl-lightning[gguf]'")
+        raise UserError(
+            f"{name} is read by the package gguf, which is not installed; pip install 'gtl-lightning[gguf]'"
+        )
 
 
 def _fetched(name: str) -> tuple[Path, str]:

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["decode", "encode_chunks", "load_tokenizer", "read_texts", "save_tokenizer", "tokenize_splits", "train_tokenizer"]
+__all__ = [
+    "decode",
+    "encode_chunks",
+    "load_tokenizer",
+    "read_texts",
+    "save_tokenizer",
+    "tokenize_splits",
+    "train_tokenizer",
+]
 
 _CHUNK = 2048  # texts encoded at a time: enough for every core, few enough for memory
 _LARGEST_UINT16 = 1 << 16

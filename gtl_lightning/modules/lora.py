@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -39,7 +40,10 @@ def add_lora(
     adapted = cast(nn.Module, source.trainable_copy())
     targets = list(source.lora_targets if linears is None else linears)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
-    with seeded(seed):
+    with seeded(seed), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out"
+        )  # layers that hold their weights transposed are seen as such
         return cast(S, inject_adapter_in_model(config, adapted))
 
 

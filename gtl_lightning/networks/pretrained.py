@@ -6,7 +6,9 @@ as a mask of four dimensions. What is written is the native class, which transfo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from gtl_lightning.files import write_json
 from gtl_lightning.networks.source import carried, in_parts, weights_hash
 from gtl_lightning.papers.ar2diff import begun, causal_mask
 from gtl_lightning.records import COUNT, Each, Shape, read_record
+from gtl_lightning.resources import lacks_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -174,18 +177,28 @@ class PretrainedDenoiser(nn.Module):
         """Long[b,l] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
         return carried(self.decode(self.encode(x_t, t, attention=attention)), x_t, self.mask_index)
 
-    def causal_log_prob(self, x_0: Tensor) -> Tensor:
+    def causal_log_prob(self, x_0: Tensor, rows: int | None = None) -> Tensor:
         """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) of the weights read causally, no id excluded; padding counts.
 
-        Of the model as it was published: what it says of a text as an autoregressive model.
+        What the model says of a text as an autoregressive one, over the first `rows` ids: those that it had.
         """
-        attention = causal_mask(self.reads(x_0.shape[1]), x_0.device)
-        h = self.encode(x_0, attention=attention)
+        h = self.encode(x_0, attention=causal_mask(self.reads(x_0.shape[1]), x_0.device))
 
         def at(h: Tensor, tokens: Tensor) -> Tensor:
-            return law(self.logits(h)).gather(-1, tokens[:, None]).squeeze(-1)
+            return law(self.logits(h)[:, :rows]).gather(-1, tokens[:, None]).squeeze(-1)
 
-        return in_parts(at, self.vocab_size, h.flatten(0, 1), x_0.flatten()).view(x_0.shape)
+        return in_parts(
+            at, self.vocab_size, h.flatten(0, 1), x_0.clamp(max=(rows or self.vocab_size) - 1).flatten()
+        ).view(x_0.shape)
+
+    def recompute(self, wanted: bool) -> None:
+        """Whether the states of blocks are computed again on the way back, which takes time, or kept, which memory."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it has a new name in later versions
+            if wanted:
+                self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                self.model.gradient_checkpointing_disable()
 
     def generate(self, *arguments: Any, **options: Any) -> NoReturn:
         """Refused.
@@ -253,42 +266,63 @@ def check_length(length: int, config: Any, shift: bool) -> None:
         )
 
 
-def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
-    """A causal language model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF; no code that comes with it.
+def read_config(folder: Path | str, gguf: str | None = None) -> Any:
+    """The configuration of a causal language model of `FAMILIES`; no code that comes with it.
 
     Args:
-        folder: where config.json and the weights lie.
-        gguf: name of a file in it that has both.
+        folder: where its files lie.
+        gguf: name of a file in it that is all of it.
 
     Raises:
-        UserError: another kind of model, or files that do not fit it.
+        UserError: another kind of model, or a file that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    load: Callable[..., Any] = AutoConfig.from_pretrained
+    with _loading(folder):
+        config = load(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
+    family(config.to_dict(), folder)
+    return config
+
+
+def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
+    """A model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF. Arguments as in `read_config`.
+
+    Raises:
+        UserError: as `read_config`; weights that are damaged or do not fit.
     """
     import transformers
 
-    from_gguf = {} if gguf is None else {"gguf_file": gguf}
-    load: Callable[..., Any] = transformers.AutoConfig.from_pretrained
-    try:
-        config = load(str(folder), local_files_only=True, trust_remote_code=False, **from_gguf)
-        cls = getattr(transformers, family(config.to_dict(), folder))
-        model = cls.from_pretrained(
+    config = read_config(folder, gguf)
+    load: Callable[..., Any] = getattr(transformers, family(config.to_dict(), folder)).from_pretrained
+    with _loading(folder):
+        model = load(
             str(folder),
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
             attn_implementation="sdpa",
             dtype=torch.float32,
-            **from_gguf,
+            gguf_file=gguf,
         )
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    # What was read out of quantised weights has none of them: it is written in full.
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    return cast("PreTrainedModel", model.eval())
+
+
+@contextmanager
+def _loading(folder: Path | str) -> Iterator[None]:
+    """What transformers raises inside is one line that names the folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
-    # A model that was read out of quantised weights has none of them: it is written in full.
-    if getattr(config, "quantization_config", None) is not None or gguf is not None:
-        vars(model.config).pop("quantization_config", None)
-        vars(model).pop("hf_quantizer", None)
-    return cast("PreTrainedModel", model.eval())
 
 
 def family(config: dict[str, Any], name: object) -> str:

@@ -30,7 +30,7 @@ from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.continuation import Attending, ContinuationModule, Objective, masked
 from gtl_lightning.modules.lora import add_lora, merge_lora
-from gtl_lightning.networks.pretrained import NOTE, PretrainedDenoiser, Reading, check_length, read_model
+from gtl_lightning.networks.pretrained import NOTE, PretrainedDenoiser, Reading, check_length, read_config, read_model
 from gtl_lightning.papers.ar2diff import targets
 from gtl_lightning.resources import lacks_memory
 from gtl_lightning.workspace.corpus import check_machine, device_of
@@ -109,7 +109,9 @@ class Asked:
         if not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal {self.anneal} is no share of the steps; give a number from 0 to 1")
         if self.warmup < 0 or not 0 <= self.lora <= 65536:
-            raise UserError(f"--warmup {self.warmup}, --lora {self.lora}: neither may be negative, nor a rank too large")
+            raise UserError(
+                f"--warmup {self.warmup}, --lora {self.lora}: neither may be negative, nor a rank too large"
+            )
         if self.precision not in (None, "auto", "32-true", "bf16-mixed"):
             raise UserError(f"--precision {self.precision!r}: choose auto, 32-true or bf16-mixed")
         check_seed("--seed", self.seed)
@@ -166,7 +168,9 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
     tokenizer = tokenizer_of(found)
     model = read_model(found.folder, found.gguf)
     if getattr(model.config, "is_causal", True) is False:
-        raise UserError(f"{found.name} is read from both sides already; give the autoregressive model that it came from")
+        raise UserError(
+            f"{found.name} is read from both sides already; give the autoregressive model that it came from"
+        )
     check_length(asked.length, model.config, asked.shift)
     ids = roles(tokenizer, model.get_input_embeddings().weight.shape[0])
     log.info("%s: %s", found.name, ids.said)
@@ -175,7 +179,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         for part, count in (("train", max(1, asked.steps * asked.batch)), ("val", params.train.val_examples))
     )
     denoiser = PretrainedDenoiser(
-        with_rows(model, ids.rows),
+        with_rows(read_model(found.folder, found.gguf), ids.rows),
         Reading(ids.mask_index, ids.pad_index, ids.start_index, ids.excluded, asked.shift),
     )
     given = scoring(params, val)
@@ -192,7 +196,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
 
     def measured(denoiser: PretrainedDenoiser) -> Health:
         module = ContinuationModule(denoiser.to(device), after(asked.prefix), **given)
-        return health(module, list(data.val_dataloader()), asked.prefix)
+        return health(module, list(data.val_dataloader()), asked.prefix, rows)
 
     before = measured(denoiser)
     log.info("before: %.3f nats a token as a decoder, NELBO %.3f as a denoiser", before.ar, before.nelbo)
@@ -200,7 +204,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
     if trained is not None:
         network = cast(PretrainedDenoiser, trained.network)
         denoiser = merge_lora(network) if asked.lora else network
-        denoiser.model.gradient_checkpointing_disable()
+        denoiser.recompute(False)
     ended = measured(denoiser) if asked.steps else before
     row = _row(asked, found, ids, val, trained, before, ended)
     with replacing(asked.out) as staged:
@@ -245,15 +249,18 @@ def with_rows(model: PreTrainedModel, rows: int) -> PreTrainedModel:
     return model
 
 
-def health(module: ContinuationModule, batches: list[Batch], prefix: int = 0) -> Health:
-    """Of the module's denoiser on batches {"x_0": Long[b,l]}; the noise of each is always the same."""
+def health(module: ContinuationModule, batches: list[Batch], prefix: int = 0, rows: int | None = None) -> Health:
+    """Of the module's denoiser on batches {"x_0": Long[b,l]}; the noise of each is always the same.
+
+    `prefix` tokens are given; the decoder had `rows` ids.
+    """
     denoiser = cast(PretrainedDenoiser, module.network)
     ar, nelbo, device = torch.zeros(2).double(), torch.zeros(2).double(), denoiser.output_embedding.device
     with torch.no_grad(), evaluating(denoiser):
         for index, batch in enumerate(batches):
             x_0 = batch["x_0"].to(device)
             target = targets(x_0, denoiser.pad_index) & _wanted(x_0, prefix)
-            log_p = denoiser.causal_log_prob(x_0)[target].double()
+            log_p = denoiser.causal_log_prob(x_0, rows)[target].double()
             ar += torch.stack([-log_p.sum(), target.sum()]).cpu()
             for draw in range(module.draws):
                 generator = torch.Generator(device).manual_seed(index * module.draws + draw)
@@ -271,8 +278,7 @@ def _continued(
 ) -> Trained:
     """The fit, resumable and tracked as every training here."""
     network = add_lora(denoiser, rank=asked.lora, alpha=2.0 * asked.lora, seed=asked.seed) if asked.lora else denoiser
-    if asked.checkpointing:
-        network.model.gradient_checkpointing_enable({"use_reentrant": False})
+    network.recompute(asked.checkpointing)
 
     def build(optimiser: OptimiserConfig) -> TrainedModule:
         anneal_steps = round(asked.anneal * asked.steps)
@@ -291,9 +297,7 @@ def _continued(
     return fit_best(params, cell, build, data, asked.training, depends, read, "network", code=__name__)
 
 
-def _texts(
-    asked: Asked, part: str, tokenizer: PreTrainedTokenizerFast, ids: Roles, count: int
-) -> TokenDataset:
+def _texts(asked: Asked, part: str, tokenizer: PreTrainedTokenizerFast, ids: Roles, count: int) -> TokenDataset:
     """The first `count` texts of a split by rank that have more tokens than are given, in the checkpoint's tokens."""
     path = SPLITS / f"{asked.domain}_{part}.parquet"
     rows = chain.from_iterable(encode_chunks(tokenizer, read_texts(path), asked.length, ids.end_index))

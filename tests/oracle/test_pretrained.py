@@ -187,7 +187,7 @@ def test_a_copy_is_fine_tuned_whole_or_by_low_rank_updates(kind: str) -> None:
             loss = module.loss({"x_0": x}, torch.Generator().manual_seed(0))
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < 0.8 * losses[0]
     merged = merge_lora(adapted)
     assert merged.state_dict().keys() == made.state_dict().keys()
@@ -208,8 +208,7 @@ def test_states_that_are_computed_again_give_the_same_gradient(kind: str) -> Non
             nonlocal runs
             runs += 1
 
-        if checkpointing:
-            made.model.gradient_checkpointing_enable({"use_reentrant": False})
+        made.recompute(checkpointing)
         made.train()
         for layer in made.modules():
             if isinstance(layer, nn.Dropout):

@@ -23,6 +23,7 @@ from tests.unit.trees import snapshot
 TRAINED = names()
 CELL = ("--fraction", "0.05", "--seed", "0")
 LENGTH = ("--reward", "length")
+FROM, ONE = ("--from", "model"), ("--from", "model", "--steps", "1")
 Case = tuple[tuple[str, ...], str]
 
 POINT: dict[str, list[Case]] = {
@@ -154,6 +155,43 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         "samples": [((*LENGTH, "--samples", n), f"--samples {n} leaves no joint samples") for n in ("0", "-1", "31")],
         "count": [((*LENGTH, "--count", "1"), "--count 1 is too few")],
         "seed": [((*LENGTH, "--seed", "-1"), "--seed -1 is out of range")],
+    },
+    "ar2diff": {
+        "name": [
+            (("--steps", "1"), "--from"),
+            (("--from", "nowhere", "--steps", "1"), "'nowhere' is no folder here, and http://127.0.0.1:9 cannot be"),
+            (("--from", "nowhere.gguf", "--steps", "1"), "nowhere.gguf does not exist"),
+            (("--from", ".", "--steps", "1"), ". is no model: it holds no config.json"),
+            (("--from", "snapshot/x/y", "--steps", "1"), "neither a folder nor OWNER/NAME of a hub"),
+        ],
+        "steps": [
+            (FROM, "--steps"),
+            ((*FROM, "--steps", "-1"), "--steps -1 is negative"),
+            ((*FROM, "--steps", "70"), "--steps 70 are no whole checks of 50 steps"),
+        ],
+        "out": [
+            ((*ONE, "--out", "snapshot"), "--out snapshot is a file"),
+            ((*ONE, "--out", "."), "--out . holds other files"),
+        ],
+        "domain": [((*ONE, "--domain", "physics"), "--domain 'physics' is none of source, target")],
+        "length": [((*ONE, "--length", "1"), "--length 1 leaves no room")],
+        "prefix": [
+            ((*ONE, "--prefix", "128"), "--prefix 128 of --length 128 leaves nothing to predict"),
+            ((*ONE, "--prefix", "-1"), "--prefix -1"),
+        ],
+        "batch": [((*ONE, "--batch", "0"), "--batch 0 is too few")],
+        "lr": [((*ONE, "--lr", value), "is no learning rate") for value in ("0", "-1", "nan", "inf")],
+        "warmup": [((*ONE, "--warmup", "-1"), "--warmup -1")],
+        "check_every": [
+            ((*ONE, "--check-every", "0"), "--check-every 0 is too few"),
+            ((*ONE, "--check-every", "3"), "--steps 1 are no whole checks of 3 steps"),
+        ],
+        "shift": [((*ONE, "--shift=perhaps"), "--shift")],
+        "anneal": [((*ONE, "--anneal", value), f"--anneal {value}") for value in ("-0.1", "1.5", "nan")],
+        "lora": [((*ONE, "--lora", "-1"), "--lora -1"), ((*ONE, "--lora", "1.5"), "--lora")],
+        "checkpointing": [((*ONE, "--checkpointing=perhaps"), "--checkpointing")],
+        "precision": [((*ONE, "--precision", "16-mixed"), "--precision '16-mixed': choose auto")],
+        "seed": [((*ONE, "--seed", "-1"), "--seed -1 is out of range")],
     },
     "bench": {
         "profile": [(("--profile", name), f"unknown profile '{name}'") for name in ("nosuch", "")],
