@@ -165,14 +165,14 @@ def convert(params: Params, asked: Asked) -> None:
 
 
 def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
-    tokenizer = tokenizer_of(found)
-    model = read_model(found.folder, found.gguf)
-    if getattr(model.config, "is_causal", True) is False:
+    config = read_config(found.folder, found.gguf)
+    if getattr(config, "is_causal", True) is False:
         raise UserError(
             f"{found.name} is read from both sides already; give the autoregressive model that it came from"
         )
-    check_length(asked.length, model.config, asked.shift)
-    ids = roles(tokenizer, model.get_input_embeddings().weight.shape[0])
+    check_length(asked.length, config, asked.shift)
+    tokenizer, rows = tokenizer_of(found), config.vocab_size
+    ids = roles(tokenizer, rows)
     log.info("%s: %s", found.name, ids.said)
     train, val = (
         _texts(asked, part, tokenizer, ids, count)
