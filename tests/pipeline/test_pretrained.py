@@ -22,7 +22,7 @@ from gtl_lightning import UserError, load_pretrained, sample
 from gtl_lightning.data.checkpoint import checkpoint, roles
 from gtl_lightning.data.tokens import load_tokenizer, read_texts
 from gtl_lightning.modules.continuation import ContinuationModule
-from gtl_lightning.networks.pretrained import FAMILIES, PretrainedDenoiser
+from gtl_lightning.networks.pretrained import FAMILIES, PretrainedDenoiser, read_model
 from gtl_lightning.stages.ar2diff import Asked, convert, with_rows
 from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside, tiny
@@ -249,11 +249,6 @@ def no_weights(path: Path, sentinel: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
-def cut(path: Path, sentinel: Path) -> None:
-    weights = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-
-
 def no_end(path: Path, sentinel: Path) -> None:
     change(path / "tokenizer_config.json", eos_token=None)
 
@@ -276,7 +271,6 @@ def a_pipe(path: Path, sentinel: Path) -> None:
         (other, "model of type 'mamba'; give a decoder of one of llama, qwen2, qwen3, gpt2"),
         (no_model, r"is no model: it holds no config\.json"),
         (no_weights, r"holds no weights"),
-        (cut, "holds no model that can be loaded"),
         (no_end, "names no end token"),
         (no_tokenizer, "holds no tokenizer that can be loaded"),
         (a_pipe, "Is a pipe"),
@@ -289,6 +283,14 @@ def test_a_checkpoint_that_will_not_do_is_refused_in_one_line(breaks: Any, messa
         convert(params(), asked("model", "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_cut_off_are_refused_in_one_line(tmp_path: Path) -> None:
+    weights = folder(tmp_path / "model") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="holds no model that can be loaded") as caught:
+        read_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_text_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
