@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning import Guidance, TokenRatio, UserError, load_pretrained, sample
+from gtl_lightning.bench.conversion import OwnLoss, conversion
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.continuation import ContinuationModule
@@ -251,3 +252,14 @@ def test_what_is_written_is_read_again_here(kind: str, tmp_path: Path) -> None:
     config = again.model.config
     assert (config.is_causal, config.mask_token_id, config.shift) == (False, MASK, made.reading.shift)
     assert config.vocab_size == ROWS and made.encode(x, None, EVERYWHERE).shape == (3, L, made.width)
+
+
+@every
+def test_the_step_that_a_conversion_is_timed_beside_is_the_decoders_own(kind: str) -> None:
+    """Its loss is the mean of the decoder's own nats, though the model reads both sides elsewhere."""
+    made, x = denoiser(kind), texts()
+    with torch.no_grad():
+        own = OwnLoss(made).loss({"x_0": x}, torch.Generator())
+        torch.testing.assert_close(own, -made.causal_log_prob(x).mean())
+    found = conversion(made, batch=2, length=5, rounds=1)
+    assert found["own_seconds"] > 0 and found["masks"] == pytest.approx(found["annealed"] / found["full"])

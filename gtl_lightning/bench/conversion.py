@@ -1,0 +1,82 @@
+"""What a step of `gtl ar2diff` costs beside the decoder's own training step, at equal shape and in one run.
+
+`python -m gtl_lightning.bench.conversion FOLDER` logs the ratios for a checkpoint of transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gtl_lightning.bench.timing import hardware, paired
+from gtl_lightning.bench.training import training_step
+from gtl_lightning.modules.base import Batch, TrainedModule
+from gtl_lightning.modules.continuation import ContinuationModule
+from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading, read_model
+from gtl_lightning.papers.ar2diff import begun
+
+log = logging.getLogger(__name__)
+
+
+class OwnLoss(TrainedModule):
+    """The decoder's own training: what transformers computes of `labels`, read causally."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean cross-entropy of the next token, the start read before the first."""
+        denoiser = cast(PretrainedDenoiser, self.network)
+        read = begun(batch["x_0"], denoiser.reading.start_index, denoiser.pad_index)
+        given: dict[str, Any] = {"labels": read, "is_causal": True, "use_cache": False}
+        return cast(Tensor, denoiser.model(read, **given).loss)
+
+
+def conversion(
+    denoiser: PretrainedDenoiser, *, batch: int, length: int, rounds: int, precision: str = "32-true"
+) -> dict[str, float]:
+    """Ratios of processor time to the decoder's own step, medians over rounds of one call each.
+
+    Args:
+        denoiser: its weights are trained.
+        batch: texts a step.
+        length: tokens of a text.
+        rounds: A B C, A B C, ...
+        precision: "32-true" or "bf16-mixed".
+
+    Returns:
+        `full` and `annealed`, by attention, over the own step; `masks`, annealed over full; seconds of the own step.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.arange(denoiser.vocab_size)[~denoiser.excluded.cpu()]
+    x_0 = tokens[torch.randint(len(tokens), (batch, length), generator=generator)]
+    modules = {
+        "own": OwnLoss(denoiser.train()),
+        "full": ContinuationModule(denoiser),
+        "annealed": ContinuationModule(denoiser, anneal_steps=1 << 30),
+    }
+    steps = {name: training_step(module, {"x_0": x_0}, precision) for name, module in modules.items()}
+    found = paired(steps, rounds, torch.device("cpu"))
+    return {
+        "full": found["full"].processor_over(found["own"]),
+        "annealed": found["annealed"].processor_over(found["own"]),
+        "masks": found["annealed"].processor_over(found["full"]),
+        "own_seconds": found["own"].median,
+    }
+
+
+def main() -> None:
+    """Measure the checkpoint that the command names, 8 texts of 48 tokens, in both precisions."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = read_model(sys.argv[1])
+    rows = model.get_input_embeddings().weight.shape[0]
+    denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0))
+    for precision in ("bf16-mixed", "32-true"):
+        found = conversion(denoiser, batch=8, length=48, rounds=7, precision=precision)
+        said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        log.info("%s, %s: %s", hardware(torch.device("cpu")), precision, said)
+
+
+if __name__ == "__main__":
+    main()
