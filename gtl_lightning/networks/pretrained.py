@@ -7,7 +7,7 @@ as a mask of four dimensions. What is written is the native class, which transfo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -183,13 +183,12 @@ class PretrainedDenoiser(nn.Module):
         What the model says of a text as an autoregressive one, over the first `rows` ids: those that it had.
         """
         h = self.encode(x_0, attention=causal_mask(self.reads(x_0.shape[1]), x_0.device))
+        tokens = x_0.clamp(max=(rows or self.vocab_size) - 1)
 
         def at(h: Tensor, tokens: Tensor) -> Tensor:
             return law(self.logits(h)[:, :rows]).gather(-1, tokens[:, None]).squeeze(-1)
 
-        return in_parts(
-            at, self.vocab_size, h.flatten(0, 1), x_0.clamp(max=(rows or self.vocab_size) - 1).flatten()
-        ).view(x_0.shape)
+        return in_parts(at, self.vocab_size, h.flatten(0, 1), tokens.flatten()).view(x_0.shape)
 
     def recompute(self, wanted: bool) -> None:
         """Whether the states of blocks are computed again on the way back, which takes time, or kept, which memory."""
@@ -278,9 +277,8 @@ def read_config(folder: Path | str, gguf: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    load: Callable[..., Any] = AutoConfig.from_pretrained
     with _loading(folder):
-        config = load(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
     family(config.to_dict(), folder)
     return config
 
@@ -294,9 +292,9 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
     import transformers
 
     config = read_config(folder, gguf)
-    load: Callable[..., Any] = getattr(transformers, family(config.to_dict(), folder)).from_pretrained
+    cls: Any = getattr(transformers, family(config.to_dict(), folder))
     with _loading(folder):
-        model = load(
+        model = cls.from_pretrained(
             str(folder),
             trust_remote_code=False,
             local_files_only=True,

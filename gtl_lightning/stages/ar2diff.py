@@ -121,7 +121,8 @@ class Asked:
             )
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; give a folder")
-        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / NOTE).exists():
+        others = self.out.is_dir() and any(not path.name.startswith(".") for path in self.out.iterdir())
+        if others and not (self.out / NOTE).exists():
             raise UserError(f"--out {self.out} holds other files; give a folder of its own")
 
     @property
