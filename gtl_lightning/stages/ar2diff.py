@@ -193,7 +193,7 @@ def _continued(
         "schedule": params.schedule,
         **{key: getattr(asked, key) for key in ("domain", "length", "prefix", "anneal", "lora", "checkpointing")},
     }
-    read = {SPLITS / f"{asked.domain}_{part}.parquet" for part in ("train", "val")} | set(found.weights)
+    read = {SPLITS / f"{asked.domain}_{part}.parquet" for part in ("train", "val")} | set(found.files)
     cell = Cell("ar2diff", None, asked.seed)
     return fit_best(params, cell, build, data, asked.training, depends, read, "network", code=__name__)
 
