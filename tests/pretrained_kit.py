@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gtl_lightning.networks import seeded
-from gtl_lightning.networks.pretrained import FAMILIES, PretrainedDenoiser, Reading
+from gtl_lightning.networks.families import FAMILIES
+from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
 
 ROWS, POSITIONS = 40, 24
 WORDS = [f"w{index}" for index in range(ROWS - 8)]

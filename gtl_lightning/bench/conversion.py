@@ -16,7 +16,8 @@ from gtl_lightning.bench.timing import hardware, paired
 from gtl_lightning.bench.training import training_step
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.continuation import ContinuationModule
-from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading, read_model
+from gtl_lightning.networks.families import read_model
+from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
 from gtl_lightning.papers.ar2diff import begun
 
 log = logging.getLogger(__name__)

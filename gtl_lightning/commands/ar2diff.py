@@ -37,7 +37,8 @@ def ar2diff(
 ) -> None:
     """Make a denoiser of a pretrained Llama, Qwen2, Qwen3 or GPT-2; transformers alone loads what it writes."""
     params = open_params()
-    from gtl_lightning.stages.ar2diff import Asked, convert
+    from gtl_lightning.stages.ar2diff import convert
+    from gtl_lightning.workspace.converting import Asked
 
     convert(
         params,

@@ -39,9 +39,11 @@ class Checkpoint:
     gguf: str | None = None
 
     @property
-    def weights(self) -> list[Path]:
-        """The files that hold weights."""
-        return [self.folder / self.gguf] if self.gguf else sorted(self.folder.glob("*.safetensors"))
+    def files(self) -> list[Path]:
+        """All that is read of it: configuration, tokenizer and weights."""
+        if self.gguf:
+            return [self.folder / self.gguf]
+        return sorted(path for kind in NEEDED for path in self.folder.glob(kind) if path.is_file())
 
 
 def checkpoint(name: str) -> Checkpoint:

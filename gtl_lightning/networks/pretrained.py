@@ -7,8 +7,6 @@ as a mask of four dimensions. What is written is the native class, which transfo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,29 +19,14 @@ from gtl_lightning.core.guard import law, wide
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json
+from gtl_lightning.networks.families import LORA_TARGETS, check_length, read_model
 from gtl_lightning.networks.source import carried, in_parts, weights_hash
 from gtl_lightning.papers.ar2diff import begun, causal_mask
 from gtl_lightning.records import COUNT, Each, Shape, read_record
-from gtl_lightning.resources import lacks_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
-"""`model_type` of a configuration -> transformers' class."""
-LORA_TARGETS = {
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-    **dict.fromkeys(
-        ("llama", "qwen2", "qwen3"),
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    ),
-}
-"""The attention and MLP projections of every block."""
 NOTE = "denoiser.json"
 """What a folder says of a denoiser beside transformers' own files."""
 SAID: Shape = {
@@ -78,7 +61,7 @@ class PretrainedDenoiser(nn.Module):
     With shift a start is read before the first token, and the state of a token stands where the one before it is read.
 
     Args:
-        model: a causal language model of `FAMILIES`, with its head; it is used as it is and made bidirectional.
+        model: a causal language model of `families.FAMILIES`, with its head; it is made bidirectional, no copy of it.
         reading: of its ids.
     """
 
@@ -248,92 +231,3 @@ class PretrainedDenoiser(nn.Module):
         if max(reading.mask_index, reading.pad_index, reading.start_index, *reading.excluded) >= rows:
             raise UserError(f"{Path(folder) / NOTE} names ids that the model's {rows} rows have not; convert it again")
         return cls(model, reading).eval()
-
-
-def check_length(length: int, config: Any, shift: bool) -> None:
-    """Refuse more tokens than a model has positions.
-
-    Raises:
-        UserError: naming both numbers.
-    """
-    most = config.max_position_embeddings - shift
-    if length > most:
-        start = " and the start before them" if shift else ""
-        raise UserError(
-            f"texts of {length} tokens{start} do not fit the {config.max_position_embeddings} positions of this "
-            f"{config.model_type}; use a length of at most {most}"
-        )
-
-
-def read_config(folder: Path | str, gguf: str | None = None) -> Any:
-    """The configuration of a causal language model of `FAMILIES`; no code that comes with it.
-
-    Args:
-        folder: where its files lie.
-        gguf: name of a file in it that is all of it.
-
-    Raises:
-        UserError: another kind of model, or a file that cannot be read.
-    """
-    from transformers import AutoConfig
-
-    with _loading(folder):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
-    family(config.to_dict(), folder)
-    return config
-
-
-def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
-    """A model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF. Arguments as in `read_config`.
-
-    Raises:
-        UserError: as `read_config`; weights that are damaged or do not fit.
-    """
-    import transformers
-
-    config = read_config(folder, gguf)
-    cls: Any = getattr(transformers, family(config.to_dict(), folder))
-    with _loading(folder):
-        model = cls.from_pretrained(
-            str(folder),
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            gguf_file=gguf,
-        )
-    # What was read out of quantised weights has none of them: it is written in full.
-    vars(model.config).pop("quantization_config", None)
-    vars(model).pop("hf_quantizer", None)
-    return cast("PreTrainedModel", model.eval())
-
-
-@contextmanager
-def _loading(folder: Path | str) -> Iterator[None]:
-    """What transformers raises inside is one line that names the folder."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        if lacks_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
-
-
-def family(config: dict[str, Any], name: object) -> str:
-    """The class of a configuration.
-
-    Raises:
-        UserError: an encoder-decoder, or another family.
-    """
-    kind = config.get("model_type")
-    if config.get("is_encoder_decoder"):
-        raise UserError(
-            f"{name} is an encoder-decoder ({kind}); give a decoder of one of the families {', '.join(FAMILIES)}"
-        )
-    if kind not in FAMILIES:
-        raise UserError(f"{name} is a model of type {kind!r}; give a decoder of one of {', '.join(FAMILIES)}")
-    return FAMILIES[kind]

@@ -17,7 +17,8 @@ from gtl_lightning.modules.continuation import ContinuationModule
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.lora import add_lora, merge_lora
 from gtl_lightning.networks import FeatureTokenRatio, ids_of, log_prob_of
-from gtl_lightning.networks.pretrained import FAMILIES, PretrainedDenoiser
+from gtl_lightning.networks.families import FAMILIES
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import annealed_mask, annealed_share, begun, causal_mask, full_mask, prefix_mask
 from tests.oracle.test_looks import MODES
 from tests.pretrained_kit import MASK, PAD, POSITIONS, ROWS, START, decoder, denoiser, texts

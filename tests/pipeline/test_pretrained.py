@@ -22,8 +22,10 @@ from gtl_lightning import UserError, load_pretrained, sample
 from gtl_lightning.data.checkpoint import checkpoint, roles
 from gtl_lightning.data.tokens import load_tokenizer, read_texts
 from gtl_lightning.modules.continuation import ContinuationModule
-from gtl_lightning.networks.pretrained import FAMILIES, PretrainedDenoiser, read_model
-from gtl_lightning.stages.ar2diff import Asked, convert, with_rows
+from gtl_lightning.networks.families import FAMILIES, read_model
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
+from gtl_lightning.stages.ar2diff import convert, with_rows
+from gtl_lightning.workspace.converting import Asked
 from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside, tiny
 from tests.pretrained_kit import decoder, denoiser, folder, texts, tokenizer

@@ -1,0 +1,121 @@
+"""The families of decoders that are read through transformers' own classes; no code that comes with a model is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.resources import lacks_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+"""`model_type` of a configuration -> transformers' class."""
+LORA_TARGETS = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3"),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
+}
+"""The attention and MLP projections of every block."""
+
+
+def check_length(length: int, config: Any, shift: bool) -> None:
+    """Refuse more tokens than a model has positions.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    most = config.max_position_embeddings - shift
+    if length > most:
+        start = " and the start before them" if shift else ""
+        raise UserError(
+            f"texts of {length} tokens{start} do not fit the {config.max_position_embeddings} positions of this "
+            f"{config.model_type}; use a length of at most {most}"
+        )
+
+
+def read_config(folder: Path | str, gguf: str | None = None) -> Any:
+    """The configuration of a causal language model of `FAMILIES`; no code that comes with it.
+
+    Args:
+        folder: where its files lie.
+        gguf: name of a file in it that is all of it.
+
+    Raises:
+        UserError: another kind of model, or a file that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
+    family(config.to_dict(), folder)
+    return config
+
+
+def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
+    """A model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF. Arguments as in `read_config`.
+
+    Raises:
+        UserError: as `read_config`; weights that are damaged or do not fit.
+    """
+    import transformers
+
+    config = read_config(folder, gguf)
+    cls: Any = getattr(transformers, family(config.to_dict(), folder))
+    with _loading(folder):
+        model = cls.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            gguf_file=gguf,
+        )
+    # What was read out of quantised weights has none of them: it is written in full.
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    return cast("PreTrainedModel", model.eval())
+
+
+@contextmanager
+def _loading(folder: Path | str) -> Iterator[None]:
+    """What transformers raises inside is one line that names the folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
+
+
+def family(config: dict[str, Any], name: object) -> str:
+    """The class of a configuration.
+
+    Raises:
+        UserError: an encoder-decoder, or another family.
+    """
+    kind = config.get("model_type")
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"{name} is an encoder-decoder ({kind}); give a decoder of one of the families {', '.join(FAMILIES)}"
+        )
+    if kind not in FAMILIES:
+        raise UserError(f"{name} is a model of type {kind!r}; give a decoder of one of {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
