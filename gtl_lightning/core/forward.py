@@ -199,9 +199,17 @@ def uniform_nelbo_terms(p: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, schedule
         t: Float[b], strictly between 0 and 1.
         schedule: the one x_t was drawn with.
     """
+    return uniform_rate(t, schedule) / p.shape[-1] * _uniform_terms(p, x_0, x_t, t, schedule).sum((-1, -2))
+
+
+def uniform_nelbo_each(p: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Float[b,l]: `uniform_nelbo_terms` position by position."""
+    return (uniform_rate(t, schedule) / p.shape[-1])[:, None] * _uniform_terms(p, x_0, x_t, t, schedule).sum(-1)
+
+
+def _uniform_terms(p: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
     alpha = schedule.alpha(t)
     clean = torch.nn.functional.one_hot(x_0, p.shape[-1]).to(p.dtype)
     model, truth = uniform_score(p, x_t, alpha), uniform_score(clean, x_t, alpha)
     # At v = x_t both are 1 and the term is 0: no position counts a change to itself.
-    terms = model - truth * model.log() + truth * (truth.log() - 1)
-    return uniform_rate(t, schedule) / p.shape[-1] * terms.sum((-1, -2))
+    return model - truth * model.log() + truth * (truth.log() - 1)

@@ -43,6 +43,15 @@ def score_form_terms(network: Source, h: Tensor, true_ids: Tensor, floor: float 
     return score_terms(log_p_true, mean, network.vocab_size - len(network.config.specials), floor)
 
 
+def taught_terms(network: Source, h: Tensor, target: Conditional) -> Tensor:
+    """Float[m]: KL(pi || p_theta) of m laws, of hidden states Float[m,d]; the vocabulary in parts."""
+
+    def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
+        return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
+
+    return in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+
+
 class ConcreteScoreModule(DenoiserModule):
     """Minimises terms of `papers.tcsm`, on data and at masked positions. Score: the NELBO, whatever the objective.
 
@@ -114,12 +123,7 @@ class TaughtModule(DenoiserModule):
         ids = ids_of(network)
         x_t, t, masked = noised(x_0, ids, self.schedule, generator)
         target = self.target(batch, masked)
-
-        def at(h: Tensor, ids: Tensor, log_pi: Tensor, log_rest: Tensor) -> Tensor:
-            return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
-
-        h = network.encode(x_t, t, EVERYWHERE, None)[masked]
-        terms = in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+        terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None)[masked], target)
         return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
 
 

@@ -8,12 +8,14 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import stratified_times, uniform_sample
+from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each, uniform_sample
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
+from gtl_lightning.modules.concrete_score import taught_terms
 from gtl_lightning.modules.denoiser import noised, spread
-from gtl_lightning.networks import ids_of, in_parts, likeliest, log_prob_of, log_probs
+from gtl_lightning.modules.uniform import EDGE
+from gtl_lightning.networks import CausalLM, Frozen, ids_of, in_parts, likeliest, log_prob_of, log_probs
 from gtl_lightning.papers.ar2diff import (
     annealed_mask,
     annealed_share,
@@ -24,6 +26,7 @@ from gtl_lightning.papers.ar2diff import (
     targets,
     unrolled,
 )
+from gtl_lightning.papers.tcsm import conditional, first_order, weighted
 
 
 class Attending(Source, Protocol):
@@ -118,6 +121,49 @@ def sundae(
     return sundae_loss(unrolled(read, log_prob, reread, x_0, x_t, target), target)
 
 
+def distilled(
+    network: Attending,
+    x_0: Tensor,
+    target: Tensor,
+    attention: Tensor | None,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    teacher: Frozen,
+) -> tuple[Tensor, Tensor]:
+    """The two-sided conditionals of the causal model that it started from (docs/method.md eq. 12), over the targets.
+
+    `functools.partial` sets `teacher`. In nats above the teacher's own entropy.
+    """
+    x_t, t, at = noised(x_0, ids_of(network), schedule, generator, ~target)
+    taught = conditional(cast(CausalLM, teacher.network), x_0, at, first_order)
+    terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None, attention)[at], taught)
+    return weighted(spread(terms, at), at, t, schedule).sum(), target.sum()
+
+
+def uniform_nelbo(
+    network: Attending,
+    x_0: Tensor,
+    target: Tensor,
+    attention: Tensor | None,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The NELBO under uniform noise (docs/method.md eq. 1u), by which a model of `sundae` is scored, over the targets."""
+    t = (1 - EDGE) * stratified_times(len(x_0), generator, EDGE, device=x_0.device)
+    x_t = noised_uniformly(network, x_0, t, target, schedule, generator)
+    clean = clean_ids(network, x_0.device)
+    log_p = log_probs(network, network.encode(x_t, t, EVERYWHERE, None, attention))[..., clean]
+    places = [torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t)]
+    terms = uniform_nelbo_each(log_p.exp(), *places, t, schedule)
+    return terms.masked_fill(~target, 0.0).sum(), target.sum()
+
+
+def clean_ids(network: Attending, device: torch.device | str) -> Tensor:
+    """Long[v]: the ids that are tokens of a text, in order."""
+    ids = torch.arange(network.vocab_size, device=device)
+    return ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
+
+
 def noised_uniformly(
     network: Attending,
     x_0: Tensor,
@@ -127,8 +173,7 @@ def noised_uniformly(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Long[b,l]: targets become uniform tokens with probability 1 - alpha_t; the mask and the padding are no tokens."""
-    ids = torch.arange(network.vocab_size, device=x_0.device)
-    clean = ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
+    clean = clean_ids(network, x_0.device)
     # Uniform noise knows the tokens 0..V-1: each clean id by its place among them.
     place = torch.searchsorted(clean, x_0).clamp(max=len(clean) - 1)
     noise = uniform_sample(place, t, schedule, len(clean), generator, ~target)
@@ -147,6 +192,8 @@ class ContinuationModule(TrainedModule):
         anneal_steps: steps over which attention to what comes after is let in; 0 lets all in at once.
         visible: (attention Bool[r,r], Long[b] given positions) -> Bool[b,r,r]; `papers.ar2diff.prefix_mask` keeps what
             is given from reading the rest. None lets everything read everything.
+        prefix: (lengths Long[b], generator) -> Long[b], where the batch holds none.
+        scored: what held-out data are scored by; the objective, where nothing is said.
         options: as `TrainedModule`'s.
     """
 
@@ -156,11 +203,14 @@ class ContinuationModule(TrainedModule):
         objective: Objective = masked,
         anneal_steps: int = 0,
         visible: Callable[[Tensor, Tensor], Tensor] | None = None,
+        prefix: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        scored: Objective | None = None,
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
         annealed_share(0, anneal_steps)
         self.objective, self.anneal_steps, self.visible = objective, anneal_steps, visible
+        self.prefix, self.scored = prefix, scored
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The objective per target, with the attention of the present step."""
@@ -169,18 +219,23 @@ class ContinuationModule(TrainedModule):
         step, attention = self.global_step, None
         if annealed_share(step, self.anneal_steps) < 1:
             attention = annealed_mask(n, step, self.anneal_steps, generator, batch["x_0"].device)
-        total, count = self._terms(batch, attention, generator)
+        total, count = self._terms(self.objective, batch, attention, generator)
         return total / count
 
     def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum over the batch and number of targets."""
-        return self._terms(batch, None, generator)
+        return self._terms(self.scored or self.objective, batch, None, generator)
 
-    def _terms(self, batch: Batch, attention: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _terms(
+        self, objective: Objective, batch: Batch, attention: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         network, x_0, prefix = cast(Attending, self.network), batch["x_0"], batch.get("prefix")
+        pad = ids_of(network).pad_index
+        if prefix is None and self.prefix is not None:
+            prefix = self.prefix((x_0 != pad).sum(-1), generator)
         if prefix is not None and self.visible is not None:
             n = network.reads(x_0.shape[1])
             whole = full_mask(n, x_0.device) if attention is None else attention
             attention = self.visible(whole, prefix + (n - x_0.shape[1]))
-        target = targets(x_0, ids_of(network).pad_index, prefix)
-        return self.objective(network, x_0, target, attention, self.schedule, generator)
+        target = targets(x_0, pad, prefix)
+        return objective(network, x_0, target, attention, self.schedule, generator)

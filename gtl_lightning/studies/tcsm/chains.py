@@ -7,29 +7,25 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import nelbo_terms
-from gtl_lightning.data.dataset import TokenDataset
-from gtl_lightning.data.loading import TextDataModule
-from gtl_lightning.fields import Training
 from gtl_lightning.files import write_json
 from gtl_lightning.laws.chains import ChainTeacher, MarkovChain, paper_chain
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule, mixed_seed
 from gtl_lightning.modules.concrete_score import DistilledModule
-from gtl_lightning.modules.denoiser import DenoiserModule, noised
-from gtl_lightning.networks import CausalLM, Ids, MaskedDenoiser
+from gtl_lightning.modules.denoiser import DenoiserModule
+from gtl_lightning.networks import CausalLM, MaskedDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
+from gtl_lightning.studies.chained import chain_data, least
 from gtl_lightning.studies.tcsm.settings import Chains, Tcsm
 from gtl_lightning.studies.tcsm.study import CHAINS, Row
-from gtl_lightning.studies.tcsm.training import fitted
+from gtl_lightning.studies.training import fitted, steady
 from gtl_lightning.workspace.paths import log
 from gtl_lightning.workspace.spread import spread
 
 OBJECTIVES = ("cross-entropy", "distillation")
-TRAIN, HELD_OUT, NOISE = range(3)
+NOISE = 2
 
 
 def measure_chains(settings: Tcsm) -> None:
@@ -78,18 +74,11 @@ def examples(chains: Chains, seed: int) -> list[Row]:
     """
     training = chains.training
     chain = paper_chain(chains.diagonal, chains.states)
-    data = _data(chains, training, chain, seed)
-    steady = OptimiserConfig(
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
-        grad_clip=training.clip,
-        final_share=1.0,
-    )
+    data = chain_data(chain, chains.length, chains.held_out, training, seed)
     rows = []
     for objective in OBJECTIVES:
-        made = module(objective, chains, chain, seed, steady)
-        least = _least(data, chain, made)
+        made = module(objective, chains, chain, seed, steady(training))
+        least = least(data, chain, made)
         found = fitted(
             f"tcsm-chains-{objective}-{seed}",
             made,
@@ -146,32 +135,3 @@ def _gradient(made: TrainedModule, chain: MarkovChain, chains: Chains, seed: int
     return torch.cat(
         [weight.grad.flatten() for weight in made.network.parameters() if weight.grad is not None]
     ).double()
-
-
-def _least(data: TextDataModule, chain: MarkovChain, made: TrainedModule) -> float:
-    """What the exact posterior scores, nats per token, under the masks that the module is scored under."""
-    total, count = 0.0, 0
-    for i, batch in enumerate(data.val_dataloader()):
-        x_0, ids = batch["x_0"], Ids(chain.mask_index, NO_PAD)
-        for draw in range(made.draws):
-            x_t, t, masked = noised(x_0, ids, made.schedule, made.generator(i, draw, 2))
-            log_p = chain(x_t).gather(-1, x_0[..., None]).squeeze(-1)
-            total += float(nelbo_terms(log_p, masked, t, made.schedule).sum())
-            count += x_0.numel()
-    return total / count
-
-
-def _data(chains: Chains, training: Training, chain: MarkovChain, seed: int) -> TextDataModule:
-    def drawn(n: int, stream: int) -> TokenDataset:
-        generator = torch.Generator().manual_seed(mixed_seed(seed if stream == TRAIN else 0, stream))
-        tokens = chain.sample(n, chains.length, generator).numpy().ravel()
-        return TokenDataset.from_arrays(tokens, np.arange(n + 1, dtype=np.int64) * chains.length, NO_PAD)
-
-    return TextDataModule(
-        drawn(training.steps * training.batch, TRAIN),
-        drawn(chains.held_out, HELD_OUT),
-        batch=training.batch,
-        steps_per_epoch=training.check_every,
-        seed=seed,
-        pad_index=NO_PAD,
-    )

@@ -37,7 +37,7 @@ from gtl_lightning.sources import SOURCES
 from gtl_lightning.sources.kind import Context
 from gtl_lightning.studies.tcsm.settings import Characters, Tcsm
 from gtl_lightning.studies.tcsm.study import TEXT, Row
-from gtl_lightning.studies.tcsm.training import fitted
+from gtl_lightning.studies.training import fitted
 from gtl_lightning.workspace.paths import SNAPSHOT, log
 from gtl_lightning.workspace.spread import spread
 
