@@ -148,7 +148,7 @@ def uniform_nelbo(
     schedule: NoiseSchedule,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The NELBO under uniform noise (docs/method.md eq. 1u), by which a model of `sundae` is scored, over the targets."""
+    """The NELBO under uniform noise (docs/method.md eq. 1u) over the targets: a model of `sundae` is scored by it."""
     t = (1 - EDGE) * stratified_times(len(x_0), generator, EDGE, device=x_0.device)
     x_t = noised_uniformly(network, x_0, t, target, schedule, generator)
     clean = clean_ids(network, x_0.device)

@@ -1,4 +1,4 @@
-"""Text behind a given prefix, the prefix passed over once: a denoiser's law of it, and a causal model's continuation."""
+"""Text behind a given prefix, which is passed over once: a denoiser's law of it, a causal model's continuation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def apart(network: MaskedDenoiser) -> Visible:
 
 
 class Following:
-    """A denoiser of the tokens behind a prefix, as samplers and `papers.ar2diff.decode` take it: Long[b,t] is they alone.
+    """A denoiser of the tokens behind a prefix, Long[b,t], as samplers and `papers.ar2diff.decode` take it.
 
     The prefix does not depend on them (`apart`), so that its keys and values are computed once and read at every step.
 

@@ -1,4 +1,4 @@
-"""Text written behind a prefix: by a causal model, by revealing masks, by redrawing everything; n drafts, the best kept.
+"""Text written behind a prefix: causally, by revealing masks, by redrawing everything; of n drafts the best is kept.
 
 A draft is Long[b,l] and Float[b], how unlikely its writer holds it, by which drafts are re-ranked.
 """

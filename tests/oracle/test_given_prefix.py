@@ -111,7 +111,7 @@ def test_more_than_there_is_room_for_is_one_line(length: int) -> None:
 @pytest.mark.parametrize("shift", [True, False])
 @pytest.mark.parametrize("cls", [MaskedDenoiser, UniformDenoiser])
 def test_a_denoiser_behind_a_prefix_passes_over_it_once(shift: bool, cls: type[MaskedDenoiser]) -> None:
-    """Step by step the hidden states are those of a pass over everything, to 1e-10; the network sees fewer positions."""
+    """Step by step the hidden states are those of a pass over everything, to 1e-10; fewer positions are seen."""
     network, prefix = denoiser(shift, cls), given()
     following, seen = Following(network, prefix), []
     network.backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))

@@ -47,9 +47,7 @@ class Chains(Section):
     sharpness: PositiveFloat = Field(3.0, description="standard deviation of the logits of that matrix")
     length: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(8, description="tokens of its sequences")
     diagonal: Diagonal = Field(0.8, description="P(stay) of the chain of five states, sequences of 20")
-    steps: Positive = Field(
-        500, description="most steps N of diffusion; the rate stays at its peak, every check is an N"
-    )
+    steps: Positive = Field(500, description="most steps N of diffusion; every check is an N")
     held_out: Positive = Field(256, description="sequences by which the gap to the exact law is measured")
     network: Network = Field(Network(width=32, depth=2, heads=2, dropout=0.0, tied=False), description="all networks")
     training: Training = Field(

@@ -78,7 +78,7 @@ def examples(chains: Chains, seed: int) -> list[Row]:
     rows = []
     for objective in OBJECTIVES:
         made = module(objective, chains, chain, seed, steady(training))
-        least = least(data, chain, made)
+        floor = least(data, chain, made)
         found = fitted(
             f"tcsm-chains-{objective}-{seed}",
             made,
@@ -94,7 +94,7 @@ def examples(chains: Chains, seed: int) -> list[Row]:
                 "objective": objective,
                 "seed": seed,
                 "examples": int(check["step"]) * training.batch,
-                "excess": (check["score"] - least) * chains.length,
+                "excess": (check["score"] - floor) * chains.length,
             }
             for check in found.history
         ]
