@@ -12,7 +12,7 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro markov tcsm test bench lint ui serve env lock clean-env
+.PHONY: repro markov tcsm ar2diff test bench lint ui serve env lock clean-env
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
@@ -27,6 +27,10 @@ markov: $(READY)  ## the study on Markov chains: reports/markov.md
 tcsm: $(READY)  ## the study of target concrete score matching: reports/tcsm.md
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
 	@dvc repro gtl_lightning/studies/tcsm/dvc.yaml:tcsm-report
+
+ar2diff: $(READY)  ## the study of AR2Diff, a causal model continued as a denoiser: reports/ar2diff.md
+	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@dvc repro gtl_lightning/studies/ar2diff/dvc.yaml:ar2diff-report
 
 # Two workers, one thread each: most tests are one process on one core.
 test: export OMP_NUM_THREADS := 1

@@ -34,6 +34,8 @@ WITHOUT_RESULT = frozenset(
         "studies/markov/params.py",
         "studies/tcsm/settings.py",
         "studies/tcsm/params.py",
+        "studies/ar2diff/settings.py",
+        "studies/ar2diff/params.py",
         "workspace/closure.py",  # names states
         "workspace/watched.py",  # refuses results of what was edited meanwhile
         "workspace/declared.py",
@@ -49,6 +51,7 @@ WITHOUT_RESULT = frozenset(
         "studies/__init__.py",
         "studies/markov/__init__.py",
         "studies/tcsm/__init__.py",
+        "studies/ar2diff/__init__.py",
     )
 )
 """Files that say something and compute nothing: a change of them makes no result another."""

@@ -287,6 +287,7 @@ BUILDS = {
     "methods/vanilla.py", "stages/train.py", "bench/sampling.py",
     "studies/markov/study.py", "studies/markov/domains.py", "studies/markov/models.py",
     "studies/tcsm/chains.py",
+    "studies/ar2diff/chains.py", "studies/ar2diff/text.py", "studies/ar2diff/tasks.py", "studies/ar2diff/speed.py",
 }  # fmt: skip
 """Where one is made from nothing, as by every kind of source, or a study's own is read; all else asks a `Source`."""
 

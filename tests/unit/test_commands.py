@@ -12,6 +12,8 @@ import typer.main
 
 from flows.cli import app, main
 from gtl_lightning.methods import METHODS, names
+from gtl_lightning.studies.ar2diff.params import write_settings as write_ar2diff
+from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.markov.params import write_settings
 from gtl_lightning.studies.markov.settings import Markov
 from gtl_lightning.studies.tcsm.params import write_settings as write_tcsm
@@ -133,6 +135,18 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("--set", "text.training.also_lr=[0.1]"), "trainings of this study take one learning rate"),
         ],
     },
+    "ar2diff-study configure": {
+        "overrides": [
+            (("--set", "ar2diff.seeds=[0]"), "unknown parameter ar2diff"),
+            (("--set", "seeds"), "--set seeds: write it as key=value"),
+            (("--set", "text.prefix=48"), "prefix = 48 of length = 48 leaves no room for a target; lower prefix"),
+            (("--set", "text.crossed=-1"), "text.crossed"),
+            (("--set", "chains.steps=-5"), "chains.steps"),
+            (("--set", "text.crossed=31"), "crossed = 31 must be a check of diffusion"),
+            (("--set", "text.second=abstract"), "first and second are both 'abstract'"),
+            (("--set", "text.task.also_lr=[0.1]"), "trainings of this study take one learning rate"),
+        ],
+    },
     "reward": {
         "reward": [
             (("--reward", "beauty"), "--reward beauty is unknown; choose one of length, readability"),
@@ -235,6 +249,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_params(configure(), tmp_path / "params.yaml")
     write_settings(Markov())
     write_tcsm(Tcsm())
+    write_ar2diff(AR2Diff())
     (tmp_path / "snapshot").write_text('{"id": "1"}\n')
     return tmp_path
 

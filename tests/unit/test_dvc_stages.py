@@ -11,6 +11,8 @@ import yaml
 
 from flows.cli import app
 from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
+from gtl_lightning.studies.ar2diff.params import PARAMS as AR2DIFF_PARAMS
+from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.markov.params import PARAMS
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.studies.tcsm.params import PARAMS as TCSM_PARAMS
@@ -24,8 +26,9 @@ from tests.pipeline.reading import flat
 MAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STUDY = yaml.safe_load((ROOT / PARAMS.with_name("dvc.yaml")).read_text())["stages"]
 TCSM = yaml.safe_load((ROOT / TCSM_PARAMS.with_name("dvc.yaml")).read_text())["stages"]
-STUDIES = {"markov": (PARAMS, STUDY), "tcsm": (TCSM_PARAMS, TCSM)}
-STAGES: dict[str, Any] = {**MAIN, **STUDY, **TCSM}
+AR2DIFF = yaml.safe_load((ROOT / AR2DIFF_PARAMS.with_name("dvc.yaml")).read_text())["stages"]
+STUDIES = {"markov": (PARAMS, STUDY), "tcsm": (TCSM_PARAMS, TCSM), "ar2diff": (AR2DIFF_PARAMS, AR2DIFF)}
+STAGES: dict[str, Any] = {**MAIN, **STUDY, **TCSM, **AR2DIFF}
 TRAINED = {
     "baselines": "baseline",
     "with_classifier": "baseline-with-classifier",
@@ -233,7 +236,8 @@ def test_every_matrix_reads_the_one_grid(stage: str) -> None:
 def test_the_studies_stand_in_their_own_files_alone() -> None:
     assert set(STUDY) == {"markov-source", "markov-cells", "markov-overlap", "markov-report"}
     assert set(TCSM) == {"tcsm-law", "tcsm-chains", "tcsm-text", "tcsm-report"}
-    assert len(STAGES) == len(STUDY) + len(TCSM) + len(MAIN)
+    assert set(AR2DIFF) == {"ar2diff-chains", "ar2diff-text", "ar2diff-speed", "ar2diff-report"}
+    assert len(STAGES) == len(STUDY) + len(TCSM) + len(AR2DIFF) + len(MAIN)
     assert not [name for name in MAIN if "markov" in str(MAIN[name]) or "studies/" in str(MAIN[name])]
 
 
@@ -241,7 +245,7 @@ def test_the_studies_stand_in_their_own_files_alone() -> None:
 def test_a_stage_of_a_study_runs_in_the_root_where_its_outputs_stay(study: str, stage: str) -> None:
     file, own = STUDIES[study]
     assert ((ROOT / file).parent / own[stage]["wdir"]).resolve() == ROOT
-    assert own[stage]["cmd"].startswith(f"gtl {study} ")
+    assert own[stage]["cmd"].startswith((f"gtl {study} ", f"gtl {study}-study "))
     assert all(str(out).startswith((f"{study}/", f"runs/{study}/", f"reports/{study}")) for out in own[stage]["outs"])
     # DVC writes dvc.lock beside dvc.yaml: a stage that depended on the folder would be stale as soon as it has run.
     around = [dep for dep in own[stage]["deps"] if covers(dep, file.with_name("dvc.lock").as_posix())]
@@ -252,6 +256,16 @@ def test_a_stage_of_a_study_runs_in_the_root_where_its_outputs_stay(study: str, 
 def test_a_parameter_of_tcsm_makes_its_own_stage_stale_and_the_report(key: str) -> None:
     stale = {stage for stage in STAGES if reads(stage, key, file=TCSM_PARAMS)}
     own = set(TCSM) if key == "seeds" else {f"tcsm-{key.split('.')[0]}", "tcsm-report"}
+    assert stale == own
+
+
+@pytest.mark.parametrize("key", [key for key in flat(AR2Diff().model_dump()) if not key.endswith(".also_lr")])
+def test_a_parameter_of_ar2diff_makes_the_stages_stale_that_read_it_and_the_report(key: str) -> None:
+    """What is timed is written as a task is, by networks of the text's sizes."""
+    stale = {stage for stage in STAGES if reads(stage, key, file=AR2DIFF_PARAMS)}
+    section = key.split(".")[0]
+    more = {"text": {"ar2diff-speed"}, "decoding": {"ar2diff-text", "ar2diff-speed"}}.get(section, set())
+    own = set(AR2DIFF) if key == "seeds" else {f"ar2diff-{section}", *more, "ar2diff-report"} & set(AR2DIFF)
     assert stale == own
 
 

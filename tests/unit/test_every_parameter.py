@@ -23,6 +23,8 @@ from pydantic.fields import FieldInfo
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT
+from gtl_lightning.studies.ar2diff import params as ar2diff
+from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.markov import params as study
 from gtl_lightning.studies.markov.settings import DIFFERENCES, Markov
 from gtl_lightning.studies.tcsm import params as tcsm
@@ -86,12 +88,14 @@ def _leaf(key: str, field: FieldInfo) -> Leaf:
             return Leaf(key, kind, tuple(bounds), optional, lists, may_be_empty)
 
 
-MARKOV, TCSM = STUDIES = ("markov/", "tcsm/")
+MARKOV, TCSM, AR2DIFF = STUDIES = ("markov/", "tcsm/", "ar2diff/")
 """In front of the keys of a study's own file."""
+DIFFUSION = "ar2diff/text.diffusion"
 FILES: dict[str, Any] = {
     "": (Params, overlaid, load_params),
     MARKOV: (Markov, study.overlaid, study.load_settings),
     TCSM: (Tcsm, tcsm.overlaid, tcsm.load_settings),
+    AR2DIFF: (AR2Diff, ar2diff.overlaid, ar2diff.load_settings),
 }
 LEAVES = {leaf.key: leaf for prefix, (model, *_) in FILES.items() for leaf in leaves(model, prefix)}
 NUMBERS = [key for key, leaf in LEAVES.items() if leaf.kind in (int, float)]
@@ -212,6 +216,11 @@ def _companions(key: str, section: str, name: str, value: Any) -> dict[str, Any]
         },
         "tcsm/law.states": {"tcsm/law.length": 2},
         "tcsm/law.length": {"tcsm/law.states": 2},
+        "ar2diff/text.length": {"ar2diff/text.prefix": 1},
+        "ar2diff/text.prefix": {"ar2diff/text.length": 4096},
+        "ar2diff/text.crossed": {f"{DIFFUSION}.steps": max(value, 10**6), f"{DIFFUSION}.check_every": 1},
+        f"{DIFFUSION}.steps": {"ar2diff/text.crossed": 0, f"{DIFFUSION}.check_every": 1, f"{DIFFUSION}.warmup": 0},
+        f"{DIFFUSION}.check_every": {"ar2diff/text.crossed": 0, f"{DIFFUSION}.steps": max(value, 10**6)},
         "machine.devices": dict.fromkeys(BATCHES, 65536),
         "machine.accumulate": dict.fromkeys(BATCHES, 65536),
     }

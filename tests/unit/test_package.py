@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CITATION: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-LOCKS = ("dvc.lock", "gtl_lightning/studies/markov/dvc.lock", "gtl_lightning/studies/tcsm/dvc.lock")
+LOCKS = ("dvc.lock", *(f"gtl_lightning/studies/{study}/dvc.lock" for study in ("markov", "tcsm", "ar2diff")))
 PAPERS = {"2512.10877": "Kleutgens", "2504.16431": "Zhang", "2401.17181": "Han", "2406.07524": "Sahoo"}
 
 

@@ -22,6 +22,7 @@ from gtl_lightning.fields import (
 )
 
 States = Annotated[int, Field(strict=True, ge=2, le=128)]
+Prefix = Annotated[int, Field(strict=True, ge=1, le=4095)]
 Diagonal = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Part = Annotated[float, Field(strict=True, gt=0, le=1)]
 
@@ -65,19 +66,19 @@ class Texts(Section):
     records: Annotated[int, Field(strict=True, ge=50, le=10**7)] = Field(2500, description="records that are read")
     vocabulary: Annotated[int, Field(strict=True, ge=128, le=2**20)] = Field(1024, description="ids of the tokenizer")
     length: Annotated[int, Field(strict=True, ge=2, le=4096)] = Field(48, description="tokens of an example")
-    prefix: Size = Field(32, description="of them, places of what is given in a task")
+    prefix: Prefix = Field(32, description="of them, places of what is given in a task")
     held_out: Positive = Field(96, description="examples by which a training is scored")
     tested: Positive = Field(64, description="records that a task is measured on")
     draws: Few = Field(2, description="noise levels of each held-out example")
     network: Network = Field(Network(width=64, depth=2, heads=4, dropout=0.0, tied=True), description="all networks")
-    causal: Training = Field(_training(steps=200, check_every=20), description="the causal model's training")
+    causal: Training = Field(_training(steps=150, check_every=30), description="the causal model's training")
     diffusion: Training = Field(
-        _training(steps=200, check_every=20),
+        _training(steps=150, check_every=30),
         description="N steps of diffusion; the rate stays at its peak, so that every check is an N",
     )
-    crossed: Natural = Field(60, description="N at which shift, annealing and loss are crossed")
+    crossed: Natural = Field(30, description="N at which shift, annealing and loss are crossed")
     anneal: Part = Field(0.5, description="share of the steps over which attention is let in, where it is annealed")
-    task: Training = Field(_training(steps=60, check_every=60), description="fine-tuning on a task")
+    task: Training = Field(_training(steps=40, check_every=40), description="fine-tuning on a task")
 
     @model_validator(mode="after")
     def _fits(self) -> Texts:
@@ -113,7 +114,7 @@ class Speed(Section):
     tested: Positive = Field(48, description="records that quality is measured on")
     repeats: Few = Field(3, description="runs of which the quickest counts")
     training: Training = Field(
-        _training(steps=150, check_every=150), description="the causal model's, and again its continuation's"
+        _training(steps=120, check_every=120), description="the causal model's, and again its continuation's"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Both tasks of the stage `ar2diff-text`: fine-tuned by diffusion or causally, written, held against what was wanted."""
+"""Both tasks of the stage `ar2diff-text`: fine-tuned, written, held against what was wanted."""
 
 from __future__ import annotations
 

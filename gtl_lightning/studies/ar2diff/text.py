@@ -125,8 +125,8 @@ class Pretraining:
                         "crossed", "AR2Diff", text.crossed, 0, result.history[-1]["score"], result.seconds
                     )
                     yield found | {"loss": loss, "shift": shift, "anneal": anneal}
-                    if loss != "masked" and shift and not anneal:
-                        self.kept[f"AR2Diff {loss}, N = {text.crossed}"] = network, text.causal.steps, text.crossed
+                    if loss == "SUNDAE" and shift and not anneal:
+                        self.kept[f"AR2Diff by SUNDAE, N = {text.crossed}"] = network, text.causal.steps, text.crossed
 
     def _module(self, network: MaskedDenoiser, loss: str = "masked", anneal_steps: int = 0) -> ContinuationModule:
         objective, scored = objectives(self.model if loss == "distilled" else None)[loss]

@@ -14,6 +14,7 @@ from gtl_lightning.report.figures import save_figure
 from gtl_lightning.report.panels import Panel, Point, Series
 from gtl_lightning.report.style import number
 from gtl_lightning.report.tables import half_width
+from gtl_lightning.studies.rows import cell, mean
 from gtl_lightning.studies.tcsm.settings import Tcsm
 from gtl_lightning.studies.tcsm.study import CHAINS, LAW, TEXT, study
 from gtl_lightning.workspace.params import Params
@@ -64,12 +65,6 @@ def summary(law: Sequence[Row], chains: Sequence[Row], text: Sequence[Row]) -> d
     return {"".join(c if c.isalnum() or c in "._- " else "_" for c in key): value for key, value in found.items()}
 
 
-def mean(rows: Iterable[Row], metric: str, **where: Any) -> tuple[float, float]:
-    """(mean, half width of the 95 % t-interval) over the rows that fit."""
-    values = [float(row[metric]) for row in rows if all(row.get(key) == value for key, value in where.items())]
-    return (fmean(values), half_width(values)) if values else (math.nan, math.nan)
-
-
 def shares(chains: Sequence[Row]) -> dict[int, float]:
     """Seed -> examples at which distillation is where cross-entropy is at its best, over the examples that took."""
     found = {}
@@ -112,18 +107,13 @@ def _cell(row: Row) -> dict[str, Any]:
     return {"noise": row["noise"], "objective": row["objective"]}
 
 
-def _interval(rows: Sequence[Row], metric: str, digits: int, **where: Any) -> TableCell:
-    value, half = mean(rows, metric, **where)
-    return TableCell(number(value, digits), f"± {number(half, digits)}" if math.isfinite(half) else "")
-
-
 def _text_table(text: Sequence[Row]) -> Table:
     cells = list({tuple(_cell(row).values()): row for row in text}.values())
     rows = tuple(
         (
             str(row["noise"]),
             str(row["objective"]),
-            _interval(text, "bits", 3, **_cell(row)),
+            cell(mean(text, "bits", **_cell(row)), 3),
             number(mean(text, "seconds", **_cell(row))[0], 1),
         )
         for row in cells
@@ -138,12 +128,12 @@ def _law_table(law: Sequence[Row], part: str, title: str) -> Table:
     rows: list[tuple[TableCell | str, ...]] = []
     for form, kind in dict.fromkeys((row["form"], row["kind"]) for row in own):
         where = {"part": part, "form": form}
-        cells: list[TableCell | str] = [str(form), str(kind), _interval(own, "tv", 4, **where)]
+        cells: list[TableCell | str] = [str(form), str(kind), cell(mean(own, "tv", **where), 4)]
         worst = max((float(row.get("worst", row["tv"])) for row in own if row["form"] == form), default=math.nan)
         cells.append(number(worst, 4))
         if earns:
             off = [row["reward"] / row["reward_wanted"] - 1 for row in own if row["form"] == form]
-            cells += [_interval(own, "reward", 3, **where), number(100 * max(off, key=abs), 2)]
+            cells += [cell(mean(own, "reward", **where), 3), number(100 * max(off, key=abs), 2)]
         rows.append(tuple(cells))
     columns = ("form", "kind", "total variation", "worst", *(("reward", "worst % off p_R's") if earns else ()))
     return Table(title, columns, tuple(rows), (0, 1))
