@@ -88,12 +88,6 @@ def test_text_is_compared_at_equal_steps_and_at_equal_compute(study: Path) -> No
     crossed = {(row["loss"], row["shift"], row["anneal"]) for row in rows(study, "crossed")}
     assert crossed == {(loss, shift, anneal) for loss in LOSSES for shift in (True, False) for anneal in (0.0, 0.5)}
     assert {row["n"] for row in rows(study, "causal")} == {4, 8}
-    # Of an annealed step less is read, so that the weights that come of it differ.
-    at_once, let_in = (
-        [row["nats"] for row in rows(study, "crossed") if (row["loss"], row["shift"]) == ("masked", True)][i]
-        for i in (0, 1)
-    )
-    assert isinstance(at_once, float) and isinstance(let_in, float)
 
 
 def test_both_tasks_have_every_system_and_way(study: Path) -> None:
@@ -126,7 +120,9 @@ def test_time_stands_beside_length_and_quality(study: Path) -> None:
         ("diffusion, 8 steps", 8),
     }
     assert {row["batch"] for row in found} == {None, 1, 2}
-    assert all((row["seconds"] is None) == (row["batch"] is None) and 0 <= row["chrf"] <= 100 for row in found)  # type: ignore[operator]
+    measured = [row for row in found if row["batch"] is None]
+    assert len(measured) == len(ways) and all(0 <= row["chrf"] <= 100 for row in measured)  # type: ignore[operator]
+    assert all(row["seconds"] > 0 for row in found if row not in measured)  # type: ignore[operator]
 
 
 def test_the_page_has_every_table_and_figure(study: Path) -> None:

@@ -52,7 +52,7 @@ class Chains(Section):
     held_out: Positive = Field(256, description="sequences by which the gap to the exact law is measured")
     network: Network = Field(Network(width=32, depth=2, heads=2, dropout=0.0, tied=False), description="all networks")
     training: Training = Field(
-        _training(steps=300, batch=32, lr=5e-3, check_every=20),
+        _training(steps=300, batch=32, lr=5e-3, check_every=50),
         description="the causal model's; a denoiser's is the same for N steps",
     )
 
