@@ -10,7 +10,7 @@ from gtl_lightning.records import read_records
 from gtl_lightning.report.document import Block, Figure, Heading, Table, TableCell, Text, to_markdown
 from gtl_lightning.report.figures import save_figure
 from gtl_lightning.report.style import number
-from gtl_lightning.studies.ar2diff.panels import chain_panels, curve_panels, speed_panels, task_panels
+from gtl_lightning.studies.ar2diff.panels import chain_panels, curve_panels, speed_panels, systems_of, task_panels
 from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.ar2diff.study import CHAINS, SPEED, TEXT, study
 from gtl_lightning.studies.rows import Mean, cell, mean, paired
@@ -92,6 +92,7 @@ def chain_wins(chains: Sequence[Row], name: str) -> dict[int, Mean]:
 
 
 def _blocks(chains: Sequence[Row], text: Sequence[Row], speed: Sequence[Row]) -> list[Block]:
+    named = ", ".join(f"{place} {system}" for place, system in enumerate(systems_of(text), start=1))
     return [
         Text(_lead(text), "lead"),
         Heading("Text"),
@@ -99,10 +100,10 @@ def _blocks(chains: Sequence[Row], text: Sequence[Row], speed: Sequence[Row]) ->
         _difference_table(text),
         _crossed_table(text),
         Heading("Prefix to target"),
-        Figure("ar2diff/tasks.svg", "chrF and ROUGE-L by system", "Both tasks, fine-tuned alike.", ()),
+        Figure("ar2diff/tasks.svg", "chrF and ROUGE-L by system", f"Fine-tuned alike: {named}.", ()),
         *_task_tables(text),
         Heading("Time against length"),
-        Figure("ar2diff/speed.svg", "Seconds by length, quality by length", "One core.", ()),
+        Figure("ar2diff/speed.svg", "Seconds by length, quality by length", "Processor time of one thread.", ()),
         _speed_table(speed),
         Heading("Markov chains"),
         Figure("ar2diff/chains.svg", "Gap to the entropy by steps", "Nats per token.", ()),
@@ -169,7 +170,8 @@ def _task_tables(text: Sequence[Row]) -> list[Table]:
     tables = []
     for task in dict.fromkeys(row["task"] for row in own):
         rows = []
-        for system, way in dict.fromkeys((row["system"], row["way"]) for row in own if row["task"] == task):
+        found = dict.fromkeys((row["system"], row["way"]) for row in own if row["task"] == task)
+        for system, way in sorted(found, key=lambda pair: systems_of(own).index(pair[0])):
             where = {"task": task, "system": system, "way": way}
             (causal_steps, n, more), *_ = {
                 (row["causal_steps"], row["n"], row["task_steps"]) for row in own if row["system"] == system

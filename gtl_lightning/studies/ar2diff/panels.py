@@ -1,4 +1,4 @@
-"""What the study's figures show, as data (docs/ar2diff.md)."""
+"""What the study's figures show, as data (docs/ar2diff-study.md)."""
 
 from __future__ import annotations
 
@@ -79,10 +79,16 @@ def chain_panels(chains: Sequence[Row]) -> list[Panel]:
     return panels
 
 
+def systems_of(text: Sequence[Row]) -> list[str]:
+    """What the tasks were given to, the causal model first."""
+    found = dict.fromkeys(str(row["system"]) for row in text if row["part"] == "task")
+    return sorted(found, key=lambda system: system != "AR")
+
+
 def task_panels(text: Sequence[Row]) -> list[Panel]:
     """chrF of each system, a panel a task, the way of writing that re-ranks."""
     own = [row for row in text if row["part"] == "task" and row["way"] != "greedy"]
-    systems = list(dict.fromkeys(row["system"] for row in own))
+    systems = systems_of(text)
     panels = []
     for task in dict.fromkeys(row["task"] for row in own):
         series = []
@@ -90,8 +96,6 @@ def task_panels(text: Sequence[Row]) -> list[Panel]:
             points = tuple(point(x, mean(own, metric, task=task, system=system)) for x, system in enumerate(systems))
             series.append(Series(label, points, colours, marker))
         ticks = tuple((float(x), str(x + 1)) for x in range(len(systems)))
-        names = ", ".join(f"{x + 1} {system}" for x, system in enumerate(systems))
-        del names
         panels.append(Panel(str(task), "higher is better", tuple(series), (), ticks, "system", joined=False))
     return panels
 

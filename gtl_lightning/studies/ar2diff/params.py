@@ -14,7 +14,7 @@ from gtl_lightning.workspace.studyfile import StudyFile
 from gtl_lightning.workspace.yamlfile import described
 
 PARAMS = Path("gtl_lightning/studies/ar2diff/params.yaml")
-HEAD = "# The study of AR2Diff (docs/ar2diff.md). Edit it, or gtl ar2diff-study configure --set KEY=VALUE"
+HEAD = "# The study of AR2Diff (docs/ar2diff-study.md). Edit it, or gtl ar2diff-study configure --set KEY=VALUE"
 
 
 def overlaid(values: dict[str, Any], overrides: tuple[str, ...], origin: Path | str = PARAMS) -> AR2Diff:

@@ -52,7 +52,7 @@ class Chains(Section):
     held_out: Positive = Field(256, description="sequences by which the gap to the exact law is measured")
     network: Network = Field(Network(width=32, depth=2, heads=2, dropout=0.0, tied=False), description="all networks")
     training: Training = Field(
-        _training(steps=300, batch=32, lr=5e-3, check_every=50),
+        _training(steps=300, batch=32, lr=5e-3, ema=0.98, check_every=50),
         description="the causal model's; a denoiser's is the same for N steps",
     )
 
@@ -124,7 +124,7 @@ class Speed(Section):
 
 
 class AR2Diff(Section):
-    """The parameters of the study of AR2Diff (docs/ar2diff.md)."""
+    """The parameters of the study of AR2Diff (docs/ar2diff-study.md)."""
 
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
     chains: Chains = Chains()

@@ -1,4 +1,4 @@
-"""Where the study's stages leave what they find, and where the study is tracked (docs/ar2diff.md)."""
+"""Where the study's stages leave what they find, and where the study is tracked (docs/ar2diff-study.md)."""
 
 from __future__ import annotations
 
