@@ -1,1 +1,1 @@
-"""The study of AR2Diff: a causal model continued as a denoiser, beside diffusion from nothing (docs/ar2diff-study.md)."""
+"""The study of AR2Diff: a causal model continued as a denoiser, and diffusion from nothing (docs/ar2diff-study.md)."""
