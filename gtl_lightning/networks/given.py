@@ -45,6 +45,7 @@ class Following:
         self.network, self.prefix = network, prefix
         self.mask_index, self.vocab_size = network.mask_index, network.vocab_size
         self._cache: Cache = {}
+        self._read = 0
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,t], Float[b] -> Float[b,n,d]; it reads no `features`.
@@ -58,6 +59,8 @@ class Following:
         attention = prefix_mask(
             full_mask(self.network.reads(whole.shape[1]), x_t.device), torch.tensor([given], device=x_t.device)
         )
+        if self._read != whole.shape[1]:
+            self._cache, self._read = {}, whole.shape[1]
         window = (given, whole.shape[1]) if self._cache else None
         h = self.network.encode(whole, t, Look(window=window, cache=self._cache), None, attention)
         return look.of(h[:, -x_t.shape[1] :])
