@@ -38,7 +38,7 @@ TRAININGS = (
 
 def _training(**values: int | float) -> Training:
     rest = {"batch": 16, "lr": 4e-3, "warmup": 10, "weight_decay": 0.01, "ema": 0.95, "patience": 1000}
-    return Training(**{**rest, **values})  # type: ignore[arg-type]
+    return Training(**{**rest, **values})
 
 
 class Chains(Section):
