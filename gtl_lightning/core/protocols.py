@@ -185,6 +185,18 @@ def check_denoiser(denoiser: object) -> None:
         raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
 
 
+class Attending(Source, Protocol):
+    """A source that reads by an attention that it is given, as this project's denoisers do."""
+
+    def reads(self, length: int, /) -> int:
+        """r, the positions that it passes over for a number of tokens: one more where it reads a start."""
+
+    def encode(
+        self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None, attention: Tensor | None = None, /
+    ) -> Tensor:
+        """As `Encoder` has it; `attention` Bool[r,r] or Bool[b,r,r], True = attend, None everywhere."""
+
+
 def call(network: Callable[..., Tensor], look: Look, *inputs: Tensor) -> Tensor:
     """A plain call, everywhere; a network that has `takes_look = True` is told how the inputs are padded."""
     takes_look = getattr(network, "takes_look", False) is True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each
-from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
+from gtl_lightning.core.protocols import EVERYWHERE, Attending
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.concrete_score import taught_terms
@@ -27,18 +27,6 @@ from gtl_lightning.papers.ar2diff import (
     unrolled,
 )
 from gtl_lightning.papers.tcsm import conditional, first_order, weighted
-
-
-class Attending(Source, Protocol):
-    """A source that reads by an attention that it is given, as this project's denoisers do."""
-
-    def reads(self, length: int, /) -> int:
-        """r, the positions that it passes over for a number of tokens: one more where it reads a start."""
-
-    def encode(
-        self, x_t: Tensor, t: Tensor, look: Look, features: Tensor | None, attention: Tensor | None = None, /
-    ) -> Tensor:
-        """As `Encoder` has it; `attention` Bool[r,r] or Bool[b,r,r], True = attend, None everywhere."""
 
 
 class Objective(Protocol):

@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.protocols import EVERYWHERE, Cache, Look, PaddingOnce
+from gtl_lightning.core.protocols import EVERYWHERE, Attending, Cache, Look, PaddingOnce
 from gtl_lightning.errors import UserError
 from gtl_lightning.papers.ar2diff import at, causal_mask, drawn, full_mask, prefix_mask
 
 if TYPE_CHECKING:
-    from gtl_lightning.networks.heads import CausalLM, MaskedDenoiser
+    from gtl_lightning.networks.heads import CausalLM
 
 Visible = Callable[[Tensor, Tensor], Tensor]
 
 
-def apart(network: MaskedDenoiser) -> Visible:
+def apart(network: Attending) -> Visible:
     """`prefix_mask` as `ContinuationModule` takes it: no state of a given token depends on the targets.
 
     Where a state predicts the token after the one it stands at, the one at the last given token is the first target's,
     and reads the targets.
     """
-    shift = int(network.config.shift)
-    return lambda attention, given: prefix_mask(attention, given - shift)
+    # A start is read where a state predicts the token after its own.
+    start = network.reads(1) - 1
+    return lambda attention, given: prefix_mask(attention, given - start)
 
 
 class Following:
@@ -40,10 +41,11 @@ class Following:
 
     normalised = True
 
-    def __init__(self, network: MaskedDenoiser, prefix: Tensor) -> None:
+    def __init__(self, network: Attending, prefix: Tensor) -> None:
         self.network, self.prefix = network, prefix
         self.mask_index, self.vocab_size = network.mask_index, network.vocab_size
         self._cache: Cache = {}
+        self._read = 0
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,t], Float[b] -> Float[b,n,d]; it reads no `features`.
@@ -57,6 +59,8 @@ class Following:
         attention = prefix_mask(
             full_mask(self.network.reads(whole.shape[1]), x_t.device), torch.tensor([given], device=x_t.device)
         )
+        if self._read != whole.shape[1]:
+            self._cache, self._read = {}, whole.shape[1]
         window = (given, whole.shape[1]) if self._cache else None
         h = self.network.encode(whole, t, Look(window=window, cache=self._cache), None, attention)
         return look.of(h[:, -x_t.shape[1] :])

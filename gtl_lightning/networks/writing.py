@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.core.choices import Draw
+from gtl_lightning.core.protocols import Attending
 from gtl_lightning.core.sampling import sample
 from gtl_lightning.core.trace import Step
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.given import Following, continued
-from gtl_lightning.networks.heads import CausalLM, MaskedDenoiser, UniformDenoiser
+from gtl_lightning.networks.heads import CausalLM
+from gtl_lightning.networks.source import ids_of
 from gtl_lightning.papers.ar2diff import at, best, decode
 
 Drafts = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -55,7 +57,7 @@ def by_continuing(
 
 
 def by_revealing(
-    network: MaskedDenoiser,
+    network: Attending,
     length: int,
     *,
     steps: int,
@@ -87,7 +89,7 @@ def by_revealing(
 
 
 def by_redrawing(
-    network: UniformDenoiser,
+    network: Attending,
     length: int,
     *,
     steps: int,
@@ -95,7 +97,7 @@ def by_redrawing(
     generator: torch.Generator | None = None,
 ) -> Drafts:
     """From uniform noise, all tokens anew at every step (`papers.ar2diff.decode`)."""
-    clean = torch.tensor([i for i in range(network.vocab_size) if i not in network.config.specials])
+    clean = torch.tensor([index for index in range(network.vocab_size) if index not in ids_of(network)])
 
     def write(prefix: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randint(len(clean), (len(prefix), length), generator=generator, device=prefix.device)

@@ -126,6 +126,10 @@ def test_a_denoiser_behind_a_prefix_passes_over_it_once(shift: bool, cls: type[M
             torch.testing.assert_close(following(x), network.decode(whole[:, P:]), rtol=0, atol=1e-10)
     # Whole passes apart, a step passes over the targets alone, and over the state that predicts the first of them.
     assert [width for width in seen if width != n] == [T + shift] * 7
+    x = torch.randint(V, (len(prefix), T - 1), generator=seed(9))
+    mask = apart(network)(full_mask(n - 1), torch.full((len(prefix),), P) + (n - P - T))
+    shorter = network.encode(torch.cat([prefix, x], 1), t, attention=mask)[:, P:]
+    torch.testing.assert_close(following.encode(x, t), shorter, rtol=0, atol=1e-10)
     with pytest.raises(ValueError, match="5 rows behind 6"):
         following.encode(x[:5], t[:5])
 

@@ -60,9 +60,9 @@ def test_every_start_has_its_gap_at_every_n(study: Path) -> None:
     found = rows(study, "chains")
     cells = {(row["chain"], row["start"], row["shift"], row["n"], row["seed"]) for row in found}
     assert len(cells) == len(found)
-    for chain in ("random", "sticky"):
+    for chain, seed in (("random", 0), ("random", 1), ("sticky", 0)):
         for start, shift in STARTS:
-            assert {(chain, start, shift, n, seed) for n in (0, 2, 4) for seed in (0, 1)} <= cells
+            assert {(chain, start, shift, n, seed) for n in (0, 2, 4)} <= cells
     assert all(math.isfinite(row["gap"]) for row in found)  # type: ignore[arg-type]
     assert all(row["gap"] > 0 for row in found if row["n"] == 0)  # type: ignore[operator]
     differences = chain_wins(found, "random")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 FOLDER = Path("ar2diff")
 CHAINS, TEXT, SPEED = (FOLDER / f"{name}.json" for name in ("chains", "text", "speed"))
-TIMES = Path("runs") / FOLDER / "speed.json"
 
 
 def study(params: Params) -> Study:
