@@ -17,7 +17,6 @@ export DO_NOT_TRACK := 1
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
 	@dvc status --quiet --with-deps report 2>/dev/null || gtl sweep
-	@dvc repro report
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
 
