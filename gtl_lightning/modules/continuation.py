@@ -15,6 +15,7 @@ from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.denoiser import noised, spread
 from gtl_lightning.modules.uniform import EDGE
 from gtl_lightning.networks import ids_of, in_parts, likeliest, log_prob_of, log_probs
+from gtl_lightning.networks.source import Predicts
 from gtl_lightning.papers.ar2diff import (
     annealed_mask,
     annealed_share,
@@ -120,19 +121,19 @@ def uniform_nelbo(
     x_t = noised_uniformly(network, x_0, t, target, schedule, generator)
     clean = clean_ids(network, x_0.device)
     log_p = log_probs(network, network.encode(x_t, t, EVERYWHERE, None, attention))[..., clean]
-    places = [torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t)]
-    terms = uniform_nelbo_each(log_p.exp(), *places, t, schedule)
+    true, noise = (torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t))
+    terms = uniform_nelbo_each(log_p.exp(), true, noise, t, schedule)
     return terms.masked_fill(~target, 0.0).sum(), target.sum()
 
 
-def clean_ids(network: Attending, device: torch.device | str) -> Tensor:
+def clean_ids(network: Predicts, device: torch.device | str) -> Tensor:
     """Long[v]: the ids that are tokens of a text, in order."""
     ids = torch.arange(network.vocab_size, device=device)
     return ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
 
 
 def noised_uniformly(
-    network: Attending,
+    network: Predicts,
     x_0: Tensor,
     t: Tensor,
     target: Tensor,
