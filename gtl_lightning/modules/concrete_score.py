@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.protocols import EVERYWHERE, Attending, Source
+from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.denoiser import DenoiserModule, noised, noised_uniformly, spread
 from gtl_lightning.networks import CausalLM, Decoder, Frozen, ids_of, in_parts, log_prob_of, log_probs
@@ -49,6 +50,25 @@ def taught_terms(network: Source, h: Tensor, target: Conditional) -> Tensor:
         return distillation_loss(log_probs(network, h), Conditional(ids, log_pi, log_rest, target.vocab_size))
 
     return in_parts(at, network.vocab_size, h, target.ids, target.log_pi, target.log_rest)
+
+
+def distilled(
+    network: Attending,
+    x_0: Tensor,
+    target: Tensor,
+    attention: Tensor | None,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    teacher: Frozen,
+) -> tuple[Tensor, Tensor]:
+    """The two-sided conditionals of the causal model that it started from (docs/method.md eq. 12), over the targets.
+
+    `functools.partial` sets `teacher`. In nats above the teacher's own entropy.
+    """
+    x_t, t, at = noised(x_0, ids_of(network), schedule, generator, ~target)
+    taught = conditional(cast(CausalLM, teacher.network), x_0, at, first_order)
+    terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None, attention)[at], taught)
+    return weighted(spread(terms, at), at, t, schedule).sum(), target.sum()
 
 
 class ConcreteScoreModule(DenoiserModule):

@@ -12,10 +12,9 @@ from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each
 from gtl_lightning.core.protocols import EVERYWHERE, Attending
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
-from gtl_lightning.modules.concrete_score import taught_terms
 from gtl_lightning.modules.denoiser import clean_ids, noised, noised_uniformly, spread
 from gtl_lightning.modules.uniform import EDGE
-from gtl_lightning.networks import CausalLM, Frozen, ids_of, in_parts, likeliest, log_prob_of, log_probs
+from gtl_lightning.networks import ids_of, in_parts, likeliest, log_prob_of, log_probs
 from gtl_lightning.papers.ar2diff import (
     annealed_mask,
     annealed_share,
@@ -26,7 +25,6 @@ from gtl_lightning.papers.ar2diff import (
     targets,
     unrolled,
 )
-from gtl_lightning.papers.tcsm import conditional, first_order, weighted
 
 
 class Objective(Protocol):
@@ -109,25 +107,6 @@ def sundae(
     return sundae_loss(unrolled(read, log_prob, reread, x_0, x_t, target), target)
 
 
-def distilled(
-    network: Attending,
-    x_0: Tensor,
-    target: Tensor,
-    attention: Tensor | None,
-    schedule: NoiseSchedule,
-    generator: torch.Generator,
-    teacher: Frozen,
-) -> tuple[Tensor, Tensor]:
-    """The two-sided conditionals of the causal model that it started from (docs/method.md eq. 12), over the targets.
-
-    `functools.partial` sets `teacher`. In nats above the teacher's own entropy.
-    """
-    x_t, t, at = noised(x_0, ids_of(network), schedule, generator, ~target)
-    taught = conditional(cast(CausalLM, teacher.network), x_0, at, first_order)
-    terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None, attention)[at], taught)
-    return weighted(spread(terms, at), at, t, schedule).sum(), target.sum()
-
-
 def uniform_nelbo(
     network: Attending,
     x_0: Tensor,
@@ -141,8 +120,8 @@ def uniform_nelbo(
     x_t = noised_uniformly(network, x_0, t, target, schedule, generator)
     clean = clean_ids(network, x_0.device)
     log_p = log_probs(network, network.encode(x_t, t, EVERYWHERE, None, attention))[..., clean]
-    places = [torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t)]
-    terms = uniform_nelbo_each(log_p.exp(), *places, t, schedule)
+    true, noise = (torch.searchsorted(clean, x).clamp(max=len(clean) - 1) for x in (x_0, x_t))
+    terms = uniform_nelbo_each(log_p.exp(), true, noise, t, schedule)
     return terms.masked_fill(~target, 0.0).sum(), target.sum()
 
 

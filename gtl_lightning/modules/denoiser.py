@@ -12,6 +12,7 @@ from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.networks import BackboneConfig, Ids, ids_of, log_prob_of
+from gtl_lightning.networks.source import Predicts
 
 
 def noised(
@@ -34,14 +35,14 @@ def noised(
     return x_t, t, (x_t == ids.mask_index) & (x_0 != ids.mask_index)
 
 
-def clean_ids(network: Source, device: torch.device | str) -> Tensor:
+def clean_ids(network: Predicts, device: torch.device | str) -> Tensor:
     """Long[v]: the ids that are tokens of a text, in order."""
     ids = torch.arange(network.vocab_size, device=device)
     return ids[(ids != network.mask_index) & (ids != ids_of(network).pad_index)]
 
 
 def noised_uniformly(
-    network: Source,
+    network: Predicts,
     x_0: Tensor,
     t: Tensor,
     target: Tensor,

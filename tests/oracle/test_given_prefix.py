@@ -13,7 +13,8 @@ from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
-from gtl_lightning.modules.continuation import ContinuationModule, distilled, masked, sundae, uniform_nelbo
+from gtl_lightning.modules.concrete_score import DistilledModule, distilled
+from gtl_lightning.modules.continuation import ContinuationModule, masked, sundae, uniform_nelbo
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.uniform import UniformDenoiserModule
 from gtl_lightning.networks import BackboneConfig, CausalLM, Frozen, MaskedDenoiser, UniformDenoiser, seeded
@@ -201,8 +202,6 @@ def test_the_loss_is_of_the_targets_alone(shift: bool, index: int) -> None:
 
 def test_the_distilled_objective_and_the_uniform_bound_are_the_modules_of_the_same_name() -> None:
     """On whole texts, draw by draw."""
-    from gtl_lightning.modules.concrete_score import DistilledModule
-
     plain = replace(CONFIG, cond_dim=0)
     x_0 = torch.randint(V, (16, P + T), generator=seed(1))
     everything = torch.ones_like(x_0, dtype=torch.bool)

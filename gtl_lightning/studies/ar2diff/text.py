@@ -16,7 +16,8 @@ from gtl_lightning.fields import Training
 from gtl_lightning.files import write_json
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
-from gtl_lightning.modules.continuation import ContinuationModule, Objective, distilled, masked, sundae, uniform_nelbo
+from gtl_lightning.modules.concrete_score import distilled
+from gtl_lightning.modules.continuation import ContinuationModule, Objective, masked, sundae, uniform_nelbo
 from gtl_lightning.modules.fit import FitResult
 from gtl_lightning.networks import CausalLM, Frozen, MaskedDenoiser, UniformDenoiser, seeded
 from gtl_lightning.studies.ar2diff.corpus import Corpus
