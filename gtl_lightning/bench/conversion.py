@@ -10,7 +10,7 @@ import sys
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtl_lightning.bench.timing import hardware, paired
 from gtl_lightning.bench.training import training_step
@@ -71,7 +71,7 @@ def main() -> None:
     """Measure the checkpoint that the command names, 8 texts of 48 tokens, in both precisions."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = read_model(sys.argv[1])
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
     denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0))
     for precision in ("bf16-mixed", "32-true"):
         found = conversion(denoiser, batch=8, length=48, rounds=7, precision=precision)

@@ -201,6 +201,7 @@ class PretrainedDenoiser(nn.Module):
         """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""
         copy = deepcopy(self).requires_grad_(True)
         if dropout is not None:
+            layer: Any
             for layer in copy.model.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = dropout

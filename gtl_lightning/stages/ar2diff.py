@@ -140,7 +140,7 @@ def after(prefix: int, objective: Objective = masked) -> Objective:
 
 def with_rows(model: PreTrainedModel, rows: int) -> PreTrainedModel:
     """The model with that many rows of its embeddings; a new one is the mean of those that there were."""
-    old = model.get_input_embeddings().weight.shape[0]
+    old = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
     if rows > old:
         model.resize_token_embeddings(rows, mean_resizing=False)
         with torch.no_grad():
