@@ -146,7 +146,7 @@ def _difference_table(text: Sequence[Row]) -> Table:
 
 def _crossed_table(text: Sequence[Row]) -> Table:
     own = [row for row in text if row["part"] == "crossed"]
-    rows = []
+    rows: list[tuple[TableCell | str, ...]] = []
     for loss, shift, anneal in dict.fromkeys((row["loss"], row["shift"], row["anneal"]) for row in own):
         where = {"loss": loss, "shift": shift, "anneal": anneal}
         base = {"loss": loss, "shift": True, "anneal": 0.0}
@@ -169,7 +169,7 @@ def _task_tables(text: Sequence[Row]) -> list[Table]:
     own = [row for row in text if row["part"] == "task"]
     tables = []
     for task in dict.fromkeys(row["task"] for row in own):
-        rows = []
+        rows: list[tuple[TableCell | str, ...]] = []
         found = dict.fromkeys((row["system"], row["way"]) for row in own if row["task"] == task)
         for system, way in sorted(found, key=lambda pair: systems_of(own).index(pair[0])):
             where = {"task": task, "system": system, "way": way}
@@ -193,7 +193,7 @@ def _task_tables(text: Sequence[Row]) -> list[Table]:
 
 def _speed_table(speed: Sequence[Row]) -> Table:
     batches = sorted({row["batch"] for row in speed if row["batch"] is not None})
-    rows = []
+    rows: list[tuple[TableCell | str, ...]] = []
     for way, length in dict.fromkeys((row["way"], row["length"]) for row in speed):
         where = {"way": way, "length": length}
         rows.append(
@@ -209,7 +209,7 @@ def _speed_table(speed: Sequence[Row]) -> Table:
 
 
 def _chain_table(chains: Sequence[Row]) -> Table:
-    rows = []
+    rows: list[tuple[TableCell | str, ...]] = []
     for name in dict.fromkeys(row["chain"] for row in chains):
         for n, difference in chain_wins(chains, name).items():
             gaps = [
