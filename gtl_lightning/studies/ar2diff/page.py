@@ -146,7 +146,7 @@ def _difference_table(text: Sequence[Row]) -> Table:
 
 def _crossed_table(text: Sequence[Row]) -> Table:
     own = [row for row in text if row["part"] == "crossed"]
-    rows = []
+    rows: list[tuple[TableCell | str, ...]] = []
     for loss, shift, anneal in dict.fromkeys((row["loss"], row["shift"], row["anneal"]) for row in own):
         where = {"loss": loss, "shift": shift, "anneal": anneal}
         base = {"loss": loss, "shift": True, "anneal": 0.0}
