@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_tokenizer_that_does_not_exist(gtl: Gtl, workspace: Path) -> None:
 
 def test_n_ratio_over_the_vocabulary(gtl: Gtl, workspace: Path) -> None:
     params = workspace / "params.yaml"
-    params.write_text(params.read_text().replace("n_ratio: null", "n_ratio: 100000"))
+    params.write_text(re.sub(r"(?m)^  n_ratio:", "  n_ratio: 100000", params.read_text()))
     refused(gtl("train", "source", cwd=workspace), "sampling.n_ratio = 100000", "tokenizer.vocab_size = 512")
 
 
