@@ -89,7 +89,9 @@ def started(*words: str, **extra: str) -> subprocess.Popen[str]:
 
 
 def asked(*arguments: str, **extra: str) -> subprocess.Popen[str]:
-    return started("-c", ASK, *arguments, **extra)
+    # Whoever runs the tests in the background has made SIGINT one that its children do not see.
+    restored = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{ASK}"
+    return started("-c", restored, *arguments, **extra)
 
 
 def test_it_leaves_the_same_weights_and_says_the_same(checkout: Path, warm: psutil.Process, alone: str) -> None:

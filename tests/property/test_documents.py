@@ -162,15 +162,15 @@ def test_the_documents_of_plain_text_are_what_they_look_like() -> None:
 
 
 def test_what_a_template_inserts_is_escaped_unless_it_says_otherwise() -> None:
-    assert document._PAGES.from_string("{{ x }}").render(x="<b> & '") == "&lt;b&gt; &amp; &#39;"
+    assert document.PAGES.from_string("{{ x }}").render(x="<b> & '") == "&lt;b&gt; &amp; &#39;"
     assert document._MARKDOWN.from_string("*{{ x }}*").render(x="<b> *") == "*&lt;b&gt; \\**"
     with pytest.raises(UndefinedError, match="'y' is undefined"):
-        document._PAGES.from_string("{{ y }}").render(x="a name that was mistyped")
+        document.PAGES.from_string("{{ y }}").render(x="a name that was mistyped")
 
 
 def test_every_kind_of_block_is_written_by_a_macro_of_its_name() -> None:
     for macros in (
-        document._PAGES.get_template("blocks.html").module,
+        document.PAGES.get_template("blocks.html").module,
         document._MARKDOWN.get_template("blocks.md").module,
     ):
         assert all(hasattr(macros, kind.__name__.lower()) for kind in get_args(Block))

@@ -247,8 +247,18 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         ],
         "seed": [(("--seed", "-1"), "--seed -1 is out of range"), (("--seed", str(2**32)), f"--seed {2**32}")],
         "out": [(("--out", "snapshot"), "--out snapshot cannot be written: it is a file")],
+        "trace": [
+            (("--trace", "."), "--trace . is a folder"),
+            (("--trace", "t.html", "--count", "65"), "--count 65 is more than the 64 texts"),
+        ],
+        "beside": [
+            (("--beside", "finetune"), "give --trace too"),
+            (("--trace", "t.html", "--beside", "foo"), "method 'foo' is unknown"),
+        ],
+        "watch": [(("--watch", "--trace", "t.html"), "give one of them")],
     },
     "methods": {},
+    "demo": {},
     "reconcile": {
         "lost_host": [(("--lost-host", ""), "--lost-host")],
         "crashed": [(("--crashed=perhaps",), "--crashed")],
