@@ -35,10 +35,10 @@ ar2diff: $(READY)  ## the study of AR2Diff, a causal model continued as a denois
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
 	@dvc repro gtl_lightning/studies/ar2diff/dvc.yaml:ar2diff-report
 
-# Two workers, one thread each: most tests are one process on one core.
+# Two workers, one thread each: most tests are one process on one core. By file, so that what its tests share is made once.
 test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## the whole test suite
-	@pytest --numprocesses 2 --dist loadgroup
+	@pytest --numprocesses 2 --dist loadfile
 
 bench: $(READY)  ## time sampling and training on this machine; PROFILE=paper takes the published sizes
 	@gtl bench $(if $(PROFILE),--profile $(PROFILE))
