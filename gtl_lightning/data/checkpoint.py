@@ -60,11 +60,11 @@ def checkpoint(name: str) -> Checkpoint:
         check_gguf(name)
         return Checkpoint(name, path.parent, path.name)
     folder, said = (Path(name), name) if Path(name).is_dir() else _fetched(name)
-    if said == name:
-        check_regular(folder)
     if not (folder / "config.json").is_file():
         more = "; its GGUF file is given by its own name" if any(folder.glob("*.gguf")) else ""
         raise UserError(f"{name} is no model: it holds no config.json{more}; give the folder of one")
+    if said == name:  # a hub's files are links into its store
+        check_regular(folder)
     refuse_code(str(folder), local_only=True)
     read_record(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
