@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import write_text
-from gtl_lightning.stages.trace import Record, live, trace_page
+from gtl_lightning.stages.trace import Record, live, other_cell, trace_page
 from gtl_lightning.workspace.bundle import open_bundle
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
@@ -44,8 +44,10 @@ def sample_cell(params: Params, cell: Cell, asked: SampleRequest, *, root: Path 
 
     Raises:
         UserError: an option that does not apply to the method, no such cell, a length above the model's, an n_ratio
-            above the vocabulary, an unwritable folder.
+            above the vocabulary, an unwritable folder, a run to show beside it that cannot be.
     """
+    if asked.beside is not None:
+        other_cell(cell, asked.beside)  # what cannot be shown is refused before anything is drawn
     planned = plan(params, Sampler.open(params, cell, root), cell, asked)
     record = Record(planned) if asked.trace is not None else None
     if asked.watch:

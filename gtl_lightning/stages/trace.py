@@ -12,11 +12,11 @@ from gtl_lightning.core.trace import Observer, Step
 from gtl_lightning.errors import UserError
 from gtl_lightning.report.style import method_label, percent
 from gtl_lightning.report.trajectory import Trajectory, trajectory_page
-from gtl_lightning.workspace.options import SampleRequest
+from gtl_lightning.workspace.options import SOURCE_METHOD, SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
-from gtl_lightning.workspace.plan import Plan, Watch, plan
-from gtl_lightning.workspace.sampler import Sampler
+from gtl_lightning.workspace.plan import Plan, plan
+from gtl_lightning.workspace.sampler import Sampler, Watch
 from gtl_lightning.workspace.text import tokenizer
 
 PAUSE_SECONDS = 0.05
@@ -90,8 +90,17 @@ def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record)
 
 
 def other_cell(cell: Cell, method: str) -> Cell:
-    """The cell of that method at the same share and repetition."""
-    return Cell(method, None if method == "source" else cell.fraction, cell.seed)
+    """The cell of that method at the same share and repetition.
+
+    Raises:
+        UserError: the cell has no share, as the source, and the method needs one.
+    """
+    if cell.fraction is None and method != SOURCE_METHOD:
+        raise UserError(
+            f"--beside {method} is of the same share of the target data, and {cell.method} has none; ask for {method} "
+            f"and show the other beside it: --method {method} --fraction SHARE --beside {cell.method}"
+        )
+    return Cell(method, None if method == SOURCE_METHOD else cell.fraction, cell.seed)
 
 
 @contextmanager

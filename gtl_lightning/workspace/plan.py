@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from gtl_lightning.workspace.bundle import LENGTHS
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
-from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
+from gtl_lightning.workspace.sampler import Sampler, Watch, at_gamma, draw_lengths
 from gtl_lightning.workspace.selection import Setting, chosen_setting
 from gtl_lightning.workspace.text import encode_prompt
 
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gtl_lightning.core.guidance import Guidance
-    from gtl_lightning.core.trace import Observer, Tell
-
-Watch = Callable[[list[int]], "Observer"]
-"""Places of a batch's rows among all texts -> an observer of that batch."""
+    from gtl_lightning.core.trace import Tell
 
 
 @dataclass(frozen=True)

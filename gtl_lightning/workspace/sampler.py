@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.core.trace import Observer, Tell
 
+Watch = Callable[[list[int]], "Observer"]
+"""Places of a batch's rows among all texts -> an observer of that batch."""
 COST: Shape = {"trainable_parameters": COUNT, "steps": COUNT}
 TRAINED: Shape = {**COST, "read": Values(str), "best_step?": COUNT, "made_with?": str}
 """What a training says of its cost."""
@@ -114,7 +116,7 @@ class Sampler:
         seed: int,
         prompt: Tensor | None = None,
         progress: Tell | None = None,
-        watch: Callable[[list[int]], Observer] | None = None,
+        watch: Watch | None = None,
     ) -> list[Tensor]:
         """One sequence for every length, in that order; equal lengths share a batch.
 
@@ -125,7 +127,7 @@ class Sampler:
             seed: of the one generator that all batches draw from.
             prompt: Long[l] with mask_index where tokens are wanted, put in front of every sequence.
             progress: called with (revealed, total) tokens after every step.
-            watch: places in `lengths` of a batch's rows -> an observer of that batch.
+            watch: makes an observer of every batch.
 
         Raises:
             UserError: a length above the model's, or a prompt that is longer.

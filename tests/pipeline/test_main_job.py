@@ -279,6 +279,11 @@ def test_a_trace_shows_the_very_texts_beside_the_unguided_ones(trained: Path, tm
         sample_cell(tiny(), Cell("finetune", 0.3, 0), replace(asked, trace=alone))
         (data,) = re.findall(r'id="data">(.*?)</script>', alone.read_text(), re.S)
         assert len(json.loads(data)["runs"]) == 1
+        # Without a share of its own there is no cell beside it, and the source's weights are nobody else's.
+        nowhere = replace(asked, trace=tmp_path / "none.html", beside="finetune")
+        with pytest.raises(UserError, match="--method finetune --fraction SHARE --beside source"):
+            sample_cell(tiny(), Cell("source", None, 0), nowhere)
+        assert not (tmp_path / "none.html").exists()
         with pytest.raises(UserError, match="is none; leave it out, or use --trace"):
             sample_cell(tiny(), Cell("finetune", 0.3, 0), replace(asked, watch=True))
 
