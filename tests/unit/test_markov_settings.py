@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.fields import Training
 from gtl_lightning.studies.markov.domains import chains
 from gtl_lightning.studies.markov.models import Problem
 from gtl_lightning.studies.markov.params import (
@@ -101,14 +102,20 @@ def states(values: object) -> int:
     return sum(map(states, values.values())) if isinstance(values, dict) else 1
 
 
+TRAININGS = {name for name, field in Markov.model_fields.items() if field.annotation is Training} - {"training"}
+
+
 def test_the_shipped_file_is_the_defaults_and_short() -> None:
     text = (ROOT / PARAMS).read_text()
     assert load_settings(ROOT / PARAMS) == Markov()
     assert text == dump_settings(Markov())
     assert 50 < states(yaml.safe_load(text)) <= 65
+    part = ""
     for line in text.splitlines()[1:]:
-        # What a long part states stands one item a line below the part, which says what it is.
-        assert ("# " in line or line.startswith("  ")) and "# None" not in line, line
+        part = part if line.startswith(" ") else line.partition(":")[0]
+        # A training states what differs from `training`, which says what each is; a long one an item a line.
+        states_what_differs = part in TRAININGS and line.startswith(" ")
+        assert ("# " in line or states_what_differs) and "# None" not in line, line
 
 
 def test_a_training_states_what_differs_and_takes_over_the_rest(tmp_path: Path) -> None:
