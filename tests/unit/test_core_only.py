@@ -1,11 +1,15 @@
-"""The package without its extras: every package outside the core's own needs is hidden from a process of its own."""
+"""The package without its extras, in an environment of its own that has the core's distributions and no others."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,33 +21,8 @@ from packaging.requirements import Requirement
 from gtl_lightning.errors import EXTRAS
 
 ROOT = Path(__file__).parents[2]
+OWN = "gtl-lightning"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-HIDE = '''
-import sys
-
-HIDDEN, CORE = set({hidden!r}), set({core!r})
-
-
-class Hiding:
-    """A finder that does not see some packages, and no distribution but the core's."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
-
-    def find_distributions(self, *context):
-        found = getattr(self.finder, "find_distributions", lambda *context: ())(*context)
-        return (one for one in found if one.name.lower().replace("_", "-").replace(".", "-") in CORE)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-
-sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
-'''
-"""Comes before what a process runs."""
 
 
 def canonical(name: str) -> str:
@@ -73,34 +52,48 @@ def closure(requirements: list[str]) -> set[str]:
 @cache
 def core() -> set[str]:
     """Distributions of an installation without extras."""
-    return closure(PROJECT["dependencies"]) | {"gtl-lightning"}
+    return closure(PROJECT["dependencies"]) | {OWN}
 
 
-@cache
-def hidden() -> list[str]:
-    """Importable packages that are installed here and that the core does not bring."""
-    return sorted(
-        package
-        for package, homes in metadata.packages_distributions().items()
-        if not core() & {canonical(home) for home in homes}
-    )
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment: what the core installs is linked into it, file by file, from this one."""
+    home = tmp_path_factory.mktemp("core")
+    venv.create(home, symlinks=True)
+    here, site = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, home))
+    for name in core() - {OWN}:
+        with suppress(metadata.PackageNotFoundError):  # needed on another system alone
+            for file in metadata.files(name) or []:
+                if ".." not in file.parts and "__pycache__" not in file.parts:
+                    (site / file).parent.mkdir(parents=True, exist_ok=True)
+                    (site / file).symlink_to(file.locate())
+    # An editable installation lists no files of its own.
+    for folder in (ROOT / "gtl_lightning", ROOT / "flows", *here.glob("gtl_lightning-*.dist-info")):
+        (site / folder.name).symlink_to(folder)
+    return home / "bin/python"
 
 
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(python: Path, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs code in a folder as where the core alone is installed."""
     script = folder / "run.py"
-    script.write_text(HIDE.format(hidden=hidden(), core=sorted(core())) + code)
-    command = [sys.executable, "-W", "ignore", str(script)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    script.write_text(code)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [str(python), "-W", "ignore", str(script)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def gtl(*words: str) -> str:
     return f"import sys\nfrom flows.cli import main\nsys.argv = ['gtl', *{words!r}]\nmain()\n"
 
 
-def test_what_is_hidden_is_what_the_extras_bring() -> None:
-    assert {"dvc", "prefect", "mlflow", "datasets", "pandas", "sklearn", "mauve", "matplotlib"} <= set(hidden())
-    assert not {"torch", "pytorch_lightning", "transformers", "pydantic", "numpy", "typer"} & set(hidden())
+def test_what_is_there_is_the_core_without_what_the_extras_bring(python: Path, tmp_path: Path) -> None:
+    done = run(
+        python, "from importlib import metadata\nprint(*(one.name for one in metadata.distributions()))", tmp_path
+    )
+    found = {canonical(name) for name in done.stdout.split()}
+    assert {"torch", "pytorch-lightning", "transformers", "pydantic", "numpy", "typer", "gtl-lightning"} <= found
+    assert found <= core()
+    assert not {"dvc", "prefect", "mlflow", "datasets", "pandas", "scikit-learn", "mauve-text", "matplotlib"} & found
 
 
 def test_the_table_of_extras_is_that_of_the_package() -> None:
@@ -108,7 +101,7 @@ def test_the_table_of_extras_is_that_of_the_package() -> None:
     homes = {package: {canonical(home) for home in at} for package, at in metadata.packages_distributions().items()}
     for name, packages in EXTRAS.items():
         listed = {canonical(Requirement(text).name) for text in PROJECT["optional-dependencies"][name]}
-        assert listed - {"gtl-lightning"} == set().union(*(homes[package] for package in packages)) & listed
+        assert listed - {OWN} == set().union(*(homes[package] for package in packages)) & listed
         for package in packages:
             assert homes[package] & listed, package
 
@@ -121,7 +114,7 @@ def test_what_the_owner_names_is_named() -> None:
     }
     assert {"torch", "pytorch-lightning", "prefect", "mlflow", "dvc", "datasets", "pandas", "mauve-text"} <= named
     locked = (ROOT / "requirements.lock").read_text()
-    for package in named - {"gtl-lightning"}:
+    for package in named - {OWN}:
         assert re.search(rf"^{re.escape(package)}\b", canonical_lines(locked), re.MULTILINE), package
 
 
@@ -129,9 +122,11 @@ def canonical_lines(text: str) -> str:
     return "\n".join(canonical(line.partition("==")[0].partition("[")[0]) for line in text.splitlines())
 
 
-def test_the_core_serves_every_public_name_and_the_example_and_names_the_extra_of_the_rest(tmp_path: Path) -> None:
+def test_the_core_serves_every_public_name_and_the_example_and_names_the_extra_of_the_rest(
+    python: Path, tmp_path: Path
+) -> None:
     code = f"""
-import importlib.util
+import importlib.util, sys
 sys.path.insert(0, {str(ROOT)!r})
 import gtl_lightning
 for name in dir(gtl_lightning):
@@ -141,7 +136,6 @@ example = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(example)
 found = example.main()
 assert found.guided < found.unguided - 0.5, found
-print(sorted(HIDDEN & {{name.partition(".")[0] for name in sys.modules}}))
 for call in (
     lambda: gtl_lightning.mauve(["a"] * 30, ["b"] * 30),
     lambda: gtl_lightning.mauve(["a"] * 30, ["b"] * 30, featurizer=len),
@@ -153,10 +147,9 @@ for call in (
     except gtl_lightning.UserError as error:
         print(error)
 """
-    done = run(code, tmp_path)
+    done = run(python, code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "[]",
         "mauve needs mauve, which is not installed; pip install 'gtl-lightning[report]'",
         "mauve needs mauve, which is not installed; pip install 'gtl-lightning[report]'",
         "advise needs sklearn, which is not installed; pip install 'gtl-lightning[report]'",
@@ -165,8 +158,8 @@ for call in (
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("methods",), ("sweep", "--help")], ids=" ".join)
-def test_help_version_and_methods_need_no_extra(words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(gtl(*words), tmp_path)
+def test_help_version_and_methods_need_no_extra(words: tuple[str, ...], python: Path, tmp_path: Path) -> None:
+    done = run(python, gtl(*words), tmp_path)
     assert done.returncode == 0 and done.stdout and not done.stderr
 
 
@@ -175,8 +168,10 @@ def test_help_version_and_methods_need_no_extra(words: tuple[str, ...], tmp_path
     [("sweep",), ("split",), ("configure",), ("train", "source"), ("sample",), ("markov", "cells")],
     ids=" ".join,
 )
-def test_a_command_of_the_pipeline_names_the_extra_and_does_nothing(words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(gtl(*words), tmp_path)
+def test_a_command_of_the_pipeline_names_the_extra_and_does_nothing(
+    words: tuple[str, ...], python: Path, tmp_path: Path
+) -> None:
+    done = run(python, gtl(*words), tmp_path)
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line == f"error: gtl {words[0]} needs dvc, which is not installed; pip install 'gtl-lightning[pipeline]'"
