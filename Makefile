@@ -19,8 +19,7 @@ demo: $(READY)  ## a first look in three minutes: .demo/reports/report.html; tou
 
 repro: $(READY)  ## environment, sample data, pipeline, report
 	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
-	@dvc status --quiet --with-deps report register 2>/dev/null || gtl sweep
-	@dvc repro
+	@if test -e dvc.lock && dvc status --quiet --with-deps report register 2>/dev/null; then dvc repro; else gtl sweep; fi
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
 

@@ -43,11 +43,10 @@ def sweep() -> None:
         os.environ.setdefault(name, value.format(folder=folder))
     logging.getLogger().handlers.clear()  # Prefect's console, which names time and task, yields to one that is there
     from flows.flows import run_sweep
-    from flows.remote import make_database, server_url
+    from flows.remote import server_url
 
-    if server_url() is None and os.environ[DATABASE] == OWN_SERVER[DATABASE].format(folder=folder):
-        make_database(folder / "sweep.db")
-    raise typer.Exit(run_sweep())
+    own = server_url() is None and os.environ[DATABASE] == OWN_SERVER[DATABASE].format(folder=folder)
+    raise typer.Exit(run_sweep(folder / "sweep.db" if own else None))
 
 
 @app.command()

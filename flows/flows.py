@@ -43,7 +43,7 @@ from flows.parameters import (
 )
 from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
-from flows.remote import check_pool, check_remote, check_server, logged_in, server_url
+from flows.remote import check_pool, check_remote, check_server, logged_in, server_url, start_own_server
 from flows.remote import version as checkout_version
 from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
 from flows.stage import StageError, push, stage_environment
@@ -304,16 +304,21 @@ def _grid_when_free(params: Params, root: Path) -> Grid:
                 raise
 
 
-def run_sweep() -> int:
+def run_sweep(database: Path | None = None) -> int:
     """The scarcity sweep without a deployment; the exit code.
 
+    Args:
+        database: of the flow's own server, where that is this checkout's.
+
     Raises:
-        UserError: the configured server does not answer.
+        UserError: the configured server does not answer, or the database cannot be written.
     """
     with logged_in():
         check_server()
         if server_url() is None:
             signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=_end_at_once, daemon=True).start())
+        if database is not None:
+            start_own_server(database)
         return 0 if scarcity_sweep(return_state=True).is_completed() else 1
 
 

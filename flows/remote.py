@@ -9,7 +9,6 @@ stage next, on whatever machine, takes it from there and writes its own dvc.lock
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -51,6 +51,7 @@ from gtl_lightning.workspace.addresses import unreachable, without_credentials
 from gtl_lightning.workspace.params import PARAMS
 
 POLL_SECONDS = 1.0
+FIRST_START_SECONDS = 120  # it makes some hundred tables and changes of them
 OWNER_TAG = "sweep:"  # of a stage's run: begins the tag that names the flow run which asked for it
 STAGE_TAG = "stage:"
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
@@ -175,10 +176,11 @@ def logged_in() -> Iterator[None]:
             yield
 
 
-def make_database(database: Path) -> None:
-    """Make the SQLite file of a flow's own server before that server starts, one process at a time.
+def start_own_server(database: Path) -> None:
+    """Start a flow's own server on an SQLite file that is not there yet, which makes its tables; one process at a time.
 
-    Servers that start at once on a file that is not there yet make its tables twice, and one of them fails.
+    Servers that start at once on such a file make its tables twice, and one of them fails. Where the file is there, the
+    flow starts its server by itself.
 
     Args:
         database: what PREFECT_API_DATABASE_CONNECTION_URL names.
@@ -188,12 +190,11 @@ def make_database(database: Path) -> None:
     """
     with writing(database), FileLock(database.with_suffix(".lock")):
         if not database.exists():
-            # What it could not do, the server tries once more, and says.
-            subprocess.run(
-                [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
-                capture_output=True,
-                check=False,
-            )
+            server = SubprocessASGIServer()  # the one that the flow will find
+            try:
+                server.start(FIRST_START_SECONDS)
+            except RuntimeError:  # the flow tries it once more, and says why not
+                server.stop()
 
 
 def check_server() -> None:

@@ -37,7 +37,7 @@ def test_plain_repro_is_the_main_job_and_all_of_it_is_made_by_a_sweep() -> None:
                 waiting += graph.successors(stage)
     assert not [address for address in own if ":" in address], "a study has its own command: make markov"
     assert own == {address for address in needed if not address.endswith(".dvc")}
-    assert "\t@dvc repro\n" in (ROOT / "Makefile").read_text()
+    assert "then dvc repro; else gtl sweep; fi\n" in (ROOT / "Makefile").read_text()
 
 
 def changed(path: Path, **keys: object) -> list[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -73,23 +71,24 @@ def test_a_login_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert read_login(path) == {}
 
 
-def test_a_servers_database_is_made_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_first_start_is_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps that start at once in a fresh clone: two servers would each make the tables, and one would fail."""
     database, at_once, calls = tmp_path / "sweep.db", threading.Semaphore(1), 0
     both = threading.Barrier(2)
 
-    def upgrade(command: list[str], **options: Any) -> None:
-        nonlocal calls
-        assert at_once.acquire(blocking=False) and command[-3:] == ["database", "upgrade", "--yes"]
-        calls += 1
-        database.touch()
-        at_once.release()
+    class Server:
+        def start(self, timeout: int) -> None:
+            nonlocal calls
+            assert at_once.acquire(blocking=False)
+            calls += 1
+            database.touch()
+            at_once.release()
 
-    monkeypatch.setattr(subprocess, "run", upgrade)
+    monkeypatch.setattr(remote, "SubprocessASGIServer", Server)
 
     def start() -> None:
         both.wait()
-        remote.make_database(database)
+        remote.start_own_server(database)
 
     others = [threading.Thread(target=start) for _ in range(2)]
     for other in others:
