@@ -130,6 +130,7 @@ class Roles:
         end_index: of what ends it.
         excluded: ids that no text has, mask and padding apart.
         rows: that the embedding needs, at least those that it has.
+        unread: of mask and padding, those that no text had: the tokenizer had no such token.
         said: where mask and padding come from, for people.
     """
 
@@ -139,6 +140,7 @@ class Roles:
     end_index: int
     excluded: tuple[int, ...]
     rows: int
+    unread: tuple[int, ...]
     said: str
 
 
@@ -189,8 +191,9 @@ def roles(tokenizer: PreTrainedTokenizerFast, rows: int) -> Roles:
     rows = max(rows, *(index + 1 for index in found.values()))
     known = set(tokenizer.get_vocab().values())
     never = {*special, start, *(index for index in range(rows) if index not in known)}
+    unread = tuple(index for role, index in found.items() if index != own[role])
     excluded = sorted(never - {end, tokenizer.unk_token_id, *found.values()})
-    return Roles(found["mask"], found["pad"], start, end, tuple(excluded), rows, "; ".join(said))
+    return Roles(found["mask"], found["pad"], start, end, tuple(excluded), rows, unread, "; ".join(said))
 
 
 def _spare(special: dict[int, str], taken: set[int | None], size: int, rows: int, new: str) -> tuple[int, str, str]:

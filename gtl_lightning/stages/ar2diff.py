@@ -6,7 +6,7 @@ is after stand side by side, on the same held-out texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -80,7 +80,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         for part, count in (("train", max(1, asked.steps * asked.batch)), ("val", params.train.val_examples))
     )
     denoiser = PretrainedDenoiser(
-        with_rows(read_model(found.folder, found.gguf), ids.rows),
+        with_rows(read_model(found.folder, found.gguf), ids.rows, ids.unread),
         Reading(ids.mask_index, ids.pad_index, ids.start_index, ids.excluded, asked.shift),
     )
     given = scoring(params, val)
@@ -138,15 +138,20 @@ def after(prefix: int, objective: Objective = masked) -> Objective:
     return loss
 
 
-def with_rows(model: PreTrainedModel, rows: int) -> PreTrainedModel:
-    """The model with that many rows of its embeddings; a new one is the mean of those that there were."""
+def with_rows(model: PreTrainedModel, rows: int, unread: Sequence[int] = ()) -> PreTrainedModel:
+    """The model with that many rows of its embeddings; a new one is the mean of those that there were.
+
+    So is what is read of an id of `unread`, which no text had: its row says nothing yet, and is as loud as a word's.
+    """
     old = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
     if rows > old:
         model.resize_token_embeddings(rows, mean_resizing=False)
-        with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                weight = cast(nn.Embedding, layer).weight
-                weight[old:] = weight[:old].mean(0)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = cast(nn.Embedding, layer).weight
+            weight[old:] = weight[:old].mean(0)
+        read = cast(nn.Embedding, model.get_input_embeddings()).weight
+        read[list(unread)] = read[:old].mean(0)
     return model
 
 

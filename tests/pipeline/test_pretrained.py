@@ -160,6 +160,16 @@ def test_a_new_row_leaves_the_decoders_logits_and_ties() -> None:
         torch.testing.assert_close(after[..., 40], before.mean(-1))
 
 
+def test_an_id_that_no_text_had_is_read_as_the_mean_of_all_and_the_others_as_before() -> None:
+    for kind in ("gpt2", "llama"):
+        model = decoder(kind)
+        before = model.get_input_embeddings().weight.detach().clone()
+        after = with_rows(model, 41, (3, 40)).get_input_embeddings().weight.detach()
+        torch.testing.assert_close(after[[3, 40]], before.mean(0).expand(2, -1))
+        others = [index for index in range(40) if index != 3]
+        assert torch.equal(after[others], before[others])
+
+
 @pytest.mark.parametrize(
     ("special", "named", "rows", "mask", "pad"),
     [
@@ -183,6 +193,7 @@ def test_mask_and_padding_are_ids_that_stand_for_nothing_else(
     assert found.start_index == (3 if "bos_token" in named else 1) and found.end_index == 1
     assert (words.mask_token_id, words.pad_token_id) == (mask[0], pad[0])
     assert found.rows == max(rows, mask[0] + 1, pad[0] + 1)
+    assert found.unread == tuple(index for index, where in (mask, pad) if where != "own")
     of_texts = set(words.get_vocab().values()) - set(words.added_tokens_decoder) | {0, 1}
     assert set(range(found.rows)) - of_texts == {mask[0], pad[0], *found.excluded}
 
