@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import stratified_times, uniform_nelbo_each
+from gtl_lightning.core.forward import level_nelbo_terms, level_sample, stratified_times, uniform_nelbo_each
 from gtl_lightning.core.protocols import EVERYWHERE, Attending
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
@@ -28,7 +28,7 @@ from gtl_lightning.papers.ar2diff import (
 
 
 class Objective(Protocol):
-    """What a denoiser is continued with: `masked`, `sundae`, or another of this form."""
+    """What a denoiser is continued with: `masked`, `counted`, `sundae`, or another of this form."""
 
     def __call__(
         self,
@@ -65,6 +65,26 @@ def masked(
     h = network.encode(x_t, t, EVERYWHERE, None, attention)
     log_p_true = spread(log_prob_of(network, h[at], x_0[at]), at)
     return masked_loss(log_p_true, at, target, t, schedule)
+
+
+def counted(
+    network: Attending,
+    x_0: Tensor,
+    target: Tensor,
+    attention: Tensor | None,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """`masked` with the time integrated out (docs/method.md section 2.8): the number of masks is what is drawn.
+
+    The same in the mean, with less noise: no few tokens at a small t outweigh the batch. `network` is told the masked
+    share in the place of t, so it is for those that know no t.
+    """
+    n = target.sum(-1)
+    x_t, at, count = level_sample(x_0, ids_of(network).mask_index, generator, frozen=~target)
+    h = network.encode(x_t, count / n.clamp(min=1), EVERYWHERE, None, attention)
+    log_p_true = spread(log_prob_of(network, h[at], x_0[at]), at)
+    return (n * level_nelbo_terms(log_p_true, at, count.clamp(min=1))).sum(), n.sum()
 
 
 Again = Callable[[Attending, Tensor, torch.Generator], Tensor]

@@ -26,7 +26,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, replacing, write_json
 from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
-from gtl_lightning.modules.continuation import Attending, ContinuationModule, Objective, masked
+from gtl_lightning.modules.continuation import Attending, ContinuationModule, Objective, counted
 from gtl_lightning.modules.lora import add_lora, merge_lora
 from gtl_lightning.networks.families import check_length, read_config, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
@@ -122,7 +122,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
     )  # fmt: skip
 
 
-def after(prefix: int, objective: Objective = masked) -> Objective:
+def after(prefix: int, objective: Objective = counted) -> Objective:
     """The objective where the first `prefix` tokens of every text are given."""
 
     def loss(

@@ -24,6 +24,7 @@ from gtl_lightning.modules.causal import CausalLMModule
 from gtl_lightning.modules.continuation import (
     ContinuationModule,
     by_draw,
+    counted,
     masked,
     sundae,
 )
@@ -62,6 +63,24 @@ def batch(n: int = 16, prefix: bool = False) -> dict[str, Tensor]:
     x_0 = torch.randint(2, 8, (n, L), generator=seed(2))
     x_0[: n // 2, 4:] = PAD
     return {"x_0": x_0} | ({"prefix": torch.arange(n) % 4} if prefix else {})
+
+
+def test_to_count_the_masks_gives_the_bound_of_the_masked_loss_with_less_noise() -> None:
+    network, x_0 = denoiser(), batch()["x_0"]
+    target = targets(x_0, PAD, torch.arange(len(x_0)) % 4)
+    values = {}
+    for objective in (masked, counted):
+        with torch.no_grad():
+            found = [objective(network, x_0, target, None, LogLinear(), seed(draw)) for draw in range(400)]
+        assert {int(count) for _, count in found} == {int(target.sum())}
+        values[objective] = torch.stack([total for total, _ in found]) / target.sum()
+    one, other = values[masked], values[counted]
+    error = ((one.var() + other.var()) / len(one)).sqrt()
+    assert abs(one.mean() - other.mean()) < 4 * error < 0.1 * one.mean()
+    assert other.std() < 0.3 * one.std()
+    row = x_0[:1]
+    alone = counted(network, row, targets(row, PAD, torch.tensor([4])), None, LogLinear(), seed(0))
+    assert [float(value) for value in alone] == [0, 0]  # nothing is left to learn
 
 
 class Watched(ContinuationModule):
