@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 3.0
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.yaml", "*.md", "MLmodel")
 """Files that are fetched: no pickle and no code among them."""
-LOG_IN = "log in (`hf auth login`) or set HF_TOKEN to one that may write there"
+LOG_IN = "log in (`hf auth login`) or set HF_TOKEN to one with the right to it"
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -97,7 +97,7 @@ def fetched(name: str, revision: str | None = None, token: str | None = None) ->
     check_repository(name)
     from huggingface_hub import snapshot_download
 
-    with _refusals(name, "fetched", "give another name or revision, or a folder"), _quiet():
+    with _refusals(name, "fetched", "run it again, or give a folder"), _quiet():
         kept = Path(
             snapshot_download(
                 name,
@@ -115,6 +115,8 @@ def fetched(name: str, revision: str | None = None, token: str | None = None) ->
             place = path.relative_to(kept)
             if path.is_file() and (listed is None or place.as_posix() in listed):
                 _without_link(path, folder / place)
+        if missing := sorted(file for file in listed or () if not (folder / file).exists()):
+            raise UserError(f"{name} was not fetched whole: {missing[0]} is missing; see that the hub has it")
         try:
             yield folder
         except UserError as error:  # of the repository, not of a folder that nobody knows
@@ -153,11 +155,11 @@ def push(
     with temporary_folder() as place, _quiet():
         make(place / "model")
         api = HfApi(endpoint=_address(), token=token)
-        with _refusals(name, "pushed", "nothing was changed"):
+        with _refusals(name, "pushed", "nothing was changed, run the same command again"):
             fresh = _made(api, name, private)
-        left = "it was made, and is empty" if fresh else "it is as it was before"
-        with _refusals(name, "pushed", f"{left}: the same command goes on"):
-            gone = [] if fresh else _no_longer(api, name, place / "model")
+        made = "the repository was made; " if fresh else ""
+        with _refusals(name, "pushed", f"{made}what is there is whole as it was, run the same command again"):
+            gone = [] if fresh else _no_longer(api, name, place)
             done = api.upload_folder(
                 repo_id=name, folder_path=place / "model", commit_message=message, delete_patterns=gone or None
             )
@@ -181,16 +183,17 @@ def _made(api: HfApi, name: str, private: bool) -> bool:
     return False
 
 
-def _no_longer(api: HfApi, name: str, folder: Path) -> list[str]:
-    """The files that an earlier push left there and this folder has not."""
+def _no_longer(api: HfApi, name: str, place: Path) -> list[str]:
+    """The files that an earlier push left there and the folder `model` of this place has not."""
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        before = Path(api.hf_hub_download(name, MANIFEST))
+        api.hf_hub_download(name, MANIFEST, local_dir=place / "before")
     except EntryNotFoundError:
         return []
     with suppress(UserError):  # another program's list
-        return [file for file in read_manifest(before.parent)["files"] if not (folder / file).exists()]
+        files = read_manifest(place / "before")["files"]
+        return [file for file in files if not (place / "model" / file).exists()]
     return []
 
 
@@ -203,9 +206,11 @@ def _refusals(name: str, done: str, remedy: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except LocalEntryNotFoundError:
-        where = f"{endpoint()} cannot be reached" if not hub_reachable() else "it broke off"
-        reason = f"it is not on this disk, and {where}; check the network and HF_ENDPOINT"
+    except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            reason = _of_status(error.__cause__.response.status_code, remedy)
+        else:
+            reason = f"it is not on this disk, and {endpoint()} cannot be reached; check the network and HF_ENDPOINT"
         raise UserError(f"{name} was not {done}: {reason}") from None
     except HfHubHTTPError as error:
         raise UserError(f"{name} was not {done}: {_of_status(error.response.status_code, remedy)}") from None
@@ -231,15 +236,17 @@ def _quiet() -> Iterator[None]:
     """No word of the client: it would show addresses that are signed, and bars where nobody looks."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx2", "httpcore2")]
+    levels, bars = [logger.level for logger in loggers], not are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             enable_progress_bars()
 

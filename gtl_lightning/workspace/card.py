@@ -38,7 +38,8 @@ print(model.decode(x))
 """
 ALSO = (
     "On the command line `gtl sample --model {name} --prompt 'we study [MASK] [MASK] of'`, with the sampler's settings "
-    "as it was measured; in MLflow `mlflow.pyfunc.load_model` of the folder, or of a registered version."
+    'as it was measured. Registered, it is `gtl_lightning.load_model("NAME@ALIAS")`, or MLflow\'s '
+    '`mlflow.pyfunc.load_model("models:/NAME@ALIAS")`.'
 )
 LIMITED = (
     "It is as good as its metrics say, of texts like those that it was trained on, up to its length, and not beyond: "
