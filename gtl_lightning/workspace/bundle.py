@@ -24,12 +24,11 @@ from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, write_co
 from gtl_lightning.workspace.card import MLMODEL, mlmodel
 from gtl_lightning.workspace.frozen import denoiser_path, guided_files
 from gtl_lightning.workspace.params import PARAMS, Params, load_params, write_params
-from gtl_lightning.workspace.paths import CELLS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.workspace.paths import CELLS, LENGTHS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
 from gtl_lightning.workspace.selection import chosen_setting
 from gtl_lightning.workspace.settings import Evaluation
 
-LENGTHS = "lengths.json"
 KEPT_LENGTHS = 512
 
 

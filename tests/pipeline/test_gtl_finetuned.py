@@ -16,8 +16,8 @@ from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
 from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.networks import load_network
 from gtl_lightning.papers.tcsm import conditional_bce_loss
-from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.sharing.card import Card
+from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.stages.train import context_of, train_cell

@@ -113,10 +113,17 @@ def test_the_card_says_what_it_is_made_of_and_how_it_is_loaded(hub: Hub, trained
     assert (front["library_name"], front["license"]) == ("gtl-lightning", "cc-by-4.0")
     assert {"discrete-diffusion", "guided", "gtl"} <= set(front["tags"])
     for said in (
-        "generated sample", f"{row['nelbo']:.4f}", f"{row['mauve']:.4f}", f"| gamma, of samples | {row['sample_gamma']} |",
-        "| seed | 0", "| commit | ", "cc-by-4.0", "is not true", 'GuidedModel.from_pretrained("me/gtl")',
+        "generated sample",
+        f"{row['nelbo']:.4f}",
+        f"{row['mauve']:.4f}",
+        f"| gamma, of samples | {row['sample_gamma']} |",
+        "| seed | 0",
+        "| commit | ",
+        "cc-by-4.0",
+        "is not true",
+        'GuidedModel.from_pretrained("me/gtl")',
         "gtl sample --model me/gtl",
-    ):  # fmt: skip
+    ):
         assert said in text, said
     (code,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     with inside(nowhere):
@@ -140,7 +147,7 @@ def test_a_broken_push_of_a_cell_is_one_line_and_the_command_goes_on(
 
 REFUSED = {
     f"push {CELL.name} gtl": "'gtl' is no OWNER/NAME of a hub",
-    "push gtl-0.3-7 me/gtl": "cell gtl-0.3-7 is not finished: cells/gtl-0.3-7/row.json is missing; `dvc repro` makes it",
+    "push gtl-0.3-7 me/gtl": "cell gtl-0.3-7 is not finished: cells/gtl-0.3-7/row.json is missing; `dvc repro`",
     "push gtl me/gtl": "'gtl' names no cell; give a folder of cells/",
     "push no-method-0.3-0 me/gtl": "method 'no-method' is unknown",
     "push gtl-7.5-0 me/gtl": "is no share of the target data",
@@ -148,7 +155,7 @@ REFUSED = {
     "export gtl-0.3-7 new": "cell gtl-0.3-7 is not finished",
     f"export {CELL.name} cells": "cells is a folder that is not empty; give the name of a new one",
     f"export {CELL.name} params.yaml": "params.yaml is no folder; give the name of a new one",
-    "sample --model me/none": "me/none was not fetched: the hub does not know the token, or there is no such repository",
+    "sample --model me/none": "me/none was not fetched: the hub does not know the token, or there is no",
     "sample --model ./models": "model ./models holds no bundle.json; give what `gtl export` or `gtl push` made",
 }
 
