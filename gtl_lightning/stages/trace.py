@@ -49,12 +49,27 @@ class Record:
         """What the page shows of it."""
         planned = self.planned
         starts = [planned.sampler.start(length, planned.prompt).tolist() for length in planned.lengths]
-        strength = "" if planned.guidance is None else f"gamma {planned.setting.gamma:g}, "
-        note = f"{strength}temperature {planned.setting.temperature:g}, seed {planned.seed}"
-        return Trajectory(name, note, starts, self.texts)
+        return Trajectory(name, settings_of(planned), starts, self.texts)
 
 
-def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record) -> str:
+def settings_of(planned: Plan) -> str:
+    """Strength, temperature and seed in a line."""
+    strength = "" if planned.guidance is None else f"gamma {planned.setting.gamma:g}, "
+    return f"{strength}temperature {planned.setting.temperature:g}, seed {planned.seed}"
+
+
+def traced(params: Params, cell: Cell, asked: SampleRequest, sampler: Sampler, beside: Sampler | None = None) -> str:
+    """`trace_page` of texts that are drawn for it alone.
+
+    Raises:
+        UserError: as `plan`, and `trace_page`.
+    """
+    record = Record(plan(params, sampler, cell, asked))
+    record.planned.draw(watch=record.watch)
+    return trace_page(params, cell, asked, record, beside)
+
+
+def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record, beside: Sampler | None = None) -> str:
     """HTML of what was recorded, beside another run of the same lengths, prompt and seed.
 
     The other is `plan_beside`'s. A cell that is not guided stands alone, if nothing is asked for beside it.
@@ -62,8 +77,8 @@ def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record)
     Raises:
         UserError: the other cell is not there.
     """
-    planned, runs = record.planned, [record.trajectory(_name(cell))]
-    other = plan_beside(params, cell, asked, planned)
+    planned, runs = record.planned, [record.trajectory(run_name(cell))]
+    other = plan_beside(params, cell, asked, planned, beside)
     if other is not None:
         drawn = Record(other[1])
         other[1].draw(watch=drawn.watch)
@@ -75,23 +90,12 @@ def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record)
         "both, before temperature."
     )
     return trajectory_page(
-        f"How {_name(cell)} writes",
+        f"How {run_name(cell)} writes",
         note,
         runs,
         lambda token: str(tokens.convert_ids_to_tokens(token)),
         planned.sampler.corpus.mask_index,
     )
-
-
-def traced(params: Params, cell: Cell, asked: SampleRequest, sampler: Sampler) -> str:
-    """`trace_page` of texts that are drawn for it alone.
-
-    Raises:
-        UserError: as `plan`, and `trace_page`.
-    """
-    record = Record(plan(params, sampler, cell, asked))
-    record.planned.draw(watch=record.watch)
-    return trace_page(params, cell, asked, record)
 
 
 def plan_beside(
@@ -115,7 +119,7 @@ def plan_beside(
     if asked.beside is not None:
         other = other_cell(cell, asked.beside)
         sampler = sampler or Sampler.open(params, other, planned.sampler.root)
-        return _name(other), replace(plan(params, sampler, other, asked.unguided), lengths=planned.lengths)
+        return run_name(other), replace(plan(params, sampler, other, asked.unguided), lengths=planned.lengths)
     return None if planned.guidance is None else (UNGUIDED, planned.unguided)
 
 
@@ -178,6 +182,7 @@ def live(planned: Plan) -> Iterator[Watch]:
         yield watch
 
 
-def _name(cell: Cell) -> str:
+def run_name(cell: Cell) -> str:
+    """For people: `GTL, 5 % of the target`."""
     label = method_label(cell.method)
     return label if cell.fraction is None else f"{label}, {percent(cell.fraction)} of the target"

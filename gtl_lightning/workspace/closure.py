@@ -54,6 +54,7 @@ WITHOUT_RESULT = frozenset(
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is
         "workspace/options.py",  # refuses what cannot be
+        "workspace/browser.py",
         "workspace/progress.py",  # tells a person how far it is
         "workspace/provenance.py",  # says what a result was made with
         # What a folder holds, in a sentence.

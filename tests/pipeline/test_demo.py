@@ -10,7 +10,9 @@ import pytest
 
 from gtl_lightning.report import DEMO
 from gtl_lightning.stages import demo
-from gtl_lightning.stages.demo import run_demo, show
+from gtl_lightning.stages.demo import run_demo
+from gtl_lightning.workspace import browser
+from gtl_lightning.workspace.browser import show
 from gtl_lightning.workspace.params import Params, configure
 from tests.pipeline.conftest import inside, tiny
 
@@ -65,10 +67,10 @@ def test_a_page_is_opened_where_there_is_a_screen_and_a_browser(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda address: asked.append(address) or found)
-    monkeypatch.setattr(demo.sys, "platform", "linux")
+    monkeypatch.setattr(browser.sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert not show(tmp_path / "report.html") and asked == []
+    assert not show((tmp_path / "report.html").as_uri()) and asked == []
     monkeypatch.setenv("DISPLAY", ":0")
-    assert show(tmp_path / "report.html") is found
+    assert show((tmp_path / "report.html").as_uri()) is found
     assert asked == [(tmp_path / "report.html").as_uri()]

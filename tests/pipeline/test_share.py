@@ -84,8 +84,9 @@ def test_a_pushed_cell_is_the_exported_one_and_draws_the_same(hub: Hub, trained:
         push_cell(load_params(), CELL, "me/gtl", private=True)
         here = sample_cell(load_params(), CELL, asked)
     head = hub.repositories["me/gtl"].head
-    exported = {path.relative_to(nowhere / "model").as_posix(): path for path in (nowhere / "model").rglob("*.*")}
-    assert set(head) == {*exported, "MLmodel", ".gitattributes"}
+    exported = {path.relative_to(nowhere / "model").as_posix(): path for path in (nowhere / "model").rglob("*")}
+    exported = {name: path for name, path in exported.items() if path.is_file()}
+    assert set(head) == {*exported, ".gitattributes"}
     told = {name for name, path in exported.items() if head[name] != path.read_bytes()}
     assert told == {"README.md", "bundle.json"}, "the name in the card, and the card's hash"
     with inside(nowhere):
@@ -156,7 +157,7 @@ REFUSED = {
     f"export {CELL.name} cells": "cells is a folder that is not empty; give the name of a new one",
     f"export {CELL.name} params.yaml": "params.yaml is no folder; give the name of a new one",
     "sample --model me/none": "me/none was not fetched: the hub does not know the token, or there is no",
-    "sample --model ./models": "model ./models holds no bundle.json; give what `gtl export` or `gtl push` made",
+    "sample --model ./models": "model ./models is no cell's: it holds no bundle.json",
 }
 
 
