@@ -79,6 +79,13 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def check_new(folder: Path) -> None:
+    """Raise UserError unless a folder of that name can be made, or one is there and is empty."""
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        what = "a folder that is not empty" if folder.is_dir() else "no folder"
+        raise UserError(f"{folder} is {what}; give the name of a new one")
+
+
 @contextmanager
 def new_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty folder that takes the name `path` on success; on any failure nothing is there.
@@ -87,9 +94,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         UserError: something that is not an empty folder has that name, or it cannot be written.
     """
     path = Path(path)
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        what = "a folder that is not empty" if path.is_dir() else "no folder"
-        raise UserError(f"{path} is {what}; give the name of a new one")
+    check_new(path)
     with writing(path):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))

@@ -12,9 +12,9 @@ from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
-from gtl_lightning.api.pretrained import load_pretrained
 from gtl_lightning.core.guidance import GAMMA_MAX, Guidance, LinearGamma, SequenceRatio, TokenRatio, linear_gamma
 from gtl_lightning.core.protocols import Source
+from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import STRONGEST
 from gtl_lightning.networks import DENOISERS, RatioEnsemble, SequenceRatioNetwork, load_network
@@ -88,8 +88,7 @@ class GuidedModel(Shareable):
         parts, said = read_config(folder, SAID)
         if DENOISER not in parts:
             raise UserError(f"{folder} holds no denoiser; a ratio alone is read by TrainedRatio.from_pretrained")
-        denoiser: Any = parts[DENOISER]
-        denoiser = load_pretrained(denoiser) if denoiser.is_dir() else load_network(denoiser, expect=DENOISERS)
+        denoiser: Any = _read_denoiser(parts[DENOISER])
         guidance = None
         if RATIO in parts:
             network = load_network(parts[RATIO], denoiser=denoiser)
@@ -122,6 +121,15 @@ def said_of(guidance: Guidance | None, length: int, temperature: float) -> dict[
         raise UserError("gamma is a function, which cannot be stored; give a number, or core.guidance.linear_gamma")
     strength = {"gamma": float(gamma), "gamma_end": end, "n_ratio": guidance.n_ratio, "stabilise": guidance.stabilise}
     return said | strength
+
+
+def _read_denoiser(path: Path) -> nn.Module:
+    if path.is_file():
+        return load_network(path, expect=DENOISERS)
+    from gtl_lightning.networks.pretrained import PretrainedDenoiser
+
+    refuse_code(str(path), local_only=True)
+    return PretrainedDenoiser.load(path)
 
 
 def _write_denoiser(denoiser: Source, folder: Path) -> str:

@@ -33,6 +33,7 @@ class Card:
         limits: what it cannot do.
         license: of what it was made from, as its owner names it; None where nobody says.
         datasets: names on a hub.
+        base: repository of the model that it was made from.
         tags: beside those of every model.
     """
 
@@ -45,6 +46,7 @@ class Card:
     limits: str = LIMITS
     license: str | None = None
     datasets: tuple[str, ...] = ()
+    base: str | None = None
     tags: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
@@ -56,6 +58,8 @@ class Card:
             found |= (
                 {"license": known} if known in LICENSES else {"license": "other", "license_name": _plain(self.license)}
             )
+        if self.base is not None:
+            found["base_model"] = self.base
         if self.datasets:
             found["datasets"] = list(self.datasets)
         return found

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import make_folder, new_folder
+from gtl_lightning.files import check_new, load_tensors, make_folder, new_folder
 from gtl_lightning.records import read_record
 from gtl_lightning.sharing.card import Card
 from gtl_lightning.sharing.hub import check_repository, push
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.card import model_card
+from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.options import SOURCE_METHOD
 from gtl_lightning.workspace.origin import origin
 from gtl_lightning.workspace.params import Params
@@ -30,8 +31,10 @@ def export_cell(params: Params, cell: Cell, folder: Path, licence: str | None = 
     Raises:
         UserError: the cell is not finished or damaged, or the folder is not new or cannot be written.
     """
+    check_new(folder)
+    card = _card(params, cell, "FOLDER", licence)
     with new_folder(folder) as staged:
-        write_bundle(params, cell, staged, _card(params, cell, "FOLDER", licence))
+        write_bundle(params, cell, staged, card)
     log.info("%s: %s", folder, cell)
 
 
@@ -64,10 +67,31 @@ def _card(params: Params, cell: Cell, name: str, licence: str | None) -> Card:
     Raises:
         UserError: it is none, or a file of it is missing or damaged.
     """
+    if licence is not None and not licence.strip():
+        raise UserError(f"--license {licence!r} names no licence; write it as its owner does, or leave it out")
     if cell.method == SOURCE_METHOD:
         raise UserError(f"{cell.name} is the untouched source, no trained cell; give one of the others below {CELLS}/")
     if not (CELLS / cell.name / ROW).is_file():
         raise UserError(f"cell {cell.name} is not finished: {CELLS / cell.name / ROW} is missing; `dvc repro` makes it")
     bundle_files(params, cell)
     row, data = read_record(CELLS / cell.name / ROW), read_provenance(DATA)
-    return model_card(cell, row, data, name=name, commit=origin()["git_commit"], licence=licence)
+    commit, base = origin()["git_commit"], _base(cell)
+    return model_card(cell, row, data, name=name, commit=commit, licence=licence, base=base)
+
+
+def _base(cell: Cell) -> str | None:
+    """The repository of a hub that the cell's frozen denoiser is of, where its weights were left there.
+
+    Raises:
+        UserError: they lie in a folder of this machine, where nobody else finds them.
+    """
+    path = denoiser_path(cell)
+    named = load_tensors(path)[1].get("network", {}).get("origin")
+    if not isinstance(named, dict):
+        return None
+    if named.get("revision") is None:
+        raise UserError(
+            f"{path} names weights in {named.get('name')}, which this machine alone has; import them as a copy "
+            "(gtl source import --help)"
+        )
+    return str(named.get("name"))

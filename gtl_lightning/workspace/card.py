@@ -56,6 +56,7 @@ def model_card(
     name: str = "FOLDER",
     commit: str = "",
     licence: str | None = None,
+    base: str | None = None,
 ) -> Card:
     """What the model is, what it was trained on, how good it is, how it is used, what it is not.
 
@@ -66,6 +67,7 @@ def model_card(
         name: folder, or OWNER/NAME, that it is loaded by.
         commit: of the project's checkout; empty where the registry says it.
         licence: of the source, where somebody said it; None takes what the data say of themselves.
+        base: repository that the frozen denoiser's weights are fetched from; None where they lie in the folder.
     """
     generated = bool(provenance.get("generated"))
     kind = "a generated sample, no real text" if generated else f"real records ({provenance.get('kind', 'unknown')})"
@@ -78,7 +80,10 @@ def model_card(
         *(strength if guided else ()),
         ("temperature", f"{row.get('temperature')}"),
         ("seed", f"{cell.seed}, of weights, order and noise"),
-        ("source denoiser", f"weights {row['source']}" if row.get("source") else "none"),
+        (
+            "source denoiser",
+            " ".join(filter(None, (base, f"weights {row['source']}" if row.get("source") else "none"))),
+        ),
         ("made with", str(row.get("trained_with") or row.get("made_with"))),
         *((("commit", commit),) if commit else ()),
     ]
@@ -91,7 +96,8 @@ def model_card(
         use=USE.format(name=name),
         also=ALSO.format(name=name),
         limits=LIMITED,
-        license=licence or provenance.get("license") or (GENERATED if generated else None),
+        license=licence or provenance.get("license") or (GENERATED if generated and not base else None),
+        base=base,
         datasets=(dataset,) if isinstance(dataset, str) and REPOSITORY.fullmatch(dataset) else (),
         tags=("guided", cell.method) if guided else (cell.method,),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gtl_lightning.networks import (
 )
 from gtl_lightning.sharing.hub import check_repository
 from gtl_lightning.sharing.shareable import Shareable
+from gtl_lightning.workspace.closure import ROOT
 from tests.hub import READER, TOKEN, Hub, serving
 
 CONFIG = BackboneConfig(vocab_size=11, length=6, width=8, depth=1, heads=2, mask_index=9, pad_index=10)
@@ -232,6 +234,17 @@ def test_what_was_pushed_is_what_comes_back(hub: Hub, trained: TrainedRatio, tmp
         assert same(GuidedModel.from_pretrained("me/model"), model)
     assert len(hub.repositories["me/model"].commits) == 1 + len(models(trained))
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_the_lines_of_the_page_on_sharing_run_as_they_stand(
+    hub: Hub, trained: TrainedRatio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/sharing.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"denoiser": DENOISER, "ratio": trained, "tokenizer": None}
+    exec(code, names)
+    assert same(names["model"], GuidedModel.from_pretrained("shared/mine"))
+    assert hub.repositories["me/mine"].private
 
 
 def test_a_revision_is_what_it_was_and_its_files_do_not_mix(hub: Hub, trained: TrainedRatio) -> None:
