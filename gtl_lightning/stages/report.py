@@ -96,7 +96,7 @@ def make_report(params: Params) -> None:
         warnings=_warnings(params),
         made=_made(tracked) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
         after_demo=AFTER_DEMO if demo else "",
-        trajectory=_trajectory(params),
+        trajectory=trajectory(params),
     )
     means = {
         f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
@@ -207,7 +207,7 @@ def _texts(cells: list[Cell]) -> dict[str, list[str]]:
     return {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
 
 
-def _trajectory(params: Params) -> str | None:
+def trajectory(params: Params) -> str | None:
     """How the ablation's cell writes, beside the unguided denoiser; None where it has no result."""
     cell = Cell(params.ablation.method, params.ablation.fraction, params.sweep.seeds[0])
     if not (CELLS / cell.name / ROW).exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.stages.explore import Explorer, application
+from gtl_lightning.stages.report import trajectory
 from gtl_lightning.stages.sample import sample_cell
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import load_params
@@ -80,6 +82,19 @@ def test_how_they_come_about_is_the_page_of_the_same_texts(here: Path) -> None:
     assert all(len(text["choices"]) == 6 for run in data["runs"] for text in run["texts"])
 
 
+def test_the_report_shows_how_the_ablations_cell_writes(here: Path) -> None:
+    """Unguided beside guided, drawn by the report: made again it is the same; of no cell that there is not."""
+    page = (here / "reports" / "figures" / "trajectory.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    assert [run["name"] for run in data["runs"]] == ["Unguided: the denoiser alone", "GTL, 30\xa0% of the target"]
+    assert [len(text["choices"]) for text in data["runs"][0]["texts"]] == [32] * 3
+    assert page == trajectory(load_params())
+    assert 'srcdoc="&lt;!DOCTYPE html&gt;' in (here / "reports" / "report.html").read_text()
+    params = load_params()
+    elsewhere = params.model_copy(update={"ablation": params.ablation.model_copy(update={"fraction": 0.01})})
+    assert trajectory(elsewhere) is None
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -122,8 +137,8 @@ def test_a_cell_without_a_ratio_has_no_gamma_to_move(here: Path) -> None:
     assert 'name="gamma"' not in client(Cell("lora", 0.3, 0)).get("/").text
 
 
-def test_it_is_served_until_ctrl_c(here: Path) -> None:
-    """A process of its own, as a user runs it, and another that asks."""
+def test_it_is_served_until_ctrl_c(here: Path, tmp_path: Path) -> None:
+    """A process of its own, as a user runs it; another asks, and a browser, which has nothing to complain of."""
     command = [sys.executable, "-m", "gtl_lightning.cli", "explore", CELL.name, "--no-browser"]
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
@@ -134,6 +149,15 @@ def test_it_is_served_until_ctrl_c(here: Path) -> None:
             assert address, line
             with urllib.request.urlopen(f"{address[1]}/texts?count=1&length=4", timeout=60) as answer:
                 assert len(json.load(answer)["runs"]) == 2
+            if browser := shutil.which("chromium") or shutil.which("google-chrome"):
+                opened = subprocess.run(
+                    [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800",
+                     f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--virtual-time-budget=30000",
+                     "--dump-dom", address[1]],
+                    capture_output=True, text=True, timeout=120, check=True,
+                )  # fmt: skip
+                assert ":CONSOLE" not in opened.stderr, opened.stderr
+                assert opened.stdout.count("<li>") == 6 and opened.stdout.count('<section class="run">') == 2
             running.send_signal(signal.SIGINT)
             assert running.wait(60) == 0
             assert "Traceback" not in running.stderr.read()
