@@ -18,9 +18,8 @@ from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import STRONGEST
 from gtl_lightning.networks import DENOISERS, RatioEnsemble, SequenceRatioNetwork, load_network
-from gtl_lightning.networks.store import Stored
 from gtl_lightning.records import Shape, Within
-from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, WEIGHTS, Shareable, read_config, write_config
+from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, Shareable, read_config, write_config
 
 SAID: Shape = {
     "temperature": Within(0, STRONGEST),
@@ -138,8 +137,7 @@ def _write_denoiser(denoiser: Source, folder: Path) -> str:
             f"the denoiser is a {type(denoiser).__name__}, which no folder of this project holds; save the ratio, and "
             "give it the denoiser where it is loaded (TrainedRatio.from_pretrained)"
         )
-    # Of a native class of another library the folder is the part; of a network of ours its file.
-    return _write_part(denoiser, folder, DENOISER, file=isinstance(denoiser, Stored))
+    return _write_part(denoiser, folder, DENOISER)
 
 
 def _write_ratio(ratio: SequenceRatio | TokenRatio, folder: Path) -> str:
@@ -148,14 +146,14 @@ def _write_ratio(ratio: SequenceRatio | TokenRatio, folder: Path) -> str:
         raise UserError(
             f"the ratio is a {type(shared).__name__}, which cannot be stored; give a network of this project"
         )
-    return _write_part(shared, folder, RATIO, file=True)
+    return _write_part(shared, folder, RATIO)
 
 
-def _write_part(model: Shareable, folder: Path, part: str, *, file: bool) -> str:
+def _write_part(model: Shareable, folder: Path, part: str) -> str:
     """Write one of several models; return where it lies."""
     (folder / part).mkdir()
     model.write_to(folder / part)
-    return f"{part}/{WEIGHTS}" if file else part
+    return f"{part}/{model.file}" if model.file else part
 
 
 def _by_sequence(network: nn.Module) -> bool:

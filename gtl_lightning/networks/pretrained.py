@@ -234,4 +234,4 @@ class PretrainedDenoiser(Shareable, nn.Module):
             raise UserError(f"{Path(folder) / NOTE} names ids that the model's {rows} rows have not; convert it again")
         return cls(model, reading).eval()
 
-    write_to, read_from = save, load  # transformers' own class is the folder
+    write_to, read_from, file = save, load, None  # the folder is transformers' own class

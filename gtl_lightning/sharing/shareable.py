@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import replacing, write_json, write_text
@@ -26,7 +26,13 @@ DENOISER, RATIO, CAUSAL, TOKENIZER = "denoiser", "ratio", "causal", "tokenizer"
 
 
 class Shareable(ABC):
-    """A model that is a folder; a new one owes `write_to` and `read_from`."""
+    """A model that is a folder; a new one owes `write_to` and `read_from`.
+
+    Attributes:
+        file: of the folder, that all of it is in; None where it is another library's, which reads the folder.
+    """
+
+    file: ClassVar[str | None] = WEIGHTS
 
     @abstractmethod
     def write_to(self, folder: Path) -> None:

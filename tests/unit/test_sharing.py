@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from gtl_lightning import Card, Guidance, GuidedModel, SequenceRatio, TokenRatio, TrainedRatio, UserError, sample
 from gtl_lightning.core.guidance import LinearGamma
@@ -29,9 +30,11 @@ from gtl_lightning.networks import (
     UniformDenoiser,
     seeded,
 )
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.sharing.hub import check_repository
 from gtl_lightning.sharing.shareable import Shareable
 from gtl_lightning.workspace.closure import ROOT
+from tests import pretrained_kit
 from tests.hub import READER, TOKEN, Hub, serving
 
 CONFIG = BackboneConfig(vocab_size=11, length=6, width=8, depth=1, heads=2, mask_index=9, pad_index=10)
@@ -132,6 +135,28 @@ def test_a_guided_model_is_one_folder_and_its_parts_are_in_it(
     if which == 1:
         again = TrainedRatio.from_pretrained(tmp_path / "model")
         assert (again.method, again.length) == ("gtl", 6) and torch.equal(said(again.network), said(trained.network))
+
+
+def test_another_librarys_denoiser_stays_its_librarys(tmp_path: Path, hub: Hub) -> None:
+    """transformers reads the folder alone, and a guided model holds it as it is."""
+    denoiser = pretrained_kit.denoiser("llama")
+    x = pretrained_kit.texts()
+    x[:, ::2] = denoiser.mask_index
+    denoiser.save_pretrained(tmp_path / "native")
+    native = LlamaForCausalLM.from_pretrained(tmp_path / "native")
+    assert all(torch.equal(native.state_dict()[key], value) for key, value in denoiser.model.state_dict().items())
+    model = GuidedModel(denoiser, None, 7)
+    model.save_pretrained(tmp_path / "model")
+    denoiser.push_to_hub("me/native")
+    model.push_to_hub("me/model")
+    with torch.no_grad():
+        for again in (
+            PretrainedDenoiser.from_pretrained(tmp_path / "native"),
+            PretrainedDenoiser.from_pretrained("me/native"),
+            GuidedModel.from_pretrained(tmp_path / "model").denoiser,
+            GuidedModel.from_pretrained("me/model").denoiser,
+        ):
+            assert torch.equal(again(x, torch.ones(len(x))), denoiser(x))
 
 
 def test_a_folder_is_data_and_weights_alone(trained: TrainedRatio, tmp_path: Path) -> None:
