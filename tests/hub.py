@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 
 TOKEN = "hf_wRItEr0123456789"
 READER = "hf_rEaDeR0123456789"
@@ -141,7 +142,9 @@ class Handler(BaseHTTPRequestHandler):
         if number is None:
             return self._refuse(404, token, "RevisionNotFound")
         files = [{"rfilename": file} for file in found.commits[number]]
-        self._json({"id": name, "private": found.private, "sha": found.sha_of(number), "siblings": files, "tags": []})
+        _, fields, _ = found.commits[number].get("README.md", b"---\n---\n").decode().split("---\n", 2)
+        said = {"id": name, "private": found.private, "sha": found.sha_of(number), "siblings": files, "tags": []}
+        self._json({**said, "cardData": yaml.safe_load(fields)})
 
     def tree(self, body: bytes, token: str, name: str, revision: str) -> None:
         if (found := self._readable(name, token)) is None:

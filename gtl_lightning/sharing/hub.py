@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import temporary_folder, writing
+from gtl_lightning.inputs import read_text
+from gtl_lightning.sharing.card import CARD
 from gtl_lightning.sharing.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -66,6 +70,23 @@ def check_repository(name: str) -> None:
         raise UserError(
             f"{name!r} is no OWNER/NAME of a hub: letters, digits, `.`, `_` and `-` on either side of one /"
         )
+
+
+def licence_of(name: str) -> str | None:
+    """The licence that the card of a folder, or of a hub's repository, names; None where it cannot be learned."""
+    found: Any = None
+    with suppress(Exception):  # what a card holds, and what a hub answers, is anything
+        if Path(name).is_dir():
+            found = yaml.safe_load(read_text(Path(name) / CARD).split("---\n")[1])
+        elif hub_reachable():
+            from huggingface_hub import HfApi
+
+            with _quiet():
+                found = HfApi(endpoint=_address()).model_info(name, timeout=10).card_data
+        named = found["license"]
+        named = found.get("license_name") or named if named == "other" else named
+        return str(named) if named else None
+    return None
 
 
 @contextmanager

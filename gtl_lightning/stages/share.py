@@ -9,7 +9,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import check_new, load_tensors, make_folder, new_folder
 from gtl_lightning.records import read_record
 from gtl_lightning.sharing.card import Card
-from gtl_lightning.sharing.hub import check_repository, push
+from gtl_lightning.sharing.hub import check_repository, licence_of, push
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.card import model_card
 from gtl_lightning.workspace.frozen import denoiser_path
@@ -75,23 +75,35 @@ def _card(params: Params, cell: Cell, name: str, licence: str | None) -> Card:
         raise UserError(f"cell {cell.name} is not finished: {CELLS / cell.name / ROW} is missing; `dvc repro` makes it")
     bundle_files(params, cell)
     row, data = read_record(CELLS / cell.name / ROW), read_provenance(DATA)
-    commit, base = origin()["git_commit"], _base(cell)
-    return model_card(cell, row, data, name=name, commit=commit, licence=licence, base=base)
+    _check_whole(cell)
+    others = _of_others(params)
+    return model_card(
+        cell,
+        row,
+        data,
+        name=name,
+        commit=origin()["git_commit"],
+        licence=licence or (licence_of(others) if others else None),
+        base=others,
+    )
 
 
-def _base(cell: Cell) -> str | None:
-    """The repository of a hub that the cell's frozen denoiser is of, where its weights were left there.
+def _of_others(params: Params) -> str | None:
+    """The model of other people that the source is, by the name that it was imported by; None for one trained here."""
+    name = getattr(params.source.own, "name", None)
+    return str(name) if name else None
+
+
+def _check_whole(cell: Cell) -> None:
+    """Refuse a cell whose frozen denoiser lies in a folder of this machine, where nobody else finds it.
 
     Raises:
-        UserError: they lie in a folder of this machine, where nobody else finds them.
+        UserError: naming the folder.
     """
     path = denoiser_path(cell)
     named = load_tensors(path)[1].get("network", {}).get("origin")
-    if not isinstance(named, dict):
-        return None
-    if named.get("revision") is None:
+    if isinstance(named, dict) and named.get("revision") is None:
         raise UserError(
-            f"{path} names weights in {named.get('name')}, which this machine alone has; import them as a copy "
-            "(gtl source import --help)"
+            f"{path} names weights in {named.get('name')}, which this machine alone has; keep them in the project: "
+            f"gtl source import {named.get('name')} --copy"
         )
-    return str(named.get("name"))

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gtl_lightning.methods import METHODS
@@ -67,7 +68,7 @@ def model_card(
         name: folder, or OWNER/NAME, that it is loaded by.
         commit: of the project's checkout; empty where the registry says it.
         licence: of the source, where somebody said it; None takes what the data say of themselves.
-        base: repository that the frozen denoiser's weights are fetched from; None where they lie in the folder.
+        base: model of other people that the source is, a folder or a hub's repository; None for one trained here.
     """
     generated = bool(provenance.get("generated"))
     kind = "a generated sample, no real text" if generated else f"real records ({provenance.get('kind', 'unknown')})"
@@ -97,7 +98,7 @@ def model_card(
         also=ALSO.format(name=name),
         limits=LIMITED,
         license=licence or provenance.get("license") or (GENERATED if generated and not base else None),
-        base=base,
+        base=base if base and REPOSITORY.fullmatch(base) and not Path(base).exists() else None,
         datasets=(dataset,) if isinstance(dataset, str) and REPOSITORY.fullmatch(dataset) else (),
         tags=("guided", cell.method) if guided else (cell.method,),
     )

@@ -31,7 +31,7 @@ from gtl_lightning.networks import (
     seeded,
 )
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
-from gtl_lightning.sharing.hub import check_repository
+from gtl_lightning.sharing.hub import check_repository, licence_of
 from gtl_lightning.sharing.shareable import Shareable
 from gtl_lightning.workspace.closure import ROOT
 from tests import pretrained_kit
@@ -245,6 +245,15 @@ def test_a_card_is_yaml_in_front_and_one_line_a_fact() -> None:
 
 
 # A hub
+
+
+@pytest.mark.parametrize("licence", ["cc-by-4.0", "ours alone", None])
+def test_the_licence_of_a_model_is_what_its_card_says(licence: str | None, hub: Hub, tmp_path: Path) -> None:
+    card = Card("x", license=licence)
+    DENOISER.save_pretrained(tmp_path / "model", card)
+    DENOISER.push_to_hub("me/model", card=card)
+    assert licence_of(str(tmp_path / "model")) == licence_of("me/model") == licence
+    assert licence_of("me/none") is None and licence_of(str(tmp_path)) is None
 
 
 @pytest.fixture
