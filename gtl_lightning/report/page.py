@@ -20,7 +20,6 @@ from gtl_lightning.report.document import (
     Contents,
     Figure,
     Heading,
-    Page,
     Picture,
     Samples,
     Table,
@@ -32,6 +31,7 @@ from gtl_lightning.report.figures import render, save_figure, spots
 from gtl_lightning.report.panels import Panel, ablation_panels, advisor_panels, interval_note, transfer_panels
 from gtl_lightning.report.style import THEMES, method_colours, method_label, missing, number, order_methods, percent
 from gtl_lightning.report.tables import find_holes
+from gtl_lightning.report.trajectory import trajectory_section
 from gtl_lightning.report.words import describe, numbers
 
 Row = Mapping[str, Any]
@@ -40,7 +40,6 @@ TITLE = "Guided transfer against fine-tuning"
 GENERATED = "These are results on generated sample text, not on real abstracts."
 LOCAL = "127.0.0.1"
 FIGURES = ("headline", "cost", "gamma", "n_ratio", "advisor")
-TRAJECTORY = "trajectory.html"
 SAMPLES_SHOWN = 3
 SAMPLE_CHARACTERS = 700
 
@@ -119,7 +118,7 @@ def write_report(
         *_advice(advisor, drawn),
         *_ablation(drawn, ablation),
         *_sample_blocks(samples),
-        *_trajectory(folder / "figures" / TRAJECTORY, trajectory),
+        *trajectory_section(folder / "figures" / "trajectory.html", trajectory),
     ]
     quality = sections.quality_tables(transfer)
     body += [*_section("Quality of the sampled text"), Text(_QUALITY_TEXT), *quality] if quality else []
@@ -159,10 +158,6 @@ _COST = (
 _QUALITY_TEXT = (
     "No column here has a best value of its own: the nearer to the row of real target text, the better. A longest copy "
     "above that of real text, or a nearer neighbour in the training data than real text has, points at memorisation."
-)
-_TRAJECTORY_TEXT = (
-    "Token by token, the denoiser alone beside the guided denoiser under one seed: at which step each token was set, "
-    "out of which candidates, and what the ratio said of them."
 )
 
 
@@ -273,18 +268,6 @@ def _sample_blocks(samples: Mapping[float | None, Texts]) -> list[Block]:
         blocks.append(Samples(columns, caption, folded=share is not None and share != shares[-1]))
     text = f"The first {SAMPLES_SHOWN} samples of each method and share, not selected."
     return [*_section("Samples side by side"), Text(text), *blocks] if blocks else []
-
-
-def _trajectory(file: Path, page: str | None) -> list[Block]:
-    if page is None:  # one of an earlier run would pass for one of this
-        remove(file)
-        return []
-    write_text(file, page)
-    return [
-        *_section("How a text came to be"),
-        Text(_TRAJECTORY_TEXT),
-        Page("Step through a few texts", f"figures/{file.name}", page),
-    ]
 
 
 def _origin(provenance: Mapping[str, Any]) -> list[Block]:

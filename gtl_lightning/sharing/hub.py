@@ -130,18 +130,30 @@ def fetched(name: str, revision: str | None = None, token: str | None = None) ->
                 etag_timeout=10,
             )
         )
-    listed = {MANIFEST, *read_manifest(kept)["files"]} if (kept / MANIFEST).is_file() else None
     with temporary_folder() as folder:
-        for path in sorted(kept.rglob("*")):
-            place = path.relative_to(kept)
-            if path.is_file() and (listed is None or place.as_posix() in listed):
-                _without_link(path, folder / place)
-        if missing := sorted(file for file in listed or () if not (folder / file).exists()):
-            raise UserError(f"{name} was not fetched whole: {missing[0]} is missing; see that the hub has it")
         try:
+            _fill(folder, kept)
             yield folder
-        except UserError as error:  # of the repository, not of a folder that nobody knows
-            raise UserError(str(error).replace(f"{folder}/", f"{name}: ").replace(str(folder), name)) from error
+        except UserError as error:  # of the repository, not of folders that nobody knows
+            told = str(error)
+            for place in (folder, kept):
+                told = told.replace(f"{place}/", f"{name}: ").replace(str(place), name)
+            raise UserError(told) from error
+
+
+def _fill(folder: Path, kept: Path) -> None:
+    """What the hub's cache has of a repository, as files: what its manifest lists, else all.
+
+    Raises:
+        UserError: a manifest that is none, or a file of it that did not come.
+    """
+    listed = {MANIFEST, *read_manifest(kept)["files"]} if (kept / MANIFEST).is_file() else None
+    for path in sorted(kept.rglob("*")):
+        place = path.relative_to(kept)
+        if path.is_file() and (listed is None or place.as_posix() in listed):
+            _without_link(path, folder / place)
+    if missing := sorted(file for file in listed or () if not (folder / file).exists()):
+        raise UserError(f"{folder / missing[0]} was not fetched with the rest; see that the hub has it, and try again")
 
 
 def push(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import check_new, load_tensors, make_folder, new_folder
+from gtl_lightning.files import load_tensors, make_folder
 from gtl_lightning.records import read_record
 from gtl_lightning.sharing.card import Card
+from gtl_lightning.sharing.folder import check_new, new_folder
 from gtl_lightning.sharing.hub import check_repository, licence_of, push
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.card import model_card
