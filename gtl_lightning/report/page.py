@@ -27,11 +27,11 @@ from gtl_lightning.report.document import (
     to_html,
     to_markdown,
 )
+from gtl_lightning.report.embedded import trajectory_section
 from gtl_lightning.report.figures import render, save_figure, spots
 from gtl_lightning.report.panels import Panel, ablation_panels, advisor_panels, interval_note, transfer_panels
 from gtl_lightning.report.style import THEMES, method_colours, method_label, missing, number, order_methods, percent
 from gtl_lightning.report.tables import find_holes
-from gtl_lightning.report.trajectory import trajectory_section
 from gtl_lightning.report.words import describe, numbers
 
 Row = Mapping[str, Any]

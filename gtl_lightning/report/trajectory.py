@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from gtl_lightning.core.recorder import Choice
-from gtl_lightning.files import remove, write_text
-from gtl_lightning.report.document import PAGES, Block, Heading, Page, Text
+from gtl_lightning.report.document import PAGES
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,6 @@ def trajectory_page(
     # In a script element only "</" and "<!--" end or hide what follows.
     written = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return template.render(title=title, note=note, runs=runs, count=len(runs[0].texts), data=Markup(written))
-
-
-def trajectory_section(file: Path, page: str | None) -> list[Block]:
-    """The report's section with such a page in it, and the page as a file of its own; nothing of either without one."""
-    if page is None:  # one of an earlier run would pass for one of this
-        remove(file)
-        return []
-    write_text(file, page)
-    text = (
-        "Token by token, the denoiser alone beside the guided denoiser under one seed: at which step each token was "
-        "set, out of which candidates, and what the ratio said of them."
-    )
-    title = "How a text came to be"
-    shown = Page("Step through a few texts", f"{file.parent.name}/{file.name}", page)
-    return [Heading(title, anchor=title.lower().replace(" ", "-")), Text(text), shown]
 
 
 def _choice(choice: Choice) -> list[Any]:
