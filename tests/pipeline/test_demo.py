@@ -28,8 +28,8 @@ def small() -> Params:
 def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Path] = []
-    monkeypatch.setattr(demo, "show", lambda page: opened.append(page) or True)
+    opened: list[str] = []
+    monkeypatch.setattr(demo, "show", lambda address: opened.append(address) or True)
     own = {"params.yaml": "the user's\n", "reports/report.html": "the user's\n", ".demo/old.txt": "of another demo\n"}
     for name, text in own.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         page = run_demo(small(), {"source_records": 400, "target_records": 300})
         assert Path.cwd() == tmp_path
-    assert opened == [page] and page == tmp_path / ".demo" / "reports" / "report.html"
+    assert opened == [page.as_uri()] and page == tmp_path / ".demo" / "reports" / "report.html"
     for path in (page, page.with_suffix(".md")):
         text = path.read_text()
         assert "Demo: guided transfer against fine-tuning" in text and "make repro" in text
