@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gtl_lightning.api.guided import GuidedModel
     from gtl_lightning.api.measures import advise, mauve, nelbo, select_gamma
     from gtl_lightning.api.pretrained import load_pretrained
     from gtl_lightning.api.ratio import TrainedRatio, load_ratio, train_ratio
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from gtl_lightning.core.trace import Step
     from gtl_lightning.errors import UserError
     from gtl_lightning.papers.tcsm import Reward
+    from gtl_lightning.sharing.card import Card
     from gtl_lightning.workspace.registry import load_model
 
 __all__ = [
     "Blocks",
+    "Card",
     "Draw",
     "Guidance",
+    "GuidedModel",
     "Order",
     "Recorder",
     "Reward",
@@ -44,8 +48,10 @@ __all__ = [
 
 _HOMES = {
     "Blocks": "core.blocks",
+    "Card": "sharing.card",
     "Draw": "core.choices",
     "Guidance": "core.guidance",
+    "GuidedModel": "api.guided",
     "Order": "core.choices",
     "Recorder": "core.recorder",
     "Reward": "papers.tcsm",

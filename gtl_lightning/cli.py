@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from gtl_lightning.commands import ar2diff, cells, configure, data, demo, methods, reward, sample, timing
+from gtl_lightning.commands import (
+    ar2diff,
+    cells,
+    configure,
+    data,
+    demo,
+    explore,
+    methods,
+    reward,
+    sample,
+    share,
+    timing,
+)
 from gtl_lightning.errors import EXTRAS, UserError, environment_fault, extra, not_installed
 from gtl_lightning.resources import keep_freed_memory
 from gtl_lightning.studies.ar2diff import commands as ar2diff_study
@@ -21,7 +33,7 @@ from gtl_lightning.studies.tcsm import commands as tcsm
 from gtl_lightning.workspace.watched import watched
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _group in (demo, configure, data, cells, sample, ar2diff, reward, timing, methods):
+for _group in (demo, configure, data, cells, sample, explore, share, ar2diff, reward, timing, methods):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
 app.add_typer(tcsm.app, name="tcsm")

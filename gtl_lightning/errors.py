@@ -28,7 +28,8 @@ EXTRAS = {
         "sacrebleu",
     ),
     "pipeline": (
-        "dvc", "prefect", "fastapi", "mlflow", "datasets", "pyarrow", "pandera", "peft", "ruamel", "psutil", "httpx"
+        "dvc", "prefect", "fastapi", "mlflow", "datasets", "pyarrow", "pandera", "peft", "ruamel", "psutil", "httpx",
+        "starlette", "uvicorn",
     ),
 }  # fmt: skip
 """Extra of the package -> what it brings, as it is imported. The extra `pipeline` brings those of `report` too."""

@@ -42,6 +42,7 @@ from gtl_lightning.modules.fit import FitResult, MakesTrainer, fit, lent
 from gtl_lightning.networks import BackboneConfig, Ids, Plain, load_network, read_meta, save_network
 from gtl_lightning.networks.block import NO_PAD
 from gtl_lightning.records import record
+from gtl_lightning.sharing.shareable import RATIO, WEIGHTS, Shareable, part_of, write_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,7 +54,7 @@ VAL_EXAMPLES = 128
 
 
 @dataclass(frozen=True)
-class TrainedRatio(TokenRatio):
+class TrainedRatio(TokenRatio, Shareable):
     """A `TokenRatio` that knows where it comes from: give it to `Guidance`, `select_gamma` and `nelbo`.
 
     Attributes:
@@ -83,6 +84,16 @@ class TrainedRatio(TokenRatio):
         """
         said = {key: value for key, value in vars(self).items() if key not in ("f", "fits")}
         save_network(path, self.network, {**said, "fits": [asdict(fit) for fit in self.fits]})
+
+    def write_to(self, folder: Path) -> None:
+        """As `save`, in the folder of `save_pretrained`."""
+        self.save(folder / WEIGHTS)
+        write_config(folder, {RATIO: WEIGHTS})
+
+    @classmethod
+    def read_from(cls, folder: Path, denoiser: Denoiser | None = None) -> TrainedRatio:
+        """As `load_ratio`, of the folder of `save_pretrained`."""
+        return load_ratio(part_of(folder, RATIO), denoiser)
 
 
 def load_ratio(path: Path | str, denoiser: Denoiser | None = None) -> TrainedRatio:

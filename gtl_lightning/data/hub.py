@@ -1,21 +1,15 @@
-"""A Hugging Face hub, and folders of that form: whether it can be reached, and that no code comes with a model.
-
-Whether it can be reached is asked once and briefly, for its clients retry for most of a minute.
-"""
+"""A Hugging Face hub, and folders of that form, as what is read comes from: no code comes with a model."""
 
 from __future__ import annotations
 
-import os
-import socket
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.sharing.hub import endpoint, hub_reachable
 
-_PROBE_SECONDS = 3.0
+__all__ = ["endpoint", "hub_reachable", "refuse_code"]
 
 
 def refuse_code(name: str, *, local_only: bool) -> None:
@@ -45,23 +39,3 @@ def refuse_code(name: str, *, local_only: bool) -> None:
             f"{where} brings code of its own (`auto_map` in its configuration), which is never run; give one whose "
             "classes transformers has"
         )
-
-
-def endpoint() -> str:
-    """Address of the hub: HF_ENDPOINT, or the public one."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def hub_reachable(timeout: float = _PROBE_SECONDS) -> bool:
-    """Whether the hub accepts a connection within `timeout` seconds; False when HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return False
-    try:
-        address = urlsplit(endpoint())
-        port = address.port or (80 if address.scheme == "http" else 443)
-        if address.scheme in urllib.request.getproxies():
-            return True  # behind a proxy a direct connection says nothing; leave the verdict to the client
-        with socket.create_connection((address.hostname or "", port), timeout):
-            return True
-    except (OSError, ValueError):  # the latter: HF_ENDPOINT is no address
-        return False

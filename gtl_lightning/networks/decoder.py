@@ -12,15 +12,18 @@ from gtl_lightning.core.guard import wide
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 from gtl_lightning.networks.source import weights_hash
+from gtl_lightning.networks.store import Stored
+from gtl_lightning.sharing.shareable import DENOISER
 
 
-class Decoder(nn.Module):
+class Decoder(Stored, nn.Module):
     """A backbone and a projection of its hidden states to the vocabulary, with the weights of the embedding or its own.
 
     Subclasses say what is read and what a position predicts: all that is unmasked (`MaskedDenoiser`), or all that comes
     before (`CausalLM`). Their weights have the same names, so that one can start from the other's.
     """
 
+    part = DENOISER
     normalised = True
     lora_targets = ("qkv", "out", "up", "down")
     """The attention and MLP projections of every block."""

@@ -12,17 +12,19 @@ from gtl_lightning.core.protocols import EVERYWHERE, Look, Source, call
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.on_denoiser import OnDenoiser
 from gtl_lightning.networks.ratios import TokenLevel
-from gtl_lightning.networks.store import build, describe, register
+from gtl_lightning.networks.store import Stored, build, describe, register
+from gtl_lightning.sharing.shareable import RATIO
 
 
 @register
-class RatioEnsemble(nn.Module):
+class RatioEnsemble(Stored, nn.Module):
     """The mean of several members' log-ratios: one ratio again, of lower variance.
 
     Token-level members are asked in their two parts; sequence-level members are called. Members that read the same
     denoiser share its features.
     """
 
+    part = RATIO
     takes_look = True
 
     def __init__(self, members: Sequence[nn.Module]) -> None:

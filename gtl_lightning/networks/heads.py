@@ -17,7 +17,8 @@ from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.source import carried, log_prob_of
-from gtl_lightning.networks.store import register
+from gtl_lightning.networks.store import Stored, register
+from gtl_lightning.sharing.shareable import CAUSAL, RATIO
 
 
 class Frozen:
@@ -72,13 +73,14 @@ DENOISERS: tuple[type[nn.Module], ...] = (MaskedDenoiser,)
 
 
 @register
-class SequenceRatioNetwork(nn.Module):
+class SequenceRatioNetwork(Stored, nn.Module):
     """f(x_t, t) = log r_t of a whole sequence, or the logit of P(target | x_t): both have the target positive.
 
     Hidden states are pooled by learned attention over the tokens that are no padding; it starts as their plain mean,
     and the output starts at zero.
     """
 
+    part = RATIO
     takes_look = True
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -139,6 +141,8 @@ class CausalLM(Decoder):
 
     The backbone is causal, shifted with the mask token as the start, and knows no t.
     """
+
+    part = CAUSAL
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(replace(config, causal=True, shift=True, cond_dim=0))

@@ -23,6 +23,7 @@ from gtl_lightning.networks.families import LORA_TARGETS, check_length, read_mod
 from gtl_lightning.networks.source import carried, in_parts, weights_hash
 from gtl_lightning.papers.ar2diff import begun, causal_mask
 from gtl_lightning.records import COUNT, Each, Shape, read_record
+from gtl_lightning.sharing.shareable import Shareable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ class Reading:
     shift: bool = True
 
 
-class PretrainedDenoiser(nn.Module):
+class PretrainedDenoiser(Shareable, nn.Module):
     """p_theta(x_0^l | x_t) of a decoder's weights, which know no t; a `protocols.Source` (docs/method.md section 4).
 
     With shift a start is read before the first token, and the state of a token stands where the one before it is read.
@@ -232,3 +233,5 @@ class PretrainedDenoiser(nn.Module):
         if max(reading.mask_index, reading.pad_index, reading.start_index, *reading.excluded) >= rows:
             raise UserError(f"{Path(folder) / NOTE} names ids that the model's {rows} rows have not; convert it again")
         return cls(model, reading).eval()
+
+    write_to, read_from, file = save, load, None  # the folder is transformers' own class

@@ -7,7 +7,7 @@ the vocabulary), and all start at g = 0: no guidance.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import replace
 
 import torch
@@ -19,12 +19,14 @@ from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
 from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.heads import zeroed
-from gtl_lightning.networks.store import register
+from gtl_lightning.networks.store import Stored, register
+from gtl_lightning.sharing.shareable import RATIO
 
 
-class TokenLevel(nn.Module, ABC):
+class TokenLevel(Stored, nn.Module):
     """A token-level log-ratio in two parts: a new one owes `encode`, `decode` and `decode_at`, and has a `width`."""
 
+    part = RATIO
     width: int
     """Size of its hidden states."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.records import ANY, COUNT, Shape, Within, record
+from gtl_lightning.sharing.shareable import WEIGHTS, Shareable, part_of, write_config
 
 T = TypeVar("T", bound=type[nn.Module])
 REGISTRY: dict[str, type[nn.Module]] = {}
@@ -34,6 +35,27 @@ def register(cls: T) -> T:
     """Class decorator: makes a network loadable by its class name."""
     REGISTRY[cls.__name__] = cls
     return cls
+
+
+class Stored(Shareable):
+    """A network of this project as a folder.
+
+    Attributes:
+        part: what it is in a folder that holds more.
+    """
+
+    part: ClassVar[str]
+
+    def write_to(self, folder: Path) -> None:
+        """`model.safetensors`, and `config.json`, which names it."""
+        save_network(folder / WEIGHTS, cast(nn.Module, self))
+        write_config(folder, {self.part: WEIGHTS})
+
+    @classmethod
+    def read_from(cls, folder: Path, denoiser: Source | None = None) -> Self:
+        """The part of a folder that is of this class, or of one below it; `denoiser` as in `load_network`."""
+        kinds = tuple(known for known in REGISTRY.values() if issubclass(known, cls))
+        return cast(Self, load_network(part_of(folder, cls.part), expect=kinds, denoiser=denoiser))
 
 
 def save_network(path: Path | str, network: nn.Module, meta: dict[str, Any] | None = None) -> None:

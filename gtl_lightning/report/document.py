@@ -150,7 +150,16 @@ class Samples:
     folded: bool = False
 
 
-Block = Heading | Contents | Text | Code | Bullets | Table | Figure | Samples
+@dataclass(frozen=True)
+class Page:
+    """A page within the page, closed until it is wanted; Markdown links its `file`."""
+
+    caption: str
+    file: str
+    html: str
+
+
+Block = Heading | Contents | Text | Code | Bullets | Table | Figure | Samples | Page
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:

@@ -27,6 +27,7 @@ from gtl_lightning.report.document import (
     to_html,
     to_markdown,
 )
+from gtl_lightning.report.embedded import trajectory_section
 from gtl_lightning.report.figures import render, save_figure, spots
 from gtl_lightning.report.panels import Panel, ablation_panels, advisor_panels, interval_note, transfer_panels
 from gtl_lightning.report.style import THEMES, method_colours, method_label, missing, number, order_methods, percent
@@ -70,6 +71,7 @@ def write_report(
     warnings: Sequence[str] = (),
     made: Mapping[str, str] | None = None,
     after_demo: str = "",
+    trajectory: str | None = None,
 ) -> Report:
     """Write report.md, report.html and figures/ into `folder`; equal input gives equal bytes.
 
@@ -89,6 +91,7 @@ def write_report(
         made: how the report was made, as name -> value (commit, date, command, versions); `runs` is the address of
             the tracked runs.
         after_demo: of a demonstration, which is said over everything: the command that makes the comparison itself.
+        trajectory: page (`report.trajectory`) of how a few texts came to be; None for none.
 
     Raises:
         UserError: two rows for one cell, or a folder that cannot be written.
@@ -115,6 +118,7 @@ def write_report(
         *_advice(advisor, drawn),
         *_ablation(drawn, ablation),
         *_sample_blocks(samples),
+        *trajectory_section(folder / "figures" / "trajectory.html", trajectory),
     ]
     quality = sections.quality_tables(transfer)
     body += [*_section("Quality of the sampled text"), Text(_QUALITY_TEXT), *quality] if quality else []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import webbrowser
 from collections.abc import Callable
 from contextlib import chdir
 from functools import partial
@@ -20,6 +18,7 @@ from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
 from gtl_lightning.stages.report import AFTER_DEMO, make_report
 from gtl_lightning.stages.train import train_causal, train_cell, train_classifier, train_judge, train_source
+from gtl_lightning.workspace.browser import show
 from gtl_lightning.workspace.params import Params, write_params
 from gtl_lightning.workspace.paths import DATA, REPORTS, log
 
@@ -54,7 +53,7 @@ def run_demo(params: Params, records: dict[str, int] = RECORDS) -> Path:
             run()
         page = (REPORTS / "report.html").resolve()
     _say(DEMO)
-    log.info("report: %s%s", page, " (opened in the browser)" if show(page) else "")
+    log.info("report: %s%s", page, " (opened in the browser)" if show(page.as_uri()) else "")
     for line in FOLLOWING:
         log.info("%s", line)
     return page
@@ -84,15 +83,6 @@ def _steps(params: Params, records: dict[str, int]) -> list[tuple[str, Callable[
         ("the ratio at other strengths", partial(ablation, params, sweep.seeds[0])),
         ("the report", partial(make_report, params)),
     ]  # fmt: skip
-
-
-def show(page: Path) -> bool:
-    """Open a page in the browser; whether there is one. One without a screen would take the terminal: none is asked."""
-    screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    try:
-        return bool(screen) and webbrowser.open(page.as_uri())
-    except webbrowser.Error:
-        return False
 
 
 def _say(sentence: str) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gtl_lightning.sharing.manifest import MANIFEST
 from gtl_lightning.stages.sample import draw_rows
-from gtl_lightning.workspace.bundle import MANIFEST, check_manifest, from_bundle, open_bundle
+from gtl_lightning.workspace.bundle import check_manifest, from_bundle, open_bundle
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell

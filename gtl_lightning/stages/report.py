@@ -16,7 +16,9 @@ from gtl_lightning.data.split import SUMMARY
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.stages.trace import traced
 from gtl_lightning.workspace.frozen import guided_files
+from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
     ABLATION,
@@ -39,6 +41,7 @@ from gtl_lightning.workspace.paths import (
 )
 from gtl_lightning.workspace.provenance import mixtures
 from gtl_lightning.workspace.real import SHAPE
+from gtl_lightning.workspace.sampler import Sampler
 
 if TYPE_CHECKING:
     from gtl_lightning.workspace.tracking import Study
@@ -50,6 +53,8 @@ ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
 SHARED = ("source", "causal", "planner", "judge")
 """Folders of models/ that all cells share."""
 SHOWN = ("mauve", "nelbo", "domain_score")
+TRACED_TEXTS, TRACED_TOKENS = 3, 32
+"""Texts whose making is shown, and how long they are at most: seconds of sampling, whatever the profile."""
 DEMO_PROFILE, AFTER_DEMO = "demo", "make repro"
 """A profile whose results are for show, and the command that makes those that count."""
 
@@ -91,6 +96,7 @@ def make_report(params: Params) -> None:
         warnings=_warnings(params),
         made=_made(tracked) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
         after_demo=AFTER_DEMO if demo else "",
+        trajectory=trajectory(params),
     )
     means = {
         f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
@@ -199,6 +205,16 @@ def _samples(params: Params) -> dict[float | None, dict[str, list[str]]]:
 
 def _texts(cells: list[Cell]) -> dict[str, list[str]]:
     return {cell.method: read_samples(CELLS / cell.name) for cell in cells if (CELLS / cell.name / ROW).exists()}
+
+
+def trajectory(params: Params) -> str | None:
+    """How the ablation's cell writes, beside the unguided denoiser; None where it has no result."""
+    cell = Cell(params.ablation.method, params.ablation.fraction, params.sweep.seeds[0])
+    if not (CELLS / cell.name / ROW).exists():
+        return None
+    sampler = Sampler.open(params, cell)
+    asked = SampleRequest(count=TRACED_TEXTS, length=min(TRACED_TOKENS, sampler.corpus.length))
+    return traced(params, cell, asked, sampler)
 
 
 def _warnings(params: Params) -> list[str]:

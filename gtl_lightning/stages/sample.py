@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.files import write_text
 from gtl_lightning.stages.trace import Record, live, other_cell, trace_page
-from gtl_lightning.workspace.bundle import open_bundle
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import SAMPLES, Cell, log
 from gtl_lightning.workspace.plan import Plan, plan
 from gtl_lightning.workspace.progress import progress_bar
-from gtl_lightning.workspace.registry import fetched
+from gtl_lightning.workspace.registry import opened
 from gtl_lightning.workspace.sampler import Sampler
 from gtl_lightning.workspace.text import decode_all
 
@@ -23,17 +22,16 @@ if TYPE_CHECKING:
 
 
 def sample_model(name: str, asked: SampleRequest) -> list[str]:
-    """Draw texts from NAME@ALIAS of the registry, with the sampler settings that it was registered with.
+    """Draw texts from NAME@ALIAS of the registry, a folder or a hub, with the sampler settings that it came with.
 
     Args:
-        name: of the registered model and its alias.
+        name: as `load_model` takes it.
         asked: what to draw.
 
     Raises:
         UserError: as `sample_cell`; no such model or alias, an unreachable tracker, a damaged artifact.
     """
-    with fetched(name) as folder:
-        params, cell = open_bundle(folder)
+    with opened(name) as (params, cell, folder):
         return sample_cell(params, cell, asked, root=folder)
 
 

@@ -19,6 +19,7 @@ from gtl_lightning.workspace.plan import Plan, plan
 from gtl_lightning.workspace.sampler import Sampler, Watch
 from gtl_lightning.workspace.text import tokenizer
 
+UNGUIDED = "Unguided: the denoiser alone"
 PAUSE_SECONDS = 0.05
 """Between two steps in the terminal, or nobody could read along."""
 
@@ -48,32 +49,40 @@ class Record:
         """What the page shows of it."""
         planned = self.planned
         starts = [planned.sampler.start(length, planned.prompt).tolist() for length in planned.lengths]
-        strength = "" if planned.guidance is None else f"gamma {planned.setting.gamma:g}, "
-        note = f"{strength}temperature {planned.setting.temperature:g}, seed {planned.seed}"
-        return Trajectory(name, note, starts, self.texts)
+        return Trajectory(name, settings_of(planned), starts, self.texts)
 
 
-def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record) -> str:
+def settings_of(planned: Plan) -> str:
+    """Strength, temperature and seed in a line."""
+    strength = "" if planned.guidance is None else f"gamma {planned.setting.gamma:g}, "
+    return f"{strength}temperature {planned.setting.temperature:g}, seed {planned.seed}"
+
+
+def traced(params: Params, cell: Cell, asked: SampleRequest, sampler: Sampler, beside: Sampler | None = None) -> str:
+    """`trace_page` of texts that are drawn for it alone.
+
+    Raises:
+        UserError: as `plan`, and `trace_page`.
+    """
+    record = Record(plan(params, sampler, cell, asked))
+    record.planned.draw(watch=record.watch)
+    return trace_page(params, cell, asked, record, beside)
+
+
+def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record, beside: Sampler | None = None) -> str:
     """HTML of what was recorded, beside another run of the same lengths, prompt and seed.
 
-    The other is `asked.beside`, a cell of the same share and repetition; by default what a guided cell draws without
-    its ratio. A cell that is not guided stands alone, if nothing is asked for beside it.
+    The other is `plan_beside`'s. A cell that is not guided stands alone, if nothing is asked for beside it.
 
     Raises:
         UserError: the other cell is not there.
     """
-    planned, runs = record.planned, [record.trajectory(_name(cell))]
-    other = None
-    if asked.beside is not None:
-        beside = other_cell(cell, asked.beside)
-        theirs = plan(params, Sampler.open(params, beside, planned.sampler.root), beside, asked.unguided)
-        other, name = replace(theirs, lengths=planned.lengths), _name(beside)
-    elif planned.guidance is not None:
-        other, name = planned.unguided, "Unguided: the denoiser alone"
+    planned, runs = record.planned, [record.trajectory(run_name(cell))]
+    other = plan_beside(params, cell, asked, planned, beside)
     if other is not None:
-        drawn = Record(other)
-        other.draw(watch=drawn.watch)
-        runs.insert(0, drawn.trajectory(name))
+        drawn = Record(other[1])
+        other[1].draw(watch=drawn.watch)
+        runs.insert(0, drawn.trajectory(other[0]))
     tokens = tokenizer(planned.sampler.root)
     note = (
         f"{len(planned.lengths)} texts, drawn token by token under one seed. The denoiser's column is its law before "
@@ -81,12 +90,37 @@ def trace_page(params: Params, cell: Cell, asked: SampleRequest, record: Record)
         "both, before temperature."
     )
     return trajectory_page(
-        f"How {_name(cell)} writes",
+        f"How {run_name(cell)} writes",
         note,
         runs,
         lambda token: str(tokens.convert_ids_to_tokens(token)),
         planned.sampler.corpus.mask_index,
     )
+
+
+def plan_beside(
+    params: Params, cell: Cell, asked: SampleRequest, planned: Plan, sampler: Sampler | None = None
+) -> tuple[str, Plan] | None:
+    """What is shown beside a cell's texts, by name: the same lengths, prompt and seed.
+
+    It is `asked.beside`, a cell of the same share and repetition; by default what a guided cell draws without its
+    ratio, and nothing for another.
+
+    Args:
+        params: sampler settings.
+        cell: whose texts they are.
+        asked: for the cell.
+        planned: of the cell.
+        sampler: of the cell beside it, where it is open.
+
+    Raises:
+        UserError: the other cell is not there.
+    """
+    if asked.beside is not None:
+        other = other_cell(cell, asked.beside)
+        sampler = sampler or Sampler.open(params, other, planned.sampler.root)
+        return run_name(other), replace(plan(params, sampler, other, asked.unguided), lengths=planned.lengths)
+    return None if planned.guidance is None else (UNGUIDED, planned.unguided)
 
 
 def other_cell(cell: Cell, method: str) -> Cell:
@@ -148,6 +182,7 @@ def live(planned: Plan) -> Iterator[Watch]:
         yield watch
 
 
-def _name(cell: Cell) -> str:
+def run_name(cell: Cell) -> str:
+    """For people: `GTL, 5 % of the target`."""
     label = method_label(cell.method)
     return label if cell.fraction is None else f"{label}, {percent(cell.fraction)} of the target"

@@ -7,29 +7,45 @@ the hash of that list.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gtl_lightning.data.origin import read_provenance
+from gtl_lightning.api.guided import said_of
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import copy_file, load_tensors, sha256_file, write_json, write_text
 from gtl_lightning.methods import names
-from gtl_lightning.records import read_list, read_record
-from gtl_lightning.workspace.card import CARD, MLMODEL, mlmodel, model_card
-from gtl_lightning.workspace.corpus import Corpus
-from gtl_lightning.workspace.frozen import guided_files
+from gtl_lightning.records import read_list
+from gtl_lightning.sharing.card import CARD, Card
+from gtl_lightning.sharing.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, write_config
+from gtl_lightning.workspace.card import MLMODEL, mlmodel
+from gtl_lightning.workspace.frozen import denoiser_path, guided_files
 from gtl_lightning.workspace.params import PARAMS, Params, load_params, write_params
-from gtl_lightning.workspace.paths import CELLS, DATA, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.workspace.paths import CELLS, LENGTHS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.workspace.sampler import Sampler, at_gamma
+from gtl_lightning.workspace.selection import chosen_setting
 from gtl_lightning.workspace.settings import Evaluation
 
-MANIFEST = "bundle.json"
-LENGTHS = "lengths.json"
 KEPT_LENGTHS = 512
-AGAIN = "register it again (`gtl register`)"
-HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a bundle comes from: how it is called, and what makes it anew."""
+
+    name: str
+    again: str
+
+    def said(self, error: UserError, folder: Path) -> UserError:
+        """What is wrong with a file of it, said of the model."""
+        reason = str(error).replace(f"{folder}/", "").partition("; ")[0]
+        return UserError(f"{self.name}: {reason}; {self.again}")
+
+
+REGISTERED = Origin("registered model", "register it again (`gtl register`)")
 
 
 def bundle_files(params: Params, cell: Cell) -> list[Path]:
@@ -51,29 +67,32 @@ def bundle_files(params: Params, cell: Cell) -> list[Path]:
     return files
 
 
-def write_bundle(params: Params, cell: Cell, folder: Path) -> dict[str, Any]:
+def write_bundle(params: Params, cell: Cell, folder: Path, card: Card) -> dict[str, Any]:
     """Copy what sampling from a cell needs into `folder`; return the manifest.
 
     Raises:
         UserError: what `bundle_files` refuses, or the folder cannot be written.
     """
-    corpus = Corpus.open(params)
     for path in bundle_files(params, cell):
         copy_file(path, folder / path)
+    sampler = Sampler.open(params, cell)
     write_params(sampling_params(params), folder / PARAMS)
-    train, _ = corpus.target(cell.fraction or 1.0, params.data.min_examples)
+    train, _ = sampler.corpus.target(cell.fraction or 1.0, params.data.min_examples)
     write_json(folder / LENGTHS, [int(length) for length in train.lengths[:KEPT_LENGTHS]])
-    write_text(folder / CARD, model_card(cell, read_record(CELLS / cell.name / ROW), read_provenance(DATA)))
+    _write_config(params, sampler, cell, folder)
+    write_text(folder / CARD, card.markdown())
     write_text(folder / MLMODEL, mlmodel())
-    made = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {
-        "method": cell.method,
-        "fraction": cell.fraction,
-        "seed": cell.seed,
-        "files": {str(path.relative_to(folder)): sha256_file(path) for path in made},
-    }
-    write_json(folder / MANIFEST, manifest)
-    return manifest
+    return write_manifest(folder, {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed})
+
+
+def _write_config(params: Params, sampler: Sampler, cell: Cell, folder: Path) -> None:
+    """What `GuidedModel.from_pretrained` reads: the same networks, strength and temperature as the command line's."""
+    setting = chosen_setting(params, cell, folder)
+    guidance = at_gamma(params, sampler.guidance, setting.gamma)
+    parts = {DENOISER: denoiser_path(cell).as_posix(), TOKENIZER: (TOKENS / "tokenizer").as_posix()}
+    if guidance is not None:
+        parts[RATIO] = (MODELS / cell.name / NETWORK).as_posix()
+    write_config(folder, parts, **said_of(guidance, sampler.corpus.length, setting.temperature))
 
 
 def sampling_params(params: Params) -> Params:
@@ -83,7 +102,7 @@ def sampling_params(params: Params) -> Params:
     return Params().model_copy(update={**kept, "evaluation": Evaluation(batch=params.evaluation.batch)})
 
 
-def open_bundle(folder: Path, beside: Collection[str] = ()) -> tuple[Params, Cell]:
+def open_bundle(folder: Path, beside: Collection[str] = (), origin: Origin = REGISTERED) -> tuple[Params, Cell]:
     """Check a bundle's files; return its parameters and its cell.
 
     The hashes tell damage. Whether the manifest itself is the one that was registered is for `check_manifest`.
@@ -91,28 +110,20 @@ def open_bundle(folder: Path, beside: Collection[str] = ()) -> tuple[Params, Cel
     Args:
         folder: the bundle.
         beside: names of files there that are not part of it and are not read.
+        origin: where it comes from, for people.
 
     Raises:
         UserError: no bundle, a manifest of another shape, or a file that is missing, changed or unexpected.
     """
     try:
-        cell, expected = _manifest(folder / MANIFEST)
-        found = {}
-        for path in folder.rglob("*"):
-            name = path.relative_to(folder).as_posix()
-            if path.is_symlink():
-                raise UserError(f"{name} is a link, which no bundle has")
-            if path.is_file() and name not in (MANIFEST, *beside):
-                found[name] = sha256_file(path)
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                what = "missing" if name not in found else "not part of it" if name not in expected else "damaged"
-                raise UserError(f"{name} is {what}")
+        manifest = read_manifest(folder, {"method": str, "fraction": float, "seed": int})
+        cell = _cell(manifest)
+        check_files(folder, manifest["files"], beside)
         if min(read_list(folder / LENGTHS, int), default=0) < 1:
             raise UserError(f"{LENGTHS} names no length, or one below 1")
         return load_params(folder / PARAMS), cell
     except UserError as error:
-        raise _of_registered(error, folder) from error
+        raise origin.said(error, folder) from error
 
 
 def check_manifest(folder: Path, registered: str | None) -> None:
@@ -126,14 +137,14 @@ def check_manifest(folder: Path, registered: str | None) -> None:
         UserError: no manifest, or another; nothing is registered.
     """
     if registered is None:
-        raise _of_registered(UserError(f"its version has no tag {MANIFEST}, the hash of its manifest"), folder)
+        raise REGISTERED.said(UserError(f"its version has no tag {MANIFEST}, the hash of its manifest"), folder)
     if sha256_file(folder / MANIFEST) != registered:
         raise UserError(f"{folder / MANIFEST} is not the one that was registered")
 
 
 @contextmanager
-def from_bundle(folder: Path) -> Iterator[None]:
-    """What is wrong with a file of an opened bundle is said of the registered model, not of a temporary path.
+def from_bundle(folder: Path, origin: Origin = REGISTERED) -> Iterator[None]:
+    """What is wrong with a file of an opened bundle is said of the model, not of a temporary path.
 
     Raises:
         UserError: a refusal that names a path in `folder`, so said; any other as it is.
@@ -143,31 +154,19 @@ def from_bundle(folder: Path) -> Iterator[None]:
     except UserError as error:
         if f"{folder}/" not in str(error):
             raise
-        raise _of_registered(error, folder) from error
+        raise origin.said(error, folder) from error
 
 
-def _of_registered(error: UserError, folder: Path) -> UserError:
-    reason = str(error).replace(f"{folder}/", "").partition("; ")[0]
-    return UserError(f"registered model: {reason}; {AGAIN}")
-
-
-def _manifest(path: Path) -> tuple[Cell, dict[str, str]]:
-    """The cell, and file -> hash.
+def _cell(manifest: Mapping[str, Any]) -> Cell:
+    """The cell that a manifest names.
 
     Raises:
-        UserError: a key that is missing or of another type, a method that does not exist, a path that leads elsewhere.
+        UserError: a method that does not exist, a share or a seed that is none.
     """
-    manifest = read_record(path, {"method": str, "fraction": float, "seed": int, "files": dict})
     method, fraction, seed = manifest["method"], manifest["fraction"], manifest["seed"]
     known = names()
     if method not in known:
         raise UserError(f"{MANIFEST}: method {method!r} is none of {', '.join(known)}")
     if not 0 < fraction <= 1 or seed < 0:
         raise UserError(f"{MANIFEST}: fraction {fraction} and seed {seed} must be a share and at least 0")
-    for name, value in manifest["files"].items():
-        plain = PurePosixPath(name)
-        if not plain.parts or plain.is_absolute() or ".." in plain.parts or str(plain) != name or "\\" in name:
-            raise UserError(f"{MANIFEST}: {name!r} is no path within the bundle")
-        if not isinstance(value, str) or not HASH.fullmatch(value):
-            raise UserError(f"{MANIFEST}: the hash of {name} is none")
-    return Cell(method, fraction, seed), manifest["files"]
+    return Cell(method, fraction, seed)

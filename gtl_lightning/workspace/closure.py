@@ -24,6 +24,11 @@ WITHOUT_RESULT = frozenset(
         "inputs.py",  # opens regular files, and refuses others
         "records.py",  # refuses JSON of another shape, and gives the rest as it was read
         "fields.py",  # parameters: their values come from params.yaml, by which DVC and the state are keyed one by one
+        "sharing/folder.py",
+        "sharing/hub.py",  # carries folders there and back
+        "sharing/manifest.py",  # refuses a folder that is not what was written
+        "sharing/card.py",  # what a model says of itself
+        "sharing/shareable.py",  # which file of a folder is what
         "workspace/params.py",
         "workspace/settings.py",
         "workspace/studyfile.py",
@@ -50,9 +55,11 @@ WITHOUT_RESULT = frozenset(
         "workspace/mlflow_client.py",
         "workspace/addresses.py",  # where MLflow is
         "workspace/options.py",  # refuses what cannot be
+        "workspace/browser.py",
         "workspace/progress.py",  # tells a person how far it is
         "workspace/provenance.py",  # says what a result was made with
         # What a folder holds, in a sentence.
+        "sharing/__init__.py",
         "workspace/__init__.py",
         "stages/__init__.py",
         "studies/__init__.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import Cell
 
 SOURCE_METHOD = "source"
+NAMED = re.compile(r"(?P<method>[a-z][a-z0-9-]*?)(-(?P<fraction>\d+\.\d+|\d(\.\d+)?e-\d+))?-(?P<seed>\d+)")
 MOST_TRACED = 64
 """Texts of a page that a browser opens without a wait."""
 
@@ -39,6 +41,19 @@ def checked_cell(method: str, fraction: float | None, seed: int, option: str = "
         raise UserError(f"--fraction {fraction} is no share of the target data; give one above 0 and up to 1")
     check_seed(option, seed)
     return Cell(method, fraction, seed)
+
+
+def named_cell(name: str) -> Cell:
+    """The cell of a folder below cells/, `gtl-0.05-0`; `source-0` is the untouched source.
+
+    Raises:
+        UserError: no such name, or as `checked_cell`.
+    """
+    found = NAMED.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name!r} names no cell; give a folder of cells/: METHOD-FRACTION-SEED, as gtl-0.05-0")
+    fraction = found["fraction"]
+    return checked_cell(found["method"], None if fraction is None else float(fraction), int(found["seed"]), "the seed")
 
 
 def asked_cell(params: Params, method: str, fraction: float | None, model_seed: int | None) -> Cell:

@@ -42,6 +42,8 @@ RESULT = "result.json"
 ROW = "row.json"
 ROWS = "rows.json"
 SAMPLES = "samples.jsonl"
+LENGTHS = "lengths.json"
+"""Of a bundle: lengths of target texts, in place of the texts."""
 REAL_VALUES = REAL / "values.json"
 REAL_TEXTS = REAL / "texts.json"
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.records import read_list
-from gtl_lightning.workspace.bundle import LENGTHS
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import Cell
+from gtl_lightning.workspace.paths import LENGTHS, Cell
 from gtl_lightning.workspace.sampler import Sampler, Watch, at_gamma, draw_lengths
 from gtl_lightning.workspace.selection import Setting, chosen_setting
 from gtl_lightning.workspace.text import encode_prompt

@@ -1,21 +1,19 @@
-"""A model of MLflow's registry, loaded by name: what `load_model` and `gtl sample --model` give."""
+"""A shared model, loaded by name: what `load_model` and `gtl sample --model` give of a registry, a folder, a hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from gtl_lightning.core.guidance import Guidance
-from gtl_lightning.core.protocols import Source
-from gtl_lightning.data.tokenizer import decode
+from gtl_lightning.api.guided import GuidedModel
 from gtl_lightning.errors import UserError, extra
 from gtl_lightning.files import temporary_folder
-from gtl_lightning.workspace.bundle import MANIFEST, check_manifest, from_bundle, open_bundle
+from gtl_lightning.sharing.hub import located
+from gtl_lightning.sharing.manifest import MANIFEST
+from gtl_lightning.workspace.bundle import Origin, check_manifest, from_bundle, open_bundle
 from gtl_lightning.workspace.params import PARAMS, Params, load_params
 from gtl_lightning.workspace.paths import Cell
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
@@ -28,58 +26,63 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class RegisteredModel:
-    """A model of the registry, ready for `gtl_lightning.sample`.
+class RegisteredModel(GuidedModel):
+    """A model of the registry, of a folder or of a hub, that is a cell's.
 
     Attributes:
-        denoiser: (x_t, t) -> log-probabilities of the clean token.
-        guidance: of the strength that validation chose for samples; None for a denoiser without a ratio.
-        temperature: that validation chose.
-        mask_index: id of the mask.
-        length: most tokens.
         cell: what it is: method, fraction, seed.
-        tokenizer: from tokens to text and back.
     """
 
-    denoiser: Source
-    guidance: Guidance | None
-    temperature: float
-    mask_index: int
-    length: int
-    cell: Cell
-    tokenizer: Any
-
-    def decode(self, x: Iterable[Tensor]) -> list[str]:
-        """Long[b,l] -> texts."""
-        return [decode(self.tokenizer, sequence.tolist()) for sequence in x]
+    cell: Cell = field(kw_only=True)
 
 
 def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
-    """Load NAME@ALIAS from the registry (`gtl-transfer-ratio@best`); NAME alone means NAME@best.
+    """Load NAME@ALIAS from the registry (`gtl-transfer-ratio@best`; NAME alone means NAME@best), or what `gtl` shared.
 
     Weights come as safetensors and are checked against the manifest's hashes, and the manifest against the registry;
     nothing of the artifact is executed.
 
     Args:
-        name: of the registered model, and its alias.
+        name: of the registered model, and its alias; else a folder that `gtl export` wrote, or OWNER/NAME[@REVISION]
+            of a hub.
         tracking_uri: of the tracker; None takes MLFLOW_TRACKING_URI, else params.yaml's, else the default.
 
     Raises:
-        UserError: no such model or alias, an unreachable tracker, a damaged artifact; the extra `pipeline` is missing.
+        UserError: no such model or alias, an unreachable tracker or hub, a damaged artifact; the extra `pipeline` is
+            missing.
     """
-    with extra("load_model", "mlflow"), fetched(name, tracking_uri) as folder:
-        params, cell = open_bundle(folder)
+    with extra("load_model", "mlflow"), opened(name, tracking_uri) as (params, cell, folder):
         sampler = Sampler.open(params, cell, folder)
         setting = chosen_setting(params, cell, folder)
         return RegisteredModel(
             denoiser=sampler.denoiser,
             guidance=at_gamma(params, sampler.guidance, setting.gamma),
-            temperature=setting.temperature,
-            mask_index=sampler.corpus.mask_index,
             length=sampler.corpus.length,
-            cell=cell,
+            temperature=setting.temperature,
             tokenizer=tokenizer(folder),
+            cell=cell,
         )
+
+
+@contextmanager
+def opened(name: str, tracking_uri: str | None = None) -> Iterator[tuple[Params, Cell, Path]]:
+    """A shared model's parameters, its cell, and the folder with its files: a registered one's, or as it lies there.
+
+    Raises:
+        UserError: as `fetched`; no bundle; what is wrong with a file of it while it is used.
+    """
+    if not (os.sep in name or (Path(name) / MANIFEST).is_file()):
+        with fetched(name, tracking_uri) as folder:
+            yield *open_bundle(folder), folder
+        return
+    repository, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    origin = Origin(f"model {name}", "export it again (`gtl export`)")
+    with located(repository, revision or None) as folder, from_bundle(folder, origin):
+        if not (folder / MANIFEST).is_file():
+            raise UserError(
+                f"model {name} is no cell's: it holds no {MANIFEST}; give what `gtl export` or `gtl push` made"
+            )
+        yield *open_bundle(folder, origin=origin), folder
 
 
 @contextmanager

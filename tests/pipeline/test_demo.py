@@ -10,7 +10,9 @@ import pytest
 
 from gtl_lightning.report import DEMO
 from gtl_lightning.stages import demo
-from gtl_lightning.stages.demo import run_demo, show
+from gtl_lightning.stages.demo import run_demo
+from gtl_lightning.workspace import browser
+from gtl_lightning.workspace.browser import show
 from gtl_lightning.workspace.params import Params, configure
 from tests.pipeline.conftest import inside, tiny
 
@@ -26,8 +28,8 @@ def small() -> Params:
 def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Path] = []
-    monkeypatch.setattr(demo, "show", lambda page: opened.append(page) or True)
+    opened: list[str] = []
+    monkeypatch.setattr(demo, "show", lambda address: opened.append(address) or True)
     own = {"params.yaml": "the user's\n", "reports/report.html": "the user's\n", ".demo/old.txt": "of another demo\n"}
     for name, text in own.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -36,7 +38,7 @@ def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         page = run_demo(small(), {"source_records": 400, "target_records": 300})
         assert Path.cwd() == tmp_path
-    assert opened == [page] and page == tmp_path / ".demo" / "reports" / "report.html"
+    assert opened == [page.as_uri()] and page == tmp_path / ".demo" / "reports" / "report.html"
     for path in (page, page.with_suffix(".md")):
         text = path.read_text()
         assert "Demo: guided transfer against fine-tuning" in text and "make repro" in text
@@ -65,10 +67,10 @@ def test_a_page_is_opened_where_there_is_a_screen_and_a_browser(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda address: asked.append(address) or found)
-    monkeypatch.setattr(demo.sys, "platform", "linux")
+    monkeypatch.setattr(browser.sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert not show(tmp_path / "report.html") and asked == []
+    assert not show((tmp_path / "report.html").as_uri()) and asked == []
     monkeypatch.setenv("DISPLAY", ":0")
-    assert show(tmp_path / "report.html") is found
+    assert show((tmp_path / "report.html").as_uri()) is found
     assert asked == [(tmp_path / "report.html").as_uri()]

@@ -16,6 +16,7 @@ from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
 from gtl_lightning.modules.denoiser import DenoiserModule, noised
 from gtl_lightning.networks import load_network
 from gtl_lightning.papers.tcsm import conditional_bce_loss
+from gtl_lightning.sharing.card import Card
 from gtl_lightning.stages.evaluate import evaluate_cell
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
@@ -111,7 +112,7 @@ def test_a_bundle_carries_the_denoiser_and_samples_like_the_cell(evaluated: Path
     asked = {"count": 3, "seed": 5, "length": 8}
     with inside(evaluated):
         texts = sample_cell(PARAMS, CELL, SampleRequest(**asked, out=tmp_path / "a"))
-        files = write_bundle(PARAMS, CELL, tmp_path / "bundle")["files"]
+        files = write_bundle(PARAMS, CELL, tmp_path / "bundle", Card("a cell"))["files"]
     assert str(FINETUNED) in files
     assert str(SOURCE) not in files
     (tmp_path / "elsewhere").mkdir()

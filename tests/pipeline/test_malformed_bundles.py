@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from gtl_lightning.files import sha256_file, write_json
-from gtl_lightning.workspace.bundle import MANIFEST, write_bundle
+from gtl_lightning.sharing.card import Card
+from gtl_lightning.sharing.manifest import MANIFEST
+from gtl_lightning.workspace.bundle import write_bundle
 from gtl_lightning.workspace.params import load_params
 from gtl_lightning.workspace.paths import Cell
 from tests.pipeline.conftest import inside
@@ -26,7 +28,7 @@ def made(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle. Read only."""
     folder = tmp_path_factory.mktemp("bundle")
     with inside(trained):
-        write_bundle(load_params(), CELL, folder)
+        write_bundle(load_params(), CELL, folder, Card("a cell"))
     return folder
 
 

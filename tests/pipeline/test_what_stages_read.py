@@ -36,6 +36,7 @@ AGAIN = (
     "evaluate-ratio",
     "evaluate-ratio-on-finetuned",
     "ablation",
+    "report",
     "register",
 )
 NAMES_THE_STUDY = "data/provenance.json"

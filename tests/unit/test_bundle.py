@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ import torch
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import load_tensors, save_tensors, sha256_file, write_json, write_text
+from gtl_lightning.sharing.manifest import MANIFEST
 from gtl_lightning.stages import register
 from gtl_lightning.workspace import bundle as bundle_room
 from gtl_lightning.workspace import registry
-from gtl_lightning.workspace.bundle import MANIFEST, open_bundle, sampling_params
+from gtl_lightning.workspace.bundle import open_bundle, sampling_params
 from gtl_lightning.workspace.params import Params, write_params
 from gtl_lightning.workspace.paths import Cell
 
@@ -184,7 +184,7 @@ def test_damaged_weights_are_refused_before_any_model_is_registered(
     for name in ("gtl-1.0-0", "finetune-1.0-0", "source"):
         save_tensors(Path("models") / name / "network.safetensors", {"weight": torch.ones(2)}, {})
     write_json("tokens/meta.json", {})
-    monkeypatch.setattr(bundle_room.Corpus, "open", lambda params: SimpleNamespace(target=one_text))
+    monkeypatch.setattr(bundle_room.Sampler, "open", lambda *asked: pytest.fail("a model was opened"))
     monkeypatch.setattr(register, "study", lambda params: pytest.fail("a model was logged"))
     path = Path("models") / file / "network.safetensors"
     spoil(path)
@@ -192,10 +192,6 @@ def test_damaged_weights_are_refused_before_any_model_is_registered(
         register.register_best(Params())
     assert str(caught.value).startswith(str(path)) and str(caught.value).endswith(said)
     assert not Path("reports").exists()
-
-
-def one_text(fraction: float, least: int) -> tuple[Any, None]:
-    return SimpleNamespace(lengths=[3]), None
 
 
 def test_what_is_wrong_with_a_registered_file_is_said_of_the_model(

@@ -26,6 +26,8 @@ TRAINED = names()
 CELL = ("--fraction", "0.05", "--seed", "0")
 LENGTH = ("--reward", "length")
 FROM, ONE = ("--from", "model"), ("--from", "model", "--steps", "1")
+NAMED = ("gtl-0.05-0",)
+FOLDERS = {"snapshot": "no folder", ".": "a folder that is not empty"}
 Case = tuple[tuple[str, ...], str]
 
 POINT: dict[str, list[Case]] = {
@@ -256,6 +258,28 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("--trace", "t.html", "--beside", "foo"), "method 'foo' is unknown"),
         ],
         "watch": [(("--watch", "--trace", "t.html"), "give one of them")],
+    },
+    "export": {
+        "cell": [
+            (("gtl", "new"), "'gtl' names no cell; give a folder of cells/"),
+            (("gtl-0.05-0", "new"), "cell gtl-0.05-0 is not finished"),
+            (("source-0", "new"), "source-0 is the untouched source"),
+            (("gtl-7.5-0", "new"), "--fraction 7.5 is no share"),
+        ],
+        "folder": [(("gtl-0.05-0", name), f"{name} is {what}") for name, what in FOLDERS.items()],
+        "license": [((*NAMED, "new", "--license", " "), "--license ' ' names no licence")],
+    },
+    "push": {
+        "cell": [(("gtl-0.05", "me/gtl"), "'gtl-0.05' names no cell"), ((*NAMED, "me/gtl"), "is not finished")],
+        "name": [((*NAMED, name), "is no OWNER/NAME of a hub") for name in ("gtl", "a/b/c", "a b/c", "../gtl", "")],
+        "private": [((*NAMED, "me/gtl", "--private=perhaps"), "--private")],
+        "license": [((*NAMED, "me/gtl", "--license", ""), "--license '' names no licence")],
+    },
+    "explore": {
+        "cell": [(("gtl",), "'gtl' names no cell"), (NAMED, "tokens/meta.json does not exist")],
+        "beside": [((*NAMED, "--beside", "foo"), "method 'foo' is unknown")],
+        "port": [((*NAMED, "--port", value), "--port") for value in ("-1", "65536", "http")],
+        "browser": [((*NAMED, "--browser=perhaps"), "--browser")],
     },
     "methods": {},
     "demo": {},

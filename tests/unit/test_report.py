@@ -98,6 +98,27 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return write(tmp_path_factory.mktemp("report"))
 
 
+def test_how_a_text_came_to_be_is_a_closed_page_within_the_page(tmp_path: Path) -> None:
+    """Its own markup ends nothing of the page around it; without one nothing of an earlier run stays."""
+    inner = "<!DOCTYPE html><title>a \"page\"</title><script>1 && 2; '</iframe>'</script>"
+    written = write(tmp_path, trajectory=inner)
+    html, markdown = written.html.read_text(), written.markdown.read_text()
+    found: list[dict[str, str | None]] = []
+
+    class Frames(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            if tag == "iframe":
+                found.append(dict(attributes))
+
+    Frames().feed(html)
+    assert [frame["srcdoc"] for frame in found] == [inner]
+    assert found[0]["sandbox"] == "allow-scripts" and '<details class="page">' in html
+    assert 'href="#how-a-text-came-to-be"' in html and "](figures/trajectory.html)" in markdown
+    assert (tmp_path / "figures" / "trajectory.html").read_text() == inner
+    assert "How a text came to be" not in write(tmp_path).html.read_text()
+    assert not (tmp_path / "figures" / "trajectory.html").exists()
+
+
 # Intervals ------------------------------------------------------------------------------------------------------------
 
 
