@@ -39,11 +39,10 @@ def text_ids(tokenizer: PreTrainedTokenizerFast) -> TextIds:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     known, size = set(vocabulary.values()), max(vocabulary.values()) + 1
     backend = tokenizer.backend_tokenizer
-    word = "a"
-    bare = backend.encode(word, add_special_tokens=False).ids
-    whole = backend.encode(word, add_special_tokens=True).ids
-    first = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), 0)
-    front, behind = whole[:first], whole[first + len(bare) :]
+    word = next(word for word in ("a", *sorted(vocabulary)) if backend.encode(word, add_special_tokens=False).ids)
+    bare, whole = (backend.encode(word, add_special_tokens=around).ids for around in (False, True))
+    at = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), 0)
+    front, behind = whole[:at], whole[at + len(bare) :]
     special = {*tokenizer.all_special_ids, *_added(tokenizer)}
     mask: Any = tokenizer.mask_token_id
     pad: Any = tokenizer.pad_token_id

@@ -212,7 +212,8 @@ class DiTDenoiser(ModelDenoiser):
         if sizes.time_conditioning:
             if t is None:
                 raise UserError("this mdlm reads the noise level; give t")
-            sigma = -torch.log1p(-(1 - LEAST) * t.to(sigma))
+            # In fp64: at t = 1 what is left of 1 - (1 - LEAST) in fp32 is not LEAST.
+            sigma = -torch.log1p(-(1 - LEAST) * t.to(x_t.device, torch.double)).to(sigma)
         valid = x_t != self.reading.pad_index
         return look.of(self.model(x_t, sigma, None if valid.all() else valid))
 

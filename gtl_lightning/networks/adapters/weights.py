@@ -95,7 +95,12 @@ def filled(name: str, config: Any, state: dict[str, Tensor], folder: Path, spare
     cls: Any = getattr(transformers, name)
     with loading(folder), quiet():
         model, info = cls.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     if missing := sorted(info["missing_keys"]):
         raise UserError(
