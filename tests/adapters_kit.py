@@ -31,9 +31,11 @@ def random(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tenso
     return {name: 1 + value if "norm" in name.lower() and "bias" not in name else value for name, value in made.items()}
 
 
-def tokenizer(special: dict[str, str], *ends: str, at: dict[int, str] | None = None) -> PreTrainedTokenizerFast:
+def tokenizer(
+    special: dict[str, str], *ends: str, at: dict[int, str] | None = None, words: list[str] = WORDS
+) -> PreTrainedTokenizerFast:
     """Words at blanks; specials first, in order; `ends` are put around a text; `at` names tokens of given ids."""
-    tokens = dict(enumerate([*dict.fromkeys(special.values()), *WORDS])) | (at or {})
+    tokens = dict(enumerate([*dict.fromkeys(special.values()), *words])) | (at or {})
     vocabulary = {token: index for index, token in tokens.items()}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -51,7 +53,7 @@ def tokenizer(special: dict[str, str], *ends: str, at: dict[int, str] | None = N
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
-def bert(folder: Path, kind: str = "bert", **changed: Any) -> Any:
+def bert(folder: Path, kind: str = "bert", words: list[str] = WORDS, **changed: Any) -> Any:
     """A masked language model as transformers saves one, with its tokenizer; the model."""
     size = {
         **SMALL,
@@ -73,13 +75,14 @@ def bert(folder: Path, kind: str = "bert", **changed: Any) -> Any:
         "mask_token_id": 4,
     }
     own = {key: value for key, value in {**size, **ids}.items() if key in had}
-    config = config_class(**{**own, "vocab_size": ROWS, **changed})
+    rows = max(ROWS, len(BERT) + len(words))
+    config = config_class(**{**own, "vocab_size": rows, **changed})
     with seeded(0):
         model = getattr(transformers, masked_lms()[kind])(config).eval()
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(folder)
-    tokenizer(BERT, "[CLS]", "[SEP]").save_pretrained(folder)
+    tokenizer(BERT, "[CLS]", "[SEP]", words=words).save_pretrained(folder)
     return model
 
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from gtl_lightning.data.checkpoint import checkpoint
-from gtl_lightning.data.text_ids import TextIds, check_mask, text_ids
-from gtl_lightning.data.tokenizer import fast_tokenizer, load_tokenizer
-from gtl_lightning.errors import UserError
-from gtl_lightning.networks.adapters.decoders import shifted
-from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading
-from gtl_lightning.networks.adapters.opening import adapter, read_config
-from gtl_lightning.networks.pretrained import NOTE, PretrainedDenoiser
+from gtl_lightning.networks.adapters.model import ModelDenoiser
+from gtl_lightning.sources.hub import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
-"""Files that say that a folder has a tokenizer."""
 
 
 def load_denoiser(
@@ -58,34 +50,3 @@ def load_denoiser(
 
 load_pretrained = load_denoiser
 """Its name where only `gtl ar2diff` wrote denoisers."""
-
-
-def opened(
-    folder: Path, name: str, tokenizer: PreTrainedTokenizerFast | str | None = None, shift: bool | None = None
-) -> ModelDenoiser:
-    """The denoiser of a folder, by what its configuration and its tokenizer say.
-
-    Raises:
-        UserError: as `load_denoiser`.
-    """
-    if (folder / NOTE).is_file():
-        return PretrainedDenoiser.load(folder)
-    config = read_config(folder)
-    kind = adapter(config, name)
-    ids = _ids(folder, name, config, tokenizer)
-    shift = shifted(config) if shift is None else shift
-    start = ids.first_index if shift else ids.start_index
-    reading = Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
-    return kind.open(folder, reading)
-
-
-def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | str | None) -> TextIds:
-    if tokenizer is None and not any((folder / file).is_file() for file in TOKENIZERS):
-        raise UserError(f"{name} has no tokenizer of its own; give the one that it was trained with (tokenizer NAME)")
-    if tokenizer is None or isinstance(tokenizer, str):
-        where = str(folder) if tokenizer is None else tokenizer
-        if fast_tokenizer(where).mask_token_id is None:
-            check_mask(None, config, name)
-        tokenizer = load_tokenizer(where)
-    check_mask(tokenizer.mask_token_id, config, name)
-    return text_ids(tokenizer)

@@ -58,6 +58,11 @@ class PretrainedDenoiser(ModelDenoiser):
         return linear(self.model.get_output_embeddings())
 
     @property
+    def most(self) -> int:
+        """Tokens that a row may have."""
+        return int(self.model.config.max_position_embeddings) - self.reading.shift
+
+    @property
     def lora_targets(self) -> tuple[str, ...]:
         """The attention and MLP projections of every block."""
         return LORA_TARGETS[self.model.config.model_type]
@@ -165,10 +170,17 @@ class PretrainedDenoiser(ModelDenoiser):
         Raises:
             UserError: missing or damaged, another kind of model, or ids that it has not.
         """
-        note = Path(folder) / NOTE
-        reading = Reading.of(read_record(note), note)
-        model = read_model(folder)
-        reading.check(model.config.vocab_size, note)
+        reading, model = noted(folder), read_model(folder)
+        reading.check(model.config.vocab_size, Path(folder) / NOTE)
         return cls(model, reading).eval()
 
     write_to, read_from, file = save, load, None  # the folder is transformers' own class
+
+def noted(folder: Path | str) -> Reading:
+    """What the note of a folder says.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    note = Path(folder) / NOTE
+    return Reading.of(read_record(note), note)

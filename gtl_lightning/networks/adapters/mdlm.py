@@ -190,6 +190,11 @@ class DiTDenoiser(ModelDenoiser):
         return self.model.output_layer.linear
 
     @property
+    def most(self) -> int:
+        """Tokens that a row may have."""
+        return self.model.config.model_length
+
+    @property
     def lora_targets(self) -> tuple[str, ...]:
         """Attention and MLP; the MLP's layers are numbered."""
         return ("attn_qkv", "attn_out", "mlp.0", "mlp.2")

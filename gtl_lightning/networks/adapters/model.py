@@ -137,6 +137,11 @@ class ModelDenoiser(Stored, nn.Module):
 
     @property
     @abstractmethod
+    def most(self) -> int | None:
+        """Tokens that a row may have; None where the positions have no end."""
+
+    @property
+    @abstractmethod
     def lora_targets(self) -> tuple[str, ...]:
         """The attention and MLP projections of every block."""
 
