@@ -93,7 +93,7 @@ def law_checks(source: Source, x_t: Tensor, t: Tensor, never: Tensor) -> list[Ch
 
 
 def batch_check(source: Source, rows: Sequence[Tensor], pad_index: int) -> Check:
-    """A row is read alike alone and beside others, padded on either side: Long[l] each, masks among them."""
+    """A row is read alike alone and beside others, padded on either side: Long[l] of several l, masks among them."""
     longest = max(len(row) for row in rows)
     worst = 0.0
     with torch.no_grad():
@@ -138,7 +138,7 @@ def shift_check(source: Source, rows: Sequence[Tensor], seed: int = 0) -> Check:
                 total[index] -= float(log_p.gather(-1, row[at][:, None]).clamp(min=-100).sum())
             count += len(at)
     own, before, behind = (total / max(1, count)).tolist()
-    said = f"{own:.2f} nats a token at its place, {before:.2f} from the place before, {behind:.2f} from the one behind"
+    said = f"{own:.2f} nats a token at its place, {before:.2f} from the place before, {behind:.2f} from behind"
     if count == 0 or abs(own - min(before, behind)) < SURE:
         return Check("shift", None, f"{said}: not decided")
     mend = "set --shift" if before < behind else "set --no-shift"
@@ -146,7 +146,7 @@ def shift_check(source: Source, rows: Sequence[Tensor], seed: int = 0) -> Check:
 
 
 def levels(source: Source, rows: Sequence[Tensor], seed: int = 0) -> list[Level]:
-    """Cross-entropy, calibration and temperature of Long[l] each, by the masked share; bands without a place are out."""
+    """Cross-entropy, calibration and temperature of Long[l] each, by the masked share."""
     generator = torch.Generator().manual_seed(seed)
     most = max(16, ELEMENTS // source.vocab_size)
     found = []

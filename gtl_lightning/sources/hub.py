@@ -44,12 +44,6 @@ def recipe(context: Context, settings: Hub) -> Build:
     from gtl_lightning.modules.denoiser import DenoiserModule
 
     denoiser = imported(context.tokenizer(), settings)
-    for key, own in (("vocab_size", denoiser.vocab_size), ("mask_index", denoiser.mask_index)):
-        if own != getattr(context.backbone, key):
-            raise UserError(
-                f"source.hub.name = {settings.name} has {key} = {own}, and the tokens have "
-                f"{getattr(context.backbone, key)}; tokenise with its own tokenizer: gtl source import {settings.name}"
-            )
     if denoiser.most is not None and context.backbone.length > denoiser.most:
         raise UserError(
             f"tokenizer.length = {context.backbone.length} is more than the {denoiser.most} tokens that "
@@ -66,14 +60,20 @@ def imported(tokenizer: PreTrainedTokenizerFast, settings: Hub) -> ModelDenoiser
     """The denoiser of the section, which is stored by its name and hash unless it is copied.
 
     Raises:
-        UserError: no name, a model that is not there any more, or another one.
+        UserError: a model that is not there any more, or another one; tokens that are not of its tokenizer.
     """
+    from gtl_lightning.data.tokenizer import load_tokenizer
     from gtl_lightning.networks.adapters.origin import Origin
 
-    if settings.name is None or settings.sha256 is None:
-        raise UserError("source.kind = hub names no model; choose one: gtl source import FOLDER")
+    assert settings.name is not None and settings.sha256 is not None
     origin = Origin(settings.name, settings.revision, settings.sha256)
-    denoiser = opened(origin.folder, settings.name, tokenizer, settings.shift)
+    folder = origin.folder
+    if _has_tokenizer(folder) and load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"the tokens are of another tokenizer than the source's ({settings.name}); set tokenizer.name to its own: "
+            f"gtl source import {settings.name}"
+        )
+    denoiser = opened(folder, settings.name, tokenizer, settings.shift)
     if not settings.copied:
         denoiser.origin = origin
     return denoiser
@@ -100,7 +100,7 @@ def opened(
 
     config = read_config(folder)
     kind = adapter(config, name)
-    if tokenizer is None and not any((folder / file).is_file() for file in TOKENIZERS):
+    if tokenizer is None and not _has_tokenizer(folder):
         raise UserError(f"{name} has no tokenizer of its own; give the one that it was trained with (tokenizer NAME)")
     ids = _ids(folder, name, config, tokenizer)
     if (folder / NOTE).is_file():
@@ -112,6 +112,10 @@ def opened(
         start = ids.first_index if shift else ids.start_index
         reading = Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
     return kind.open(folder, reading)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
 
 
 def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | str | None) -> TextIds:
@@ -128,5 +132,10 @@ def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedT
 
 
 SOURCE = SourceKind(
-    name="hub", help="A denoiser of other people, frozen as it is.", recipe=recipe, settings=Hub(), trains=False
+    name="hub",
+    help="A denoiser of other people, frozen as it is.",
+    recipe=recipe,
+    settings=Hub(),
+    trains=False,
+    needs=("name", "sha256"),
 )

@@ -61,6 +61,7 @@ class SourceKind:
         reads_causal: whether it starts from, or learns from, the causal model of the source domain, which the stage
             `causal` trains then.
         trains: whether the network is trained, or taken as the recipe's module has it.
+        needs: settings that must not be null where the kind is chosen; `gtl source import` says them.
         causal_options: the kind's settings -> options of `CausalLMModule` in that stage.
     """
 
@@ -70,4 +71,5 @@ class SourceKind:
     settings: Section = field(default_factory=NoSettings)
     reads_causal: bool = False
     trains: bool = True
+    needs: tuple[str, ...] = ()
     causal_options: Callable[[Any], Mapping[str, Any]] = _none
