@@ -130,7 +130,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
         if isinstance(error, OSError) and error.errno == ENOSPC:
             raise UserError(
                 f"no space is left on the disk for {name!r}; free some and give the same command, which goes on from "
-                "what was fetched"
+                "the files that were fetched"
             ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model {name!r} cannot be fetched ({reason}); give another name, or a folder") from error
