@@ -151,8 +151,8 @@ with serving(Path(sys.argv[1]), "somebody/bert") as (address, asked):
     download.http_get = fetch
     before = len(asked)
     said("somebody/bert", COMMIT)
-    print([Path(path).name for path in asked[before:] if "/resolve/" in path])
-    print([path for path in asked if "pytorch_model" in path])
+    print([Path(path).name for path, _ in asked[before:] if "/resolve/" in path])
+    print([path for path, _ in asked if "pytorch_model" in path])
     said("somebody/bert")
 said("somebody/bert", COMMIT)
 said("somebody/bert")
