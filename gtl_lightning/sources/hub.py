@@ -100,18 +100,22 @@ def opened(
 
     config = read_config(folder)
     kind = adapter(config, name)
+    said = noted(folder) if (folder / NOTE).is_file() else None
+    if said is not None and shift is not None:
+        said = replace(said, shift=shift)
+    if said is not None and tokenizer is None:
+        return kind.open(folder, said)
     if tokenizer is None and not _has_tokenizer(folder):
         raise UserError(f"{name} has no tokenizer of its own; give the one that it was trained with (tokenizer NAME)")
     ids = _ids(folder, name, config, tokenizer)
-    if (folder / NOTE).is_file():
-        said = noted(folder)
+    if said is not None:
         excluded = tuple(index for index in said.excluded if index < ids.size)
-        reading = replace(said, excluded=excluded, size=ids.size, shift=said.shift if shift is None else shift)
-    else:
-        shift = shifted(config) if shift is None else shift
-        start = ids.first_index if shift else ids.start_index
-        reading = Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
-    return kind.open(folder, reading)
+        return kind.open(folder, replace(said, excluded=excluded, size=ids.size))
+    shift = shifted(config) if shift is None else shift
+    start = ids.first_index if shift else ids.start_index
+    return kind.open(
+        folder, Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
+    )
 
 
 def _has_tokenizer(folder: Path) -> bool:

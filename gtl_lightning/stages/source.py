@@ -57,6 +57,11 @@ class Asked:
     tokenizer: str | None = None
     shift: bool | None = None
 
+    def __post_init__(self) -> None:
+        for option in ("revision", "tokenizer"):
+            if (value := getattr(self, option)) is not None and not value.strip():
+                raise UserError(f"--{option} is empty; leave it out, or say which")
+
 
 @dataclass(frozen=True)
 class Conformance:
@@ -140,10 +145,13 @@ def check_source(
     Raises:
         UserError: it cannot be fetched, opened or read; no texts in the file.
     """
+    if out is not None and out.is_dir():
+        raise UserError(f"--json {out} is a folder; give a file")
+    lines = None if texts is None else _lines(texts, count)
     found = checkpoint(asked.name, asked.revision, pickled=True)
     denoiser = opened(found.folder, found.name, asked.tokenizer, asked.shift)
     length = min(length, denoiser.most or length)
-    rows = _rows(denoiser, texts, asked.tokenizer or str(found.folder), length, count, seed)
+    rows = _rows(denoiser, lines, asked.tokenizer or str(found.folder), length, seed)
     with evaluating(denoiser):
         report = _report(denoiser, found.name, files_hash(found.folder), rows, texts is not None, seed)
     if out is not None:
@@ -198,18 +206,22 @@ def _verdict(checks: list[Check], by_level: list[Level]) -> str:
     return "read as it was trained" if by_level else "nothing is wrong that shows without texts; give --texts FILE"
 
 
-def _rows(
-    denoiser: ModelDenoiser, texts: Path | None, tokenizer: str, length: int, count: int, seed: int
-) -> list[Tensor]:
+def _lines(path: Path, count: int) -> list[str]:
+    lines = [
+        line.strip() for line in read_text(path, remedy="give a file of texts, one a line").splitlines() if line.strip()
+    ]
+    if not lines:
+        raise UserError(f"{path} has no text; give a text a line")
+    return lines[:count]
+
+
+def _rows(denoiser: ModelDenoiser, lines: list[str] | None, tokenizer: str, length: int, seed: int) -> list[Tensor]:
     """Token ids of the texts, Long[l] each; without texts, four rows of ids at random."""
-    if texts is None:
+    if lines is None:
         generator = torch.Generator().manual_seed(seed)
         allowed = (~denoiser.excluded).nonzero().squeeze(-1)
         sizes = [max(2, length // part) for part in (1, 2, 3, 4)]
         return [allowed[torch.randint(len(allowed), (size,), generator=generator)] for size in sizes]
-    lines = [line.strip() for line in read_text(texts).splitlines() if line.strip()][:count]
-    if not lines:
-        raise UserError(f"{texts} has no text; give a text a line")
     words = load_tokenizer(tokenizer)
     end = cast(int, words.eos_token_id)
     return [torch.tensor(row) for chunk in encode_chunks(words, [lines], length, end) for row in chunk]
