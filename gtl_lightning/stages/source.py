@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from gtl_lightning.evaluation.conformance import (
 from gtl_lightning.evaluation.likelihood import nelbo
 from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.files import write_json
-from gtl_lightning.inputs import read_text
+from gtl_lightning.inputs import open_regular
 from gtl_lightning.networks.adapters.model import ModelDenoiser
 from gtl_lightning.networks.adapters.origin import files_hash
 from gtl_lightning.sources.hub import opened
@@ -207,12 +208,16 @@ def _verdict(checks: list[Check], by_level: list[Level]) -> str:
 
 
 def _lines(path: Path, count: int) -> list[str]:
-    lines = [
-        line.strip() for line in read_text(path, remedy="give a file of texts, one a line").splitlines() if line.strip()
-    ]
-    if not lines:
+    """The first texts of a file, which may be as long as it likes."""
+    try:
+        with open_regular(path, "give a file of texts, one a line") as file:
+            lines = (line.decode("utf-8").strip() for line in file)
+            found = list(islice((line for line in lines if line), count))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; give a file of texts, one a line") from error
+    if not found:
         raise UserError(f"{path} has no text; give a text a line")
-    return lines[:count]
+    return found
 
 
 def _rows(denoiser: ModelDenoiser, lines: list[str] | None, tokenizer: str, length: int, seed: int) -> list[Tensor]:
