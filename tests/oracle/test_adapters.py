@@ -173,6 +173,22 @@ def test_copies_train_whole_or_by_low_rank_and_are_stored_and_read_again(kind: s
     assert type(again) is type(made) and again.reading == made.reading and made.fingerprint() == before
 
 
+@every
+def test_in_half_precision_the_law_is_in_single_and_a_head_trains(kind: str, tmp_path: Path) -> None:
+    made, _ = opened(kind, tmp_path / "model")
+    x_t, t = noisy(made)[None], torch.ones(1)
+    with torch.no_grad():
+        own = made(x_t, t)
+        made.to(torch.bfloat16)
+        log_p = made(x_t, t)
+    assert log_p.dtype == torch.float32
+    torch.testing.assert_close(log_p.exp(), own.exp(), atol=0.1, rtol=0)
+    torch.testing.assert_close(log_p.logsumexp(-1), torch.zeros(1, 6), atol=1e-5, rtol=0)
+    ratio = FeatureTokenRatio(made, rank=2)
+    ratio(x_t, t).sum().backward()
+    assert {weight.grad.dtype for weight in ratio.parameters() if weight.grad is not None} == {torch.float32}
+
+
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_mdlm_reads_the_noise_level_only_where_its_configuration_says_so(conditioned: bool, tmp_path: Path) -> None:
     _, plain = mdlm(tmp_path / "model", conditioned)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from gtl_lightning import UserError, load_denoiser
 from gtl_lightning.workspace.closure import ROOT
 from tests.adapters_kit import BERT, bert, llada, mdlm, qwen, tokenizer
+from tests.hub_server import COMMIT
 from tests.pretrained_kit import folder as causal
 
 
@@ -157,6 +158,18 @@ with serving(Path(sys.argv[1]), "somebody/bert") as (address, asked):
 said("somebody/bert", COMMIT)
 said("somebody/bert")
 said("somebody/other")
+from gtl_lightning.data.tokenizer import load_tokenizer
+from gtl_lightning.networks.adapters.origin import Origin, files_hash
+from gtl_lightning.sources.hub import Hub, imported
+settings = Hub(name="somebody/bert", revision=COMMIT, sha256=files_hash(Path(sys.argv[1])))
+try:
+    print(imported(load_tokenizer(f"somebody/bert@{COMMIT}"), settings).origin.folder.name)
+except UserError as error:
+    print("refused:", error)
+try:
+    Origin("somebody/other", COMMIT, "0" * 64).folder
+except UserError as error:
+    print("refused:", error)
 """
 
 
@@ -171,12 +184,16 @@ def test_from_a_hub_by_revision_resumed_after_a_full_disk_and_then_without_the_h
     command = [sys.executable, "-W", "ignore", "-c", ON_A_HUB, str(model)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    unknown, full, fetched, again, pickles, newest, offline, kept, other = done.stdout.strip().splitlines()
+    unknown, full, fetched, again, pickles, newest, offline, kept, other, pinned, gone = (
+        done.stdout.strip().splitlines()
+    )
     assert "somebody/bert has no revision 'nosuch'" in unknown
     assert "no space is left on the disk" in full and "goes on from the files that were fetched" in full
     assert fetched == newest == offline == kept == own
     assert again == "['model.safetensors']" and pickles == "[]"
     assert "'somebody/other' is no folder here" in other and "cannot be reached" in other
+    assert pinned == COMMIT
+    assert "gtl source import somebody/other --revision" in gone
 
 
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:

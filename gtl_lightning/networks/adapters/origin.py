@@ -13,6 +13,9 @@ from gtl_lightning.records import Shape
 ORIGIN: Shape = {"name": str, "revision?": (str, type(None)), "sha256": str}
 """An `Origin` as it is stored."""
 
+READ = ("*.json", "*.safetensors")
+"""Files of a hub's model that are read here."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -48,7 +51,8 @@ class Origin:
 
 def files_hash(folder: Path) -> str:
     """Hash of a model's configuration and weights, by name and content; once for files that stay as they are."""
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    weights = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    files = sorted([folder / "config.json", *weights])
     return digest({path.name: _hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}, 64)
 
 
@@ -62,7 +66,7 @@ def _cached(name: str, revision: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=READ))
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"the source denoiser {name}@{revision} is not on this disk; fetch it: gtl source import {name} "
