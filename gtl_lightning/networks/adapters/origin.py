@@ -13,7 +13,7 @@ from gtl_lightning.records import Shape
 ORIGIN: Shape = {"name": str, "revision?": (str, type(None)), "sha256": str}
 """An `Origin` as it is stored."""
 
-READ = ("*.json", "*.safetensors")
+READ = ["*.json", "*.safetensors"]
 """Files of a hub's model that are read here."""
 
 
