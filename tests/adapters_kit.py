@@ -236,7 +236,7 @@ def llada(folder: Path, **changed: Any) -> tuple[dict[str, Tensor], Any]:
         "rms_norm_eps": 1e-5,
         "vocab_size": ROWS,
         "embedding_size": ROWS,
-        "mask_token_id": 30,
+        "mask_token_id": 26,
         "eos_token_id": 1,
         "pad_token_id": 1,
         "block_type": "llama",
@@ -253,7 +253,7 @@ def llada(folder: Path, **changed: Any) -> tuple[dict[str, Tensor], Any]:
         "multi_query_attention": None,
         **changed,
     }
-    words = tokenizer({"unk_token": "<unk>", "eos_token": "<end>", "pad_token": "<end>"}, at={30: "<mask>"})
+    words = tokenizer({"unk_token": "<unk>", "eos_token": "<end>", "pad_token": "<end>"}, at={26: "<mask>"})
     publish(folder, config, weights, words, shards=2)
     return weights, lambda ids: decoder(ids, weights, LLADA_NAMES, prefix, outside, 500.0, 1e-5)
 
@@ -281,13 +281,13 @@ def qwen(folder: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         **(
-            {"mask_token_id": 30, "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}
+            {"mask_token_id": 26, "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}
             if dream
             else {"head_dim": D // HEADS}
         ),
     }
     named = {"unk_token": "<unk>", "eos_token": "<end>", "pad_token": "<end>" if dream else "<pad>"}
-    words = tokenizer({**named, **({} if dream else {"mask_token": "<|mask|>"})}, at={30: "<mask>"} if dream else None)
+    words = tokenizer({**named, **({} if dream else {"mask_token": "<|mask|>"})}, at={26: "<mask>"} if dream else None)
     publish(folder, config, weights, words)
     return weights, lambda ids: decoder(ids, weights, QWEN_NAMES, prefix, outside, 700.0, 1e-6)
 

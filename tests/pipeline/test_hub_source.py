@@ -25,6 +25,7 @@ from gtl_lightning.workspace.corpus import load_denoiser as load_stored
 from gtl_lightning.workspace.params import load_params, write_params
 from gtl_lightning.workspace.paths import SOURCE
 from tests.adapters_kit import bert
+from tests.oracle.test_adapters import PUBLISHED
 from tests.pipeline.conftest import inside, tiny
 
 LENGTH = 12
@@ -116,3 +117,21 @@ def test_a_copy_needs_the_folder_no_more(workspace: Path, tmp_path: Path) -> Non
         x_t = torch.full((2, LENGTH), before.mask_index)
         with torch.no_grad():
             assert torch.equal(load_stored("source")(x_t, torch.ones(2)), before(x_t, torch.ones(2)))
+
+
+@pytest.mark.parametrize("kind", ["llada", "dream", "mdlm"])
+def test_kinds_that_bring_code_become_the_source_and_none_of_it_is_run(
+    kind: str, tokenised: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tokenised, tmp_path / "workspace"))
+    with inside(copy):
+        PUBLISHED[kind](Path("somebody/model"))
+        write_params(tiny(f"tokenizer.length={LENGTH}", "sampling.n_ratio=8"))
+        words = ["--tokenizer", "somebody/model-words"] if kind == "mdlm" else []
+        done = CliRunner().invoke(app, ["source", "import", "somebody/model", *words])
+        assert done.exit_code == 0, done.output
+        tokenize(load_params())
+        train_source(load_params())
+        meta, stored = read_json(Path("tokens/meta.json")), load_stored("source")
+        assert (stored.vocab_size, stored.mask_index) == (meta["vocab_size"], meta["mask_index"])
+        assert not Path("somebody/executed").exists()
