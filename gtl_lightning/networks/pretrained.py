@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gtl_lightning.core.guard import law
-from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json
 from gtl_lightning.networks.adapters.decoders import blank_decoder, read_decoder
@@ -174,7 +174,13 @@ class PretrainedDenoiser(ModelDenoiser):
         reading.check(model.config.vocab_size, Path(folder) / NOTE)
         return cls(model, reading).eval()
 
-    write_to, read_from, file = save, load, None  # the folder is transformers' own class
+    write_to, file = save, None  # the folder is transformers' own class
+
+    @classmethod
+    def read_from(cls, folder: Path, denoiser: Source | None = None) -> Self:
+        """As `load`."""
+        return cls.load(folder)
+
 
 def noted(folder: Path | str) -> Reading:
     """What the note of a folder says.

@@ -171,6 +171,9 @@ def test_copies_train_whole_or_by_low_rank_and_are_stored_and_read_again(kind: s
     with torch.no_grad():
         assert torch.equal(again(x_t, t), merged(x_t, t)) and not torch.equal(again(x_t, t), made(x_t, t))
     assert type(again) is type(made) and again.reading == made.reading and made.fingerprint() == before
+    merged.save_pretrained(tmp_path / "shared")
+    with torch.no_grad():
+        assert torch.equal(type(made).from_pretrained(tmp_path / "shared")(x_t, t), merged(x_t, t))
 
 
 @every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -183,16 +183,16 @@ class ModelDenoiser(Stored, nn.Module):
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
         """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""
-        copy = deepcopy(self).requires_grad_(True)
-        copy.origin = None  # its weights will be others
+        other = deepcopy(self).requires_grad_(True)
+        other.origin = None  # its weights will be others
         if dropout is not None:
             layer: Any
-            for layer in copy.model.modules():
+            for layer in other.model.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = dropout
                 if hasattr(layer, "attention_dropout") and not isinstance(layer.attention_dropout, nn.Module):
                     layer.attention_dropout = dropout
-        return copy
+        return other
 
     @property
     @abstractmethod
@@ -203,6 +203,12 @@ class ModelDenoiser(Stored, nn.Module):
         """What a checkpoint says of it: its configuration, or where it lies, and how its ids are read."""
         where = {"origin": asdict(self.origin)} if self.origin else {"model": self.sizes}
         return {**where, "reading": asdict(self.reading)}
+
+    def write_to(self, folder: Path) -> None:
+        """As `Stored.write_to`, with the weights wherever they lie: a folder that is shared needs no other."""
+        whole = copy(self)
+        whole.origin = None
+        Stored.write_to(whole, folder)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], denoiser: object = None) -> Self:
