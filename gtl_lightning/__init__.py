@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gtl_lightning.api.denoiser import load_denoiser, load_pretrained
     from gtl_lightning.api.guided import GuidedModel
     from gtl_lightning.api.measures import advise, mauve, nelbo, select_gamma
-    from gtl_lightning.api.pretrained import load_pretrained
     from gtl_lightning.api.ratio import TrainedRatio, load_ratio, train_ratio
     from gtl_lightning.core.blocks import Blocks
     from gtl_lightning.core.choices import Draw, Order
@@ -36,6 +36,7 @@ __all__ = [
     "TrainedRatio",
     "UserError",
     "advise",
+    "load_denoiser",
     "load_model",
     "load_pretrained",
     "load_ratio",
@@ -62,7 +63,8 @@ _HOMES = {
     "UserError": "errors",
     "advise": "api.measures",
     "load_model": "workspace.registry",
-    "load_pretrained": "api.pretrained",
+    "load_denoiser": "api.denoiser",
+    "load_pretrained": "api.denoiser",
     "load_ratio": "api.ratio",
     "mauve": "api.measures",
     "nelbo": "api.measures",

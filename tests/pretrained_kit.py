@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gtl_lightning.networks import seeded
+from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import FAMILIES
-from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
 
 ROWS, POSITIONS = 40, 24
 WORDS = [f"w{index}" for index in range(ROWS - 8)]

@@ -16,9 +16,9 @@ from gtl_lightning.bench.timing import hardware, paired
 from gtl_lightning.bench.training import training_step
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.continuation import ContinuationModule
+from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import read_model
-from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
-from gtl_lightning.papers.ar2diff import begun
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class OwnLoss(TrainedModule):
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy of the next token, the start read before the first."""
         denoiser = cast(PretrainedDenoiser, self.network)
-        read = begun(batch["x_0"], denoiser.reading.start_index, denoiser.pad_index)
+        read = denoiser.begun(batch["x_0"])
         given: dict[str, Any] = {"labels": read, "is_causal": True, "use_cache": False}
         return cast(Tensor, denoiser.model(read, **given).loss)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from errno import ENOSPC
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
 from gtl_lightning.data.tokenizer import fast_tokenizer
 from gtl_lightning.errors import UserError
 from gtl_lightning.inputs import check_regular
-from gtl_lightning.records import read_record
+from gtl_lightning.records import Values, read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,8 +47,14 @@ class Checkpoint:
         return sorted(path for kind in NEEDED for path in self.folder.glob(kind) if path.is_file())
 
 
-def checkpoint(name: str) -> Checkpoint:
+def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False) -> Checkpoint:
     """The model of a folder, a GGUF file or a hub; fetched from there if it is not on this disk. Nothing is executed.
+
+    Args:
+        name: a folder, a GGUF file, or OWNER/NAME of a hub.
+        revision: of a hub's: branch, tag or commit; None is what the cache has, else the main branch.
+        pickled: whether a `pytorch_model.bin` in a folder will do, where its reader takes tensors alone. None is
+            fetched from a hub.
 
     Raises:
         UserError: nothing of that name, a hub that cannot be reached, code of its own, no model, weights in a pickle
@@ -59,15 +66,18 @@ def checkpoint(name: str) -> Checkpoint:
             raise UserError(f"{name} does not exist; give a GGUF file, a folder, or OWNER/NAME of a hub")
         check_gguf(name)
         return Checkpoint(name, path.parent, path.name)
-    folder, said = (Path(name), name) if Path(name).is_dir() else _fetched(name)
+    here = Path(name).is_dir()
+    if here and revision is not None:
+        raise UserError(f"{name} is a folder, which has no revisions; leave --revision out")
+    folder, said = (Path(name), name) if here else _fetched(name, revision)
     if not (folder / "config.json").is_file():
         more = "; its GGUF file is given by its own name" if any(folder.glob("*.gguf")) else ""
         raise UserError(f"{name} is no model: it holds no config.json{more}; give the folder of one")
-    if said == name:  # a hub's files are links into its store
+    if here:  # a hub's files are links into its store
         check_regular(folder)
     refuse_code(str(folder), local_only=True)
     read_record(folder / "config.json")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not (pickled and here and any(folder.glob("pytorch_model*.bin"))):
         pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
         if pickles:
             raise UserError(
@@ -90,17 +100,18 @@ def check_gguf(name: str) -> None:
         )
 
 
-def _fetched(name: str) -> tuple[Path, str]:
+def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a hub's model in the local cache, and its name with the revision."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"{name} is neither a folder nor OWNER/NAME of a hub; give one of them")
     fetch: Any = snapshot_download
+    wanted = {"allow_patterns": NEEDED, "revision": revision}
     try:
-        folder = Path(fetch(name, allow_patterns=NEEDED, local_files_only=True))
-        if any(folder.glob("*.safetensors")):
+        folder = Path(fetch(name, local_files_only=True, **wanted))
+        if whole(folder):
             return folder, f"{name}@{folder.name}"
     except HFValidationError as error:
         raise UserError(f"{name} is neither a folder nor OWNER/NAME of a hub; give one of them") from error
@@ -110,13 +121,29 @@ def _fetched(name: str) -> tuple[Path, str]:
         raise UserError(
             f"{name!r} is no folder here, and {endpoint()} cannot be reached; give the folder of a model on this disk"
         )
-    refuse_code(name, local_only=False)
+    refuse_code(name, local_only=False, revision=revision)
     try:
-        folder = Path(fetch(name, allow_patterns=NEEDED, etag_timeout=10))
+        folder = Path(fetch(name, etag_timeout=10, **wanted))
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no revision {revision!r}; give a branch, a tag or a commit of it") from error
     except Exception as error:  # its client raises whatever its parts raise
+        if isinstance(error, OSError) and error.errno == ENOSPC:
+            raise UserError(
+                f"no space is left on the disk for {name!r}; free some and give the same command, which goes on from "
+                "the files that were fetched"
+            ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model {name!r} cannot be fetched ({reason}); give another name, or a folder") from error
     return folder, f"{name}@{folder.name}"
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder has its weights, all shards that its index names: a download that was broken off has not."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    shards = read_record(index, {"weight_map": Values(str)})["weight_map"].values()
+    return all((folder / Path(shard).name).is_file() for shard in shards)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,28 @@ from gtl_lightning.sharing.hub import endpoint, hub_reachable
 
 __all__ = ["endpoint", "hub_reachable", "refuse_code"]
 
+NATIVE = {
+    "llada": "PreTrainedTokenizerFast",
+    "mdlm": "PreTrainedTokenizerFast",
+    "Dream": "Qwen2Tokenizer",
+    "a2d-llama": "PreTrainedTokenizerFast",
+    "a2d-qwen2": "Qwen2Tokenizer",
+    "a2d-qwen3": "Qwen2Tokenizer",
+}
+"""`model_type` of models that `networks.adapters` reads without their own code -> class of their tokenizer."""
 
-def refuse_code(name: str, *, local_only: bool) -> None:
-    """Refuse a model or tokenizer whose configuration names code of its own (`auto_map`).
+
+def config_beside(name: str, *, local_only: bool, revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a folder or a hub's model says; nothing where it is missing or damaged."""
+    from transformers import PreTrainedConfig
+
+    with suppress(Exception):  # transformers raises whatever its parts raise
+        return dict(PreTrainedConfig.get_config_dict(name, local_files_only=local_only, revision=revision)[0])
+    return {}
+
+
+def refuse_code(name: str, *, local_only: bool, revision: str | None = None) -> None:
+    """Refuse a model or tokenizer whose configuration names code of its own (`auto_map`), unless a class here does.
 
     No loader here is allowed to run such code; what it loads without is another model than its authors mean. Nothing is
     executed, asked or loaded; a configuration that is missing or damaged is the loader's affair.
@@ -21,19 +40,18 @@ def refuse_code(name: str, *, local_only: bool) -> None:
     Args:
         name: a folder, or a name on the hub.
         local_only: ask no hub.
+        revision: of a hub's.
 
     Raises:
         UserError: naming it.
     """
-    from transformers import PreTrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    found: dict[str, Any] = {}
+    config = config_beside(name, local_only=local_only, revision=revision)
+    found = dict(config)
     with suppress(Exception):  # transformers raises whatever its parts raise
-        found |= PreTrainedConfig.get_config_dict(name, local_files_only=local_only)[0]
-    with suppress(Exception):
-        found |= get_tokenizer_config(name, local_files_only=local_only)
-    if "auto_map" in found:
+        found |= get_tokenizer_config(name, local_files_only=local_only, revision=revision)
+    if "auto_map" in found and config.get("model_type") not in NATIVE:
         where = f"folder {name}" if Path(name).is_dir() else repr(name)
         raise UserError(
             f"{where} brings code of its own (`auto_map` in its configuration), which is never run; give one whose "

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
+from gtl_lightning.data.hub import NATIVE, config_beside, endpoint, hub_reachable, refuse_code
 from gtl_lightning.errors import UserError
 from gtl_lightning.inputs import check_regular
 
@@ -56,53 +56,77 @@ def train_tokenizer(
 def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
     """Load any tokenizer by folder, cached name or hub name, as it is; `options` are of transformers' loader.
 
+    A name on the hub may say a revision, OWNER/NAME@REVISION.
+
     Raises:
         UserError: not found here nor on the hub, it brings code, or it has no fast form.
     """
-    from transformers import AutoTokenizer
-
-    if Path(name).is_dir():
+    folder = Path(name).is_dir()
+    if folder:
         check_regular(Path(name))
+    where, _, revision = (str(name), "", "") if folder else str(name).partition("@")
+    options |= {"revision": revision} if revision else {}
     tokenizer: Any
-    refuse_code(str(name), local_only=True)
+    refuse_code(where, local_only=True, revision=revision or None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=True, trust_remote_code=False, **options)
+        tokenizer = _loader(where, True, revision).from_pretrained(
+            where, local_files_only=True, trust_remote_code=False, **options
+        )
     except Exception as local:  # transformers raises whatever its parts raise
-        if Path(name).is_dir():
+        if folder:
             raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
         if not hub_reachable():
             raise UserError(
-                f"tokenizer {name!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or set "
-                "tokenizer.name to null to train one"
+                f"tokenizer {str(name)!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or "
+                "set tokenizer.name to null to train one"
             ) from local
-        refuse_code(str(name), local_only=False)
+        refuse_code(where, local_only=False, revision=revision or None)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+            tokenizer = _loader(where, False, revision).from_pretrained(where, trust_remote_code=False, **options)
         except Exception as error:
-            raise UserError(f"tokenizer {name!r} cannot be loaded ({_line(error)}); give another name") from error
+            raise UserError(f"tokenizer {str(name)!r} cannot be loaded ({_line(error)}); give another name") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json); give one that has")
+        raise UserError(f"tokenizer {str(name)!r} has no fast form (tokenizer.json); give one that has")
     loaded: PreTrainedTokenizerFast = tokenizer
     return loaded
+
+
+def _loader(name: str, local_only: bool, revision: str) -> Any:
+    """transformers' class for a tokenizer: that of a model that is read without its code, or whatever its files say."""
+    import transformers
+
+    kind = config_beside(name, local_only=local_only, revision=revision or None).get("model_type")
+    if kind not in NATIVE:
+        return transformers.AutoTokenizer
+    whole = (Path(name) / "tokenizer.json").is_file()
+    return getattr(transformers, "PreTrainedTokenizerFast" if whole else NATIVE[kind])
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """As `fast_tokenizer`; it is given a mask, a pad and an end where it lacks them.
 
-    A missing mask or pad becomes a new id; a missing end is the separator if there is one, else a new id.
+    A missing mask is the one that the configuration beside it names, else a new id, as a missing pad; a missing end is
+    the separator if there is one, else a new id.
 
     Raises:
         UserError: as `fast_tokenizer`.
     """
     tokenizer = fast_tokenizer(name)
     if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": MASK})
+        tokenizer.add_special_tokens({"mask_token": _mask_beside(tokenizer, str(name)) or MASK})
     # padding must be told apart from text, so a pad that doubles as end or unknown (a habit with GPT-2) is replaced
     if tokenizer.pad_token is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": tokenizer.sep_token or EOS})
     return tokenizer
+
+
+def _mask_beside(tokenizer: PreTrainedTokenizerFast, name: str) -> str | None:
+    """The token of the mask that a denoiser's configuration names, where the tokenizer does not say what it is for."""
+    where, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    index = config_beside(where, local_only=True, revision=revision or None).get("mask_token_id")
+    return None if not isinstance(index, int) else cast("str | None", tokenizer.convert_ids_to_tokens(index))
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guard import check_weights
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.errors import UserError
@@ -153,6 +155,27 @@ class TrainedModule(pl.LightningModule):
             )
         self._losses.append(loss.detach())
         return loss
+
+    def score(self, batches: Iterable[Batch]) -> float:
+        """The validation score of the network as it is, outside of a training: under the same noise.
+
+        Raises:
+            UserError: it is NaN or infinite, or nothing was scored.
+        """
+        total = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad(), evaluating(self.network):
+            for index, batch in enumerate(batches):
+                here = {name: value.to(self.device) for name, value in batch.items()}
+                for draw in range(self.draws):
+                    found = self.held_out_loss(here, self.generator(index, draw, 2))
+                    total += torch.stack(found).double().cpu()
+        score = float(total[0] / total[1])
+        if not math.isfinite(score):
+            raise UserError(
+                f"{type(self.network).__name__}: its score on held-out texts is {score}; it gives a token of them no "
+                "probability: look at its tokenizer"
+            )
+        return score
 
     def on_train_epoch_start(self) -> None:
         """Start collecting."""

@@ -59,7 +59,7 @@ def read_config(folder: Path | str, gguf: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    with _loading(folder):
+    with loading(folder):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
     family(config.to_dict(), folder)
     return config
@@ -75,7 +75,7 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
 
     config = read_config(folder, gguf)
     cls: Any = getattr(transformers, family(config.to_dict(), folder))
-    with _loading(folder):
+    with loading(folder):
         model = cls.from_pretrained(
             str(folder),
             trust_remote_code=False,
@@ -92,7 +92,7 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
 
 
 @contextmanager
-def _loading(folder: Path | str) -> Iterator[None]:
+def loading(folder: Path | str) -> Iterator[None]:
     """What transformers raises inside is one line that names the folder."""
     from safetensors import SafetensorError
 

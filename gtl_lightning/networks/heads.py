@@ -68,10 +68,6 @@ class MaskedDenoiser(Decoder):
         return carried(self.decode(self.encode(x_t, t, attention=attention)), x_t, self.config.mask_index)
 
 
-DENOISERS: tuple[type[nn.Module], ...] = (MaskedDenoiser,)
-"""What the file of a source may hold; each is a `protocols.Source`."""
-
-
 @register
 class SequenceRatioNetwork(Stored, nn.Module):
     """f(x_t, t) = log r_t of a whole sequence, or the logit of P(target | x_t): both have the target positive.

@@ -138,7 +138,8 @@ class FeatureTokenRatio(OnDenoiser):
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., d (+ own width)] -> Float[...,v] in fp32."""
-        return F.linear(self._delta(h), self.denoiser.output_embedding.detach(), self.bias).float()
+        weight = self.denoiser.output_embedding.detach()  # of a frozen model that may be kept in half precision
+        return F.linear(self._delta(h).to(weight.dtype), weight, self.bias.to(weight.dtype)).float()
 
     def decode_at(self, h: Tensor, tokens: Tensor) -> Tensor:
         """Float[..., d (+ own width)], Long[...] -> Float[...]."""
@@ -146,7 +147,7 @@ class FeatureTokenRatio(OnDenoiser):
         return (self._delta(h).float() * rows.float()).sum(-1) + self.bias[tokens].float()
 
     def _delta(self, h: Tensor) -> Tensor:
-        features = h[..., : self.width]
+        features = h[..., : self.width].to(self.scale.dtype)
         delta = self.scale * features + self.up(F.gelu(self.down(features)))
         return delta if self.mix is None else delta + self.mix(h[..., self.width :])
 

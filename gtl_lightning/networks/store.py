@@ -66,7 +66,7 @@ def save_network(path: Path | str, network: nn.Module, meta: dict[str, Any] | No
     """
     if type(network).__name__ not in REGISTRY:
         raise UserError(f"cannot save a {type(network).__name__}; networks are {', '.join(sorted(REGISTRY))}")
-    save_tensors(path, unshared(network.state_dict()), {"network": describe(network), "meta": meta or {}})
+    save_tensors(path, stored(network), {"network": describe(network), "meta": meta or {}})
 
 
 def load_network(
@@ -98,7 +98,7 @@ def load_network(
         _check_size(description, sum(tensor.numel() for tensor in tensors.values()), path)
         with seeded(0):
             network = build(description, denoiser)
-        fresh = unshared(network.state_dict())
+        fresh = stored(network)
         if fresh.keys() != tensors.keys():
             raise KeyError(f"weights missing or left over: {', '.join(sorted(fresh.keys() ^ tensors.keys())[:3])}")
         if other := [key for key in fresh if fresh[key].dtype != tensors[key].dtype]:
@@ -156,6 +156,11 @@ def build(description: dict[str, Any], denoiser: Source | None = None) -> nn.Mod
     if from_spec:
         return cast(nn.Module, from_spec(description, denoiser))
     return cls(BackboneConfig(**description["config"]))
+
+
+def stored(network: nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint of a network holds; none of one that stays where it lies and is named."""
+    return {} if getattr(network, "origin", None) else unshared(network.state_dict())
 
 
 def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:

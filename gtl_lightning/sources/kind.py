@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gtl_lightning.fields import Section
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import BackboneConfig, CausalLM
 
@@ -20,6 +22,10 @@ class NoSettings(Section):
     """A kind that has no knobs."""
 
 
+def _no_tokenizer() -> PreTrainedTokenizerFast:
+    raise AssertionError("these tokens are of no text")
+
+
 @dataclass(frozen=True)
 class Context:
     """What a recipe may know.
@@ -29,12 +35,14 @@ class Context:
         causal: reads the causal model of the source domain, anew at every call.
         scoring: the noise schedule and the draws of each held-out example, as every module takes them.
         steps: most optimiser steps of the training.
+        tokenizer: the tokenizer of the tokens, read anew at every call.
     """
 
     backbone: BackboneConfig
     causal: Callable[[], CausalLM]
     scoring: Mapping[str, Any]
     steps: int
+    tokenizer: Callable[[], PreTrainedTokenizerFast] = _no_tokenizer
 
 
 def _none(settings: Any) -> Mapping[str, Any]:
@@ -52,6 +60,8 @@ class SourceKind:
         settings: the defaults; where there are knobs, their type is the section `source.<name>`.
         reads_causal: whether it starts from, or learns from, the causal model of the source domain, which the stage
             `causal` trains then.
+        trains: whether the network is trained, or taken as the recipe's module has it.
+        needs: settings that must not be null where the kind is chosen; `gtl source import` says them.
         causal_options: the kind's settings -> options of `CausalLMModule` in that stage.
     """
 
@@ -60,4 +70,6 @@ class SourceKind:
     recipe: Callable[[Context, Any], Build]
     settings: Section = field(default_factory=NoSettings)
     reads_causal: bool = False
+    trains: bool = True
+    needs: tuple[str, ...] = ()
     causal_options: Callable[[Any], Mapping[str, Any]] = _none

@@ -28,8 +28,9 @@ from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.continuation import Attending, ContinuationModule, Objective, counted
 from gtl_lightning.modules.lora import add_lora, merge_lora
+from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import check_length, read_config, read_model
-from gtl_lightning.networks.pretrained import PretrainedDenoiser, Reading
+from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import targets
 from gtl_lightning.resources import lacks_memory
 from gtl_lightning.workspace.converting import Asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, cast
@@ -10,15 +11,17 @@ from torch import nn
 
 from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.dataset import TokenDataset
+from gtl_lightning.data.tokenizer import fast_tokenizer
 from gtl_lightning.evaluation.judge import fit_judge
 from gtl_lightning.fields import Training
-from gtl_lightning.files import write_json
+from gtl_lightning.files import digest, write_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.fitting import Attempt, Trained, averaged, fit_recipe
 from gtl_lightning.methods.method import Context, Role
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.causal import CausalLMModule
 from gtl_lightning.modules.classifier import ClassifierModule
+from gtl_lightning.modules.fit import FitResult
 from gtl_lightning.modules.planner import PlannerModule
 from gtl_lightning.networks import (
     CausalLM,
@@ -35,8 +38,20 @@ from gtl_lightning.workspace.fitting import domains_of, fit_and_save, fit_best, 
 from gtl_lightning.workspace.frozen import frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import CAUSAL, MODELS, RESULT, SOURCE, Cell, fraction_of, log, note_run
+from gtl_lightning.workspace.paths import (
+    CAUSAL,
+    MODELS,
+    RESULT,
+    SOURCE,
+    TOKENS,
+    Cell,
+    fraction_of,
+    log,
+    note_run,
+    study,
+)
 from gtl_lightning.workspace.progress import progress_bar
+from gtl_lightning.workspace.provenance import made_with
 from gtl_lightning.workspace.text import decode_all
 
 
@@ -55,10 +70,36 @@ def train_source(params: Params) -> None:
         causal,
         scoring(params, corpus.dataset("source_val")),
         params.train.source.steps,
+        lambda: fast_tokenizer(TOKENS / "tokenizer"),
     )
     build = kind.recipe(context, own)
+    if not kind.trains:
+        _take(params, corpus, build(OptimiserConfig()), kind.name)
+        return
     settings = {"network": params.networks.denoiser, "schedule": params.schedule, "kind": kind.name, "own": own}
     _fit_on_source(params, corpus, "source", build, params.train.source, settings, read)
+
+
+def _take(params: Params, corpus: Corpus, module: TrainedModule, kind: str) -> None:
+    """What others trained, as models/source: its NELBO on held-out source text stands where a training's would."""
+    module.to(device_of(params))
+    data = texts_of(
+        params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.source, corpus, 0
+    )
+    start, made = time.monotonic(), made_with(device_of(params).type, "32-true")
+    tags = {"method": "source", "fraction": None, "seed": params.data.seed, "part": "network", "made_with": made}
+    key = digest({**params.source.model_dump(mode="json"), "made_with": made})
+    with study(params).child(
+        "train", "train source network", key, tags, f"source: {kind}, which is not trained"
+    ) as run:
+        run.log_params(params.source.model_dump(mode="json"))
+        score = module.score(data.val_dataloader())
+        run.log_metrics({"best_score": score})
+    seconds = time.monotonic() - start
+    result = FitResult(best_score=score, best_step=0, steps=0, seconds=seconds, history=[])
+    network = module.network.cpu()
+    save_trained(SOURCE.parent, network, [Trained(network, result, 0.0, 0, 0, seconds, made, "network")])
+    log.info("source: %s, NELBO %.4f nats a token of held-out source text; nothing is trained", kind, score)
 
 
 def train_causal(params: Params) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT, Name, Section, Training
 from gtl_lightning.files import write_text
+from gtl_lightning.sources.hub import HASH
 from gtl_lightning.workspace.settings import (
     ADDRESS,
     ARCHIVE,
@@ -269,6 +270,7 @@ PATTERNS = {
     NAME: "begin with a letter or digit, go on with letters, digits, blanks and . _ - only",
     TEXT: "write a text without blanks around it",
     ARCHIVE: "name an archive, the part of a category before its dot",
+    HASH: "write the 64 hexadecimal digits of a hash, as `gtl source import` does",
     ADDRESS: "write an address, as sqlite:///mlflow.db or http://host:5000",
 }
 """What a string has to look like, in words."""

@@ -92,6 +92,13 @@ class SourceSettings(Section):
 
     kind: Literal[tuple(SOURCES)] = Field("nelbo", description=f"one of {', '.join(SOURCES)}")  # type: ignore[valid-type]
 
+    @model_validator(mode="after")
+    def _what_the_kind_needs_is_said(self) -> SourceSettings:
+        for name in SOURCES[self.kind].needs:
+            if getattr(self.own, name) is None:
+                raise ValueError(f"kind = {self.kind} names no model ({name} is null); choose one: gtl source import")
+        return self
+
     @property
     def own(self) -> Section:
         """The settings of the kind that is chosen."""

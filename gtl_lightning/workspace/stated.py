@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from gtl_lightning.fields import Network, Training, set_fields
 from gtl_lightning.methods import METHODS
+from gtl_lightning.sources import SOURCES
 from gtl_lightning.workspace.settings import Bench, Machine, Networks, Tracking, Train
 
 Tree = dict[str, Any]
@@ -117,6 +118,9 @@ def stated(values: Tree) -> Tree:
         said[section] = {key: value for key, value in values[section].items() if key in always or plain[key] != value}
         if not said[section]:
             del said[section]
+    for name, kind in SOURCES.items():  # one that names a model says nothing before there is one
+        if kind.needs and said["source"].get(name) == kind.settings.model_dump(mode="json"):
+            del said["source"][name]
     return said
 
 

@@ -44,6 +44,19 @@ POINT: dict[str, list[Case]] = {
         ((*CELL[:2], "--seed", "0.5"), "--seed"),
     ],
 }
+FOREIGN = {
+    "name": [
+        ((), "name"),
+        (("nowhere",), "'nowhere' is no folder here, and http://127.0.0.1:9 cannot be"),
+        ((".",), ". is no model: it holds no config.json"),
+    ],
+    "revision": [
+        ((".", "--revision", "main"), ". is a folder, which has no revisions"),
+        ((".", "--revision", ""), "--revision is empty"),
+    ],
+    "tokenizer": [((".", "--tokenizer", " "), "--tokenizer is empty")],
+    "shift": [((".", "--shift=perhaps"), "--shift")],
+}
 TABLE: dict[str, dict[str, list[Case]]] = {
     "configure": {
         "profile": [
@@ -208,6 +221,18 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         "checkpointing": [((*ONE, "--checkpointing=perhaps"), "--checkpointing")],
         "precision": [((*ONE, "--precision", "16-mixed"), "--precision '16-mixed': choose auto")],
         "seed": [((*ONE, "--seed", "-1"), "--seed -1 is out of range")],
+    },
+    "source import": {
+        **FOREIGN,
+        "copied": [((".", "--copy=perhaps"), "--copy")],
+    },
+    "source check": {
+        **FOREIGN,
+        "texts": [((".", "--texts", "nowhere.txt"), "nowhere.txt does not exist; give a file of texts")],
+        "length": [((".", "--length", "3"), "'--length'")],
+        "count": [((".", "--count", "0"), "'--count'")],
+        "seed": [((".", "--seed", "-1"), "'--seed'")],
+        "json": [((".", "--json", "."), "--json . is a folder")],
     },
     "bench": {
         "profile": [(("--profile", name), f"unknown profile '{name}'") for name in ("nosuch", "")],

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import NAME, TEXT
+from gtl_lightning.sources.hub import HASH
 from gtl_lightning.studies.ar2diff import params as ar2diff
 from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.markov import params as study
@@ -37,6 +38,7 @@ ILL_FORMED = {
     NAME: ("it's", "a/b", "a:b", "models:/x", "", " x", "x" * 101, '"quoted"'),
     TEXT: ("", " ", " x", "x "),
     ARCHIVE: ("", "cs.LG", "a b"),
+    HASH: ("", "0" * 63, "G" * 64),
     ADDRESS: ("", "nonsense", "mlflow.db", "http:// x", "://host"),
 }
 

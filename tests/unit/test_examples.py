@@ -63,6 +63,14 @@ def test_five_lines_bring_ones_own_denoiser_to_the_target() -> None:
     assert found.down_before < 0.3 < 0.5 < found.down_after
 
 
+def test_five_lines_bring_a_hub_denoiser_to_the_target() -> None:
+    """A BERT as transformers saves one: held-out target text becomes likelier, and nothing special is drawn."""
+    found = outcome("guide_a_hub_denoiser")
+    assert 0.5 <= found.gamma <= 1.5
+    assert found.guided < found.unguided - 0.5
+    assert found.x.shape == (32, 8) and not torch.isin(found.x, torch.tensor([0, 2, 4])).any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_leaves_and_needs_no_random_state_but_its_own(name: str) -> None:
     """A second run, after other draws from torch's global generator, gives the same to the last bit."""

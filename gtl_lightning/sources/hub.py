@@ -1,0 +1,145 @@
+"""`hub`: a denoiser of other people, frozen as it is (docs/method.md section 5), as `gtl source import` says it.
+
+Nothing is trained. The weights stay where they lie, named by repository, revision and hash, unless a copy is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from gtl_lightning.errors import UserError
+from gtl_lightning.fields import Flag, Section, Text
+from gtl_lightning.sources.kind import Build, Context, SourceKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from gtl_lightning.data.text_ids import TextIds
+    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
+    from gtl_lightning.networks.adapters.model import ModelDenoiser
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+"""Files that say that a folder has a tokenizer."""
+HASH = r"^[0-9a-f]{64}$"
+
+
+class Hub(Section):
+    """Of the kind hub: somebody's denoiser, as `gtl source import` writes it."""
+
+    name: Text | None = Field(None, description="folder, or OWNER/NAME of a hub")
+    revision: Text | None = Field(None, description="commit of the hub's repository; null of a folder")
+    sha256: Annotated[str, StringConstraints(strict=True, pattern=HASH)] | None = Field(
+        None, description="of its configuration and weights: another model is refused"
+    )
+    shift: Flag | None = Field(None, description="a state predicts the token after its own; null: as its kind does")
+    copied: Flag = Field(False, description="keep the weights in models/source; else they stay where they lie")
+
+
+def recipe(context: Context, settings: Hub) -> Build:
+    """The denoiser, its files found to be those that were imported, with the ids of these tokens."""
+    from gtl_lightning.modules.denoiser import DenoiserModule
+
+    denoiser = imported(context.tokenizer(), settings)
+    if denoiser.most is not None and context.backbone.length > denoiser.most:
+        raise UserError(
+            f"tokenizer.length = {context.backbone.length} is more than the {denoiser.most} tokens that "
+            f"{settings.name} reads; lower it"
+        )
+
+    def build(optimiser: OptimiserConfig) -> TrainedModule:
+        return DenoiserModule(denoiser, optimiser, **context.scoring)
+
+    return build
+
+
+def imported(tokenizer: PreTrainedTokenizerFast, settings: Hub) -> ModelDenoiser:
+    """The denoiser of the section, which is stored by its name and hash unless it is copied.
+
+    Raises:
+        UserError: a model that is not there any more, or another one; tokens that are not of its tokenizer.
+    """
+    from gtl_lightning.data.tokenizer import load_tokenizer
+    from gtl_lightning.networks.adapters.origin import Origin
+
+    assert settings.name is not None and settings.sha256 is not None
+    origin = Origin(settings.name, settings.revision, settings.sha256)
+    folder = origin.folder
+    if _has_tokenizer(folder) and load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"the tokens are of another tokenizer than the source's ({settings.name}); set tokenizer.name to its own: "
+            f"gtl source import {settings.name}"
+        )
+    denoiser = opened(folder, settings.name, tokenizer, settings.shift)
+    if not settings.copied:
+        denoiser.origin = origin
+    return denoiser
+
+
+def opened(
+    folder: Path, name: str, tokenizer: PreTrainedTokenizerFast | str | None = None, shift: bool | None = None
+) -> ModelDenoiser:
+    """The denoiser of a folder, by what its configuration and its tokenizer say; in fp32, on the CPU.
+
+    Args:
+        folder: where its files lie.
+        name: what it is called.
+        tokenizer: a name or folder, or itself; None is that of the folder.
+        shift: whether a state predicts the token after the one it stands at; None takes what its kind does.
+
+    Raises:
+        UserError: as `api.denoiser.load_denoiser`.
+    """
+    from gtl_lightning.networks.adapters.decoders import shifted
+    from gtl_lightning.networks.adapters.model import Reading
+    from gtl_lightning.networks.adapters.opening import adapter, read_config
+    from gtl_lightning.networks.pretrained import NOTE, noted
+
+    config = read_config(folder)
+    kind = adapter(config, name)
+    said = noted(folder) if (folder / NOTE).is_file() else None
+    if said is not None and shift is not None:
+        said = replace(said, shift=shift)
+    if said is not None and tokenizer is None:
+        return kind.open(folder, said)
+    if tokenizer is None and not _has_tokenizer(folder):
+        raise UserError(f"{name} has no tokenizer of its own; give the one that it was trained with (tokenizer NAME)")
+    ids = _ids(folder, name, config, tokenizer)
+    if said is not None:
+        excluded = tuple(index for index in said.excluded if index < ids.size)
+        return kind.open(folder, replace(said, excluded=excluded, size=ids.size))
+    shift = shifted(config) if shift is None else shift
+    start = ids.first_index if shift else ids.start_index
+    return kind.open(
+        folder, Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | str | None) -> TextIds:
+    from gtl_lightning.data.text_ids import check_mask, text_ids
+    from gtl_lightning.data.tokenizer import fast_tokenizer, load_tokenizer
+
+    if tokenizer is None or isinstance(tokenizer, str):
+        where = str(folder) if tokenizer is None else tokenizer
+        if fast_tokenizer(where).mask_token_id is None:
+            check_mask(None, config, name)
+        tokenizer = load_tokenizer(where)
+    check_mask(tokenizer.mask_token_id, config, name)
+    return text_ids(tokenizer)
+
+
+SOURCE = SourceKind(
+    name="hub",
+    help="A denoiser of other people, frozen as it is.",
+    recipe=recipe,
+    settings=Hub(),
+    trains=False,
+    needs=("name", "sha256"),
+)
