@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from gtl_lightning.data.tokens import read_texts
 from gtl_lightning.networks import seeded
 from gtl_lightning.networks.adapters.masked_lm import masked_lms
 from tests.pretrained_kit import SMALL
@@ -51,6 +53,12 @@ def tokenizer(
 
 
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def words_of(splits: Path) -> list[str]:
+    """Every word of the splits' texts."""
+    texts = chain.from_iterable(chain.from_iterable(map(read_texts, sorted(splits.glob("*.parquet")))))
+    return sorted(set(chain.from_iterable(text.split() for text in texts)))
 
 
 def bert(folder: Path, kind: str = "bert", words: list[str] = WORDS, **changed: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.data.split import SUMMARY
+from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
@@ -208,11 +209,15 @@ def _texts(cells: list[Cell]) -> dict[str, list[str]]:
 
 
 def trajectory(params: Params) -> str | None:
-    """How the ablation's cell writes, beside the unguided denoiser; None where it has no result."""
+    """How the ablation's cell writes, beside the unguided denoiser; None, and a line that says why, where it cannot."""
     cell = Cell(params.ablation.method, params.ablation.fraction, params.sweep.seeds[0])
     if not (CELLS / cell.name / ROW).exists():
         return None
-    sampler = Sampler.open(params, cell)
+    try:
+        sampler = Sampler.open(params, cell)
+    except UserError as error:  # the report gathers what was measured, whatever became of the networks since
+        log.warning("the report does not show how a text came to be: %s", error)
+        return None
     asked = SampleRequest(count=TRACED_TEXTS, length=min(TRACED_TOKENS, sampler.corpus.length))
     return traced(params, cell, asked, sampler)
 

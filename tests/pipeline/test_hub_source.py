@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 
 from gtl_lightning import UserError, load_denoiser
 from gtl_lightning.cli import app
-from gtl_lightning.data.tokens import read_texts
 from gtl_lightning.files import load_tensors, read_json
 from gtl_lightning.networks.adapters.origin import files_hash
 from gtl_lightning.stages.data import tokenize
@@ -24,7 +22,7 @@ from gtl_lightning.stages.train import train_causal, train_cell, train_classifie
 from gtl_lightning.workspace.corpus import load_denoiser as load_stored
 from gtl_lightning.workspace.params import load_params, write_params
 from gtl_lightning.workspace.paths import SOURCE
-from tests.adapters_kit import bert
+from tests.adapters_kit import bert, words_of
 from tests.oracle.test_adapters import PUBLISHED
 from tests.pipeline.conftest import inside, tiny
 
@@ -36,9 +34,7 @@ def workspace(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Splits, a BERT of their words in `somebody/bert`, and the pipeline's source imported from it. Read only."""
     copy = Path(shutil.copytree(tokenised, tmp_path_factory.mktemp("hub") / "workspace"))
     with inside(copy):
-        found = chain.from_iterable(chain.from_iterable(map(read_texts, sorted(Path("splits").glob("*.parquet")))))
-        words = sorted(set(chain.from_iterable(text.split() for text in found)))
-        bert(Path("somebody/bert"), words=words)
+        bert(Path("somebody/bert"), words=words_of(Path("splits")))
         write_params(tiny(f"tokenizer.length={LENGTH}", "sampling.n_ratio=8"))
         done = CliRunner().invoke(app, ["source", "import", "somebody/bert"])
         assert done.exit_code == 0, done.output

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from gtl_lightning.cli import app
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.workspace import params as config
 from gtl_lightning.workspace.params import Params
+from tests.adapters_kit import bert, words_of
 from tests.pipeline.conftest import every_method, inside, tiny
 from tests.pipeline.reading import SAYS_WHERE, Point, Reading, flat, points, run_all
 
@@ -58,8 +61,15 @@ def readings(tmp_path_factory: pytest.TempPathFactory) -> list[Reading]:
         write_sample(Path("data"), seed=0, source_records=400, target_records=300)
         run(tiny(*ONE))
         run(tiny(*ONE, *OTHER), AGAIN)
-        for kind in SOURCES:
-            run(tiny(*ONE, f"source.kind={kind}"), ("causal", "source"))
+        for name, kind in SOURCES.items():
+            if kind.trains:
+                run(tiny(*ONE, f"source.kind={name}"), ("causal", "source"))
+        imported = tmp_path_factory.mktemp("somebody") / "bert"
+        bert(imported, words=words_of(Path("splits")))
+        config.write_params(tiny(*ONE, "tokenizer.length=12", "sampling.n_ratio=8"))
+        done = CliRunner().invoke(app, ["source", "import", str(imported)])
+        assert done.exit_code == 0, done.output
+        run(config.load_params(), ("tokenize", "causal", "source"))
     return found
 
 
