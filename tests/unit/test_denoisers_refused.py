@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from gtl_lightning import UserError, load_denoiser
 from gtl_lightning.workspace.closure import ROOT
 from tests.adapters_kit import BERT, bert, llada, mdlm, qwen, tokenizer
-from tests.hub_server import COMMIT
 from tests.pretrained_kit import folder as causal
 
 
@@ -125,7 +124,7 @@ def test_a_pickle_is_opened_as_tensors_alone(tmp_path: Path) -> None:
 ON_A_HUB = """
 import errno, os, sys
 from pathlib import Path
-from tests.hub_server import COMMIT, serving
+from tests.hub import running
 
 def said(name, revision=None):
     try:
@@ -141,33 +140,35 @@ def full(url, temp_file, **given):
         raise OSError(errno.ENOSPC, "No space left on device")
     return fetch(url, temp_file, **given)
 
-with serving(Path(sys.argv[1]), "somebody/bert") as (address, asked):
-    os.environ["HF_ENDPOINT"] = address
+with running() as hub:
+    os.environ["HF_ENDPOINT"] = hub.address
+    commit = hub.publish(Path(sys.argv[1]), "somebody/bert").sha
+    print(commit)
     import huggingface_hub.file_download as download
     from gtl_lightning import UserError, load_denoiser
     fetch = download.http_get
     said("somebody/bert", "nosuch")
     download.http_get = full
-    said("somebody/bert", COMMIT)
+    said("somebody/bert", commit)
     download.http_get = fetch
-    before = len(asked)
-    said("somebody/bert", COMMIT)
-    print([Path(path).name for path, _ in asked[before:] if "/resolve/" in path])
-    print([path for path, _ in asked if "pytorch_model" in path])
+    before = len(hub.seen)
+    said("somebody/bert", commit)
+    print(hub.files_asked(since=before))
+    print([line for line in hub.seen if "pytorch_model" in line])
     said("somebody/bert")
-said("somebody/bert", COMMIT)
+said("somebody/bert", commit)
 said("somebody/bert")
 said("somebody/other")
 from gtl_lightning.data.tokenizer import load_tokenizer
 from gtl_lightning.networks.adapters.origin import Origin, files_hash
 from gtl_lightning.sources.hub import Hub, imported
-settings = Hub(name="somebody/bert", revision=COMMIT, sha256=files_hash(Path(sys.argv[1])))
+settings = Hub(name="somebody/bert", revision=commit, sha256=files_hash(Path(sys.argv[1])))
 try:
-    print(imported(load_tokenizer(f"somebody/bert@{COMMIT}"), settings).origin.folder.name)
+    print(imported(load_tokenizer(f"somebody/bert@{commit}"), settings).origin.folder.name)
 except UserError as error:
     print("refused:", error)
 try:
-    Origin("somebody/other", COMMIT, "0" * 64).folder
+    Origin("somebody/other", commit, "0" * 64).folder
 except UserError as error:
     print("refused:", error)
 """
@@ -184,7 +185,7 @@ def test_from_a_hub_by_revision_resumed_after_a_full_disk_and_then_without_the_h
     command = [sys.executable, "-W", "ignore", "-c", ON_A_HUB, str(model)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    unknown, full, fetched, again, pickles, newest, offline, kept, other, pinned, gone = (
+    commit, unknown, full, fetched, again, pickles, newest, offline, kept, other, pinned, gone = (
         done.stdout.strip().splitlines()
     )
     assert "somebody/bert has no revision 'nosuch'" in unknown
@@ -192,7 +193,7 @@ def test_from_a_hub_by_revision_resumed_after_a_full_disk_and_then_without_the_h
     assert fetched == newest == offline == kept == own
     assert again == "['model.safetensors']" and pickles == "[]"
     assert "'somebody/other' is no folder here" in other and "cannot be reached" in other
-    assert pinned == COMMIT
+    assert pinned == commit
     assert "gtl source import somebody/other --revision" in gone
 
 
