@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gtl_lightning.data.text_ids import TextIds
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks.adapters.model import ModelDenoiser
+    from gtl_lightning.networks.adapters.origin import Origin
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 """Files that say that a folder has a tokenizer."""
@@ -63,20 +64,26 @@ def imported(tokenizer: PreTrainedTokenizerFast, settings: Hub) -> ModelDenoiser
         UserError: a model that is not there any more, or another one; tokens that are not of its tokenizer.
     """
     from gtl_lightning.data.tokenizer import load_tokenizer
-    from gtl_lightning.networks.adapters.origin import Origin
 
-    assert settings.name is not None and settings.sha256 is not None
-    origin = Origin(settings.name, settings.revision, settings.sha256)
+    origin = origin_of(settings)
     folder = origin.folder
     if _has_tokenizer(folder) and load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"the tokens are of another tokenizer than the source's ({settings.name}); set tokenizer.name to its own: "
-            f"gtl source import {settings.name}"
+            f"the tokens are of another tokenizer than the source's ({origin.name}); set tokenizer.name to its own: "
+            f"gtl source import {origin.name}"
         )
-    denoiser = opened(folder, settings.name, tokenizer, settings.shift)
+    denoiser = opened(folder, origin.name, tokenizer, settings.shift)
     if not settings.copied:
         denoiser.origin = origin
     return denoiser
+
+
+def origin_of(settings: Hub) -> Origin:
+    """Where the denoiser of the section lies, and what it was when it was imported."""
+    from gtl_lightning.networks.adapters.origin import Origin
+
+    assert settings.name is not None and settings.sha256 is not None
+    return Origin(settings.name, settings.revision, settings.sha256)
 
 
 def opened(
@@ -142,4 +149,5 @@ SOURCE = SourceKind(
     settings=Hub(),
     trains=False,
     needs=("name", "sha256"),
+    origin=origin_of,
 )

@@ -17,8 +17,9 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.sources import SOURCES
 from gtl_lightning.stages.trace import traced
-from gtl_lightning.workspace.frozen import guided_files
+from gtl_lightning.workspace.frozen import guided_files, of_others
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
@@ -83,6 +84,7 @@ def make_report(params: Params) -> None:
         provenance=read_provenance(DATA),
         settings={
             "profile": params.profile,
+            "source denoiser": " ".join(filter(None, (SOURCES[params.source.kind].help, str(of_others() or "")))),
             "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
