@@ -100,5 +100,5 @@ def _check_whole(cell: Cell) -> None:
     if isinstance(named, dict) and named.get("revision") is None:
         raise UserError(
             f"{path} names weights in {named.get('name')}, which this machine alone has; keep them in the project: "
-            f"gtl source import {named.get('name')} --copy"
+            f"gtl source import {named.get('name')} --copy, then gtl sweep"
         )

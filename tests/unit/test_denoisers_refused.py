@@ -90,6 +90,13 @@ def test_no_mask_or_another_one_or_fewer_rows_than_ids(tmp_path: Path) -> None:
     assert "disagree: the mask is id 2 of the one, 26 of the other" in refusal(tmp_path / "llada")
     mdlm(tmp_path / "mdlm")
     assert "has no tokenizer of its own" in refusal(tmp_path / "mdlm")
+    bert(tmp_path / "own")
+    tokenizer(BERT, "[CLS]", "[SEP]", words=["a", "b"]).save_pretrained(tmp_path / "words")
+    assert "has a tokenizer of its own" in refusal(tmp_path / "own", tokenizer=str(tmp_path / "words"))
+    assert (
+        load_denoiser(tmp_path / "own", tokenizer=str(tmp_path / "own")).reading
+        == load_denoiser(tmp_path / "own").reading
+    )
 
 
 class Runs:
