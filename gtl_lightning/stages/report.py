@@ -84,7 +84,6 @@ def make_report(params: Params) -> None:
         provenance=read_provenance(DATA),
         settings={
             "profile": params.profile,
-            "source denoiser": " ".join(filter(None, (SOURCES[params.source.kind].help, str(of_others() or "")))),
             "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
@@ -97,7 +96,7 @@ def make_report(params: Params) -> None:
         notes=mixtures(rows),
         holes=holes,
         warnings=_warnings(params),
-        made=_made(tracked) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
+        made=_made(tracked, params.source.kind) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
         after_demo=AFTER_DEMO if demo else "",
         trajectory=trajectory(params),
     )
@@ -232,8 +231,9 @@ def _warnings(params: Params) -> list[str]:
     return [f"{path.parent.as_posix()}: {warning}" for path, warning in told if warning]
 
 
-def _made(tracked: Study) -> dict[str, str]:
+def _made(tracked: Study, source: str) -> dict[str, str]:
     """When, from what and by what the report was made, and where the runs are seen."""
+    others = of_others()
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "commit": tracked.commit,
@@ -241,5 +241,6 @@ def _made(tracked: Study) -> dict[str, str]:
         "versions": ", ".join(
             [f"{name} {version(name)}" for name in ("gtl-lightning", "torch")] + [f"Python {platform.python_version()}"]
         ),
+        "source denoiser": f"{SOURCES[source].help} {others}" if others else SOURCES[source].help,
         "runs": tracked.page,
     }

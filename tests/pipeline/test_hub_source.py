@@ -89,6 +89,7 @@ def test_a_sweep_on_it_ends_in_a_report_and_models_that_name_it(workspace: Path,
         told = f"somebody/bert, sha256 {params.source.own.sha256[:12]}"
         assert f"frozen as it is. {told}" in Path("reports/report.md").read_text()
         assert told in Path("reports/report.html").read_text()
+        assert Path("reports/figures/trajectory.html").exists()
         for card in Path("mlartifacts").rglob("README.md"):
             assert told in card.read_text() and "license: apache-2.0" not in card.read_text()
         assert len([*Path("mlartifacts").rglob("README.md")]) == 2
