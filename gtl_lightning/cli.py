@@ -72,7 +72,7 @@ def main() -> None:
     Exit codes: 2 for a UserError and for options that typer refuses, 1 for a fault of the machine, 130 for Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "alembic", "mlflow", "lightning", "pytorch_lightning", "lightning.pytorch"):
+    for noisy in ("httpx", "httpx2", "alembic", "mlflow", "lightning", "pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     keep_freed_memory()
     try:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +32,10 @@ class Repository:
     @property
     def head(self) -> dict[str, bytes]:
         return self.commits[-1]
+
+    @property
+    def sha(self) -> str:
+        return self.sha_of(len(self.commits) - 1)
 
     def at(self, revision: str) -> int | None:
         if revision == "main":
@@ -58,6 +63,17 @@ class Hub:
     refuses: int = 0
     echoes: bool = False
     address: str = ""
+
+    def publish(self, folder: Path, name: str) -> Repository:
+        """A public repository whose last commit holds the files of a folder."""
+        found = self.repositories.setdefault(name, Repository(private=False))
+        found.commits.append({file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+        found.messages.append(f"files of {folder.name}")
+        return found
+
+    def files_asked(self, since: int = 0) -> list[str]:
+        """Names of the files that were sent, in the order of the requests from that one on."""
+        return [line.rpartition("/")[2] for line in self.seen[since:] if re.match("GET .*/resolve/", line)]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -197,8 +213,8 @@ class Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         found.commits.append(files)
         found.messages.append(message)
-        oid = found.sha_of(len(found.commits) - 1)
-        self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.address}/{name}/commit/{oid}"})
+        url = f"{self.hub.address}/{name}/commit/{found.sha}"
+        self._json({"success": True, "commitOid": found.sha, "commitUrl": url})
 
     def resolve(self, body: bytes, token: str, name: str, revision: str, file: str) -> None:
         if (found := self._readable(name, token)) is None:
@@ -210,7 +226,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, token, "EntryNotFound")
         content = found.commits[number][file]
         etag = hashlib.sha256(content).hexdigest() if mode(file) == "lfs" else hashlib.sha1(content).hexdigest()
-        self._send(200, content, ETag=f'"{etag}"', X_Repo_Commit=found.sha_of(number))
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": found.sha_of(number), "Accept_Ranges": "bytes"}
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], **headers)
 
 
 def mode(path: str) -> str:
@@ -233,28 +253,35 @@ ROUTES = [
 
 
 @contextmanager
-def serving(patch: pytest.MonkeyPatch, cache: Any) -> Iterator[Hub]:
-    """A hub that this process's client takes for the public one; nothing waits before another attempt."""
-    import huggingface_hub.constants as constants
-
+def running() -> Iterator[Hub]:
+    """A hub without repositories, at its `address` until the end."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "HF_TOKEN"):
-        patch.delenv(name, raising=False)
-    patch.setenv("HF_ENDPOINT", hub.address)
-    patch.setenv("HF_TOKEN", TOKEN)
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
-    patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     try:
         yield hub
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """A hub that this process's client takes for the public one; nothing waits before another attempt."""
+    import huggingface_hub.constants as constants
+
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "HF_TOKEN"):
+        patch.delenv(name, raising=False)
+    with running() as hub:
+        patch.setenv("HF_ENDPOINT", hub.address)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield hub

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from errno import ENOSPC
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.data.hub import endpoint, hub_reachable, refuse_code
+from gtl_lightning.data.hub import at_revision, endpoint, hub_reachable, quiet, refusals, refuse_code
 from gtl_lightning.data.tokenizer import fast_tokenizer
 from gtl_lightning.errors import UserError
 from gtl_lightning.inputs import check_regular
@@ -51,7 +50,7 @@ def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False)
     """The model of a folder, a GGUF file or a hub; fetched from there if it is not on this disk. Nothing is executed.
 
     Args:
-        name: a folder, a GGUF file, or OWNER/NAME of a hub.
+        name: a folder, a GGUF file, or OWNER/NAME of a hub, which may say its revision, OWNER/NAME@REVISION.
         revision: of a hub's: branch, tag or commit; None is what the cache has, else the main branch.
         pickled: whether a `pytorch_model.bin` in a folder will do, where its reader takes tensors alone. None is
             fetched from a hub.
@@ -84,6 +83,10 @@ def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False)
                 f"{name} holds its weights in a pickle alone ({pickles[0]}), which can run code and is never opened; "
                 "give one that has safetensors"
             )
+        if not here:
+            raise UserError(
+                f"{said} has no safetensors, and pickles are not fetched from a hub; give one that has them"
+            )
         raise UserError(f"{name} holds no weights (*.safetensors); give a whole checkpoint")
     return Checkpoint(said, folder)
 
@@ -103,8 +106,12 @@ def check_gguf(name: str) -> None:
 def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a hub's model in the local cache, and its name with the revision."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
+    name, _, said = name.partition("@")
+    if said and revision is not None:
+        raise UserError(f"{name}@{said} says its revision already; leave --revision {revision} out")
+    revision = revision or said or None
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"{name} is neither a folder nor OWNER/NAME of a hub; give one of them")
     fetch: Any = snapshot_download
@@ -121,19 +128,10 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
         raise UserError(
             f"{name!r} is no folder here, and {endpoint()} cannot be reached; give the folder of a model on this disk"
         )
-    refuse_code(name, local_only=False, revision=revision)
-    try:
+    again = "give the same command, which goes on from the files that were fetched"
+    with refusals(at_revision(name, revision), "fetched", again, again), quiet():
+        refuse_code(name, local_only=False, revision=revision)
         folder = Path(fetch(name, etag_timeout=10, **wanted))
-    except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no revision {revision!r}; give a branch, a tag or a commit of it") from error
-    except Exception as error:  # its client raises whatever its parts raise
-        if isinstance(error, OSError) and error.errno == ENOSPC:
-            raise UserError(
-                f"no space is left on the disk for {name!r}; free some and give the same command, which goes on from "
-                "the files that were fetched"
-            ) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"model {name!r} cannot be fetched ({reason}); give another name, or a folder") from error
     return folder, f"{name}@{folder.name}"
 
 

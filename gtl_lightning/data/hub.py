@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.sharing.hub import endpoint, hub_reachable
+from gtl_lightning.sharing.hub import at_revision, endpoint, hub_reachable, quiet, refusals
 
-__all__ = ["endpoint", "hub_reachable", "refuse_code"]
+__all__ = ["at_revision", "endpoint", "hub_reachable", "quiet", "refusals", "refuse_code"]
 
 NATIVE = {
     "llada": "PreTrainedTokenizerFast",

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from gtl_lightning.data.hub import NATIVE, config_beside, endpoint, hub_reachable, refuse_code
+from gtl_lightning.data.hub import NATIVE, config_beside, endpoint, hub_reachable, quiet, refuse_code
 from gtl_lightning.errors import UserError
 from gtl_lightning.inputs import check_regular
 
@@ -80,11 +80,14 @@ def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
                 f"tokenizer {str(name)!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or "
                 "set tokenizer.name to null to train one"
             ) from local
-        refuse_code(where, local_only=False, revision=revision or None)
-        try:
-            tokenizer = _loader(where, False, revision).from_pretrained(where, trust_remote_code=False, **options)
-        except Exception as error:
-            raise UserError(f"tokenizer {str(name)!r} cannot be loaded ({_line(error)}); give another name") from error
+        with quiet():
+            refuse_code(where, local_only=False, revision=revision or None)
+            try:
+                tokenizer = _loader(where, False, revision).from_pretrained(where, trust_remote_code=False, **options)
+            except Exception as error:
+                raise UserError(
+                    f"tokenizer {str(name)!r} cannot be loaded ({_line(error)}); give another name"
+                ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {str(name)!r} has no fast form (tokenizer.json); give one that has")
     loaded: PreTrainedTokenizerFast = tokenizer

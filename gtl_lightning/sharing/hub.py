@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,11 @@ def hub_reachable(timeout: float = _PROBE_SECONDS) -> bool:
         return False
 
 
+def at_revision(name: str, revision: str | None) -> str:
+    """OWNER/NAME, with the revision where one is asked for."""
+    return f"{name}@{revision}" if revision else name
+
+
 def check_repository(name: str) -> None:
     """Raise UserError for what cannot name a repository of a hub."""
     if not _NAME.fullmatch(name) or len(name) > 96 or ".." in name or "--" in name or name.endswith(".git"):
@@ -81,7 +87,7 @@ def licence_of(name: str) -> str | None:
         elif hub_reachable():
             from huggingface_hub import HfApi
 
-            with _quiet():
+            with quiet():
                 found = HfApi(endpoint=_address()).model_info(name, timeout=10).card_data
         named = found["license"]
         named = found.get("license_name") or named if named == "other" else named
@@ -118,7 +124,7 @@ def fetched(name: str, revision: str | None = None, token: str | None = None) ->
     check_repository(name)
     from huggingface_hub import snapshot_download
 
-    with _refusals(name, "fetched", "run it again, or give a folder"), _quiet():
+    with refusals(at_revision(name, revision), "fetched", "run it again, or give a folder"), quiet():
         kept = Path(
             snapshot_download(
                 name,
@@ -185,13 +191,13 @@ def push(
         raise UserError(f"{name} cannot be pushed without a token; {LOG_IN}")
     if not hub_reachable():
         raise UserError(f"{name} was not pushed: {endpoint()} cannot be reached; check the network and HF_ENDPOINT")
-    with temporary_folder() as place, _quiet():
+    with temporary_folder() as place, quiet():
         make(place / "model")
         api = HfApi(endpoint=_address(), token=token)
-        with _refusals(name, "pushed", "nothing was changed, run the same command again"):
+        with refusals(name, "pushed", "nothing was changed, run the same command again"):
             fresh = _made(api, name, private)
         made = "the repository was made; " if fresh else ""
-        with _refusals(name, "pushed", f"{made}what is there is whole as it was, run the same command again"):
+        with refusals(name, "pushed", f"{made}what is there is whole as it was, run the same command again"):
             gone = [] if fresh else _no_longer(api, name, place)
             done = api.upload_folder(
                 repo_id=name, folder_path=place / "model", commit_message=message, delete_patterns=gone or None
@@ -231,14 +237,25 @@ def _no_longer(api: HfApi, name: str, place: Path) -> list[str]:
 
 
 @contextmanager
-def _refusals(name: str, done: str, remedy: str) -> Iterator[None]:
-    """What the client raises inside is one line of this project's words."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def refusals(name: str, done: str, remedy: str, again: str = "run it again") -> Iterator[None]:
+    """What the client raises inside is one line of this project's words.
+
+    Args:
+        name: of the repository.
+        done: what was not done with it.
+        remedy: where the hub broke off, or answers what nobody expects.
+        again: where the disk was full.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except UserError:
         raise
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{name} was not {done}: the hub has no such revision; give a branch, a tag or a commit"
+        ) from None
     except LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, HfHubHTTPError):
             reason = _of_status(error.__cause__.response.status_code, remedy)
@@ -249,9 +266,7 @@ def _refusals(name: str, done: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{name} was not {done}: {_of_status(error.response.status_code, remedy)}") from None
     except Exception as error:  # its client raises whatever its parts raise
         if isinstance(error, OSError) and error.errno in _OF_DISK:
-            raise UserError(
-                f"{name} was not {done}: {error.strerror}; make room, or choose a writable folder"
-            ) from None
+            raise UserError(f"{name} was not {done}: {error.strerror}; make room, then {again}") from None
         raise UserError(f"{name} was not {done}: {endpoint()} broke off ({type(error).__name__}); {remedy}") from None
 
 
@@ -265,8 +280,8 @@ def _of_status(status: int, remedy: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No word of the client: it would show addresses that are signed, and bars where nobody looks."""
+def quiet() -> Iterator[None]:
+    """No word of the client: it would show addresses that are signed, warnings beside ours, bars where nobody looks."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx2", "httpcore2")]
@@ -276,7 +291,9 @@ def _quiet() -> Iterator[None]:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

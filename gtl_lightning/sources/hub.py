@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gtl_lightning.data.text_ids import TextIds
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks.adapters.model import ModelDenoiser
+    from gtl_lightning.networks.adapters.origin import Origin
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 """Files that say that a folder has a tokenizer."""
@@ -62,21 +63,25 @@ def imported(tokenizer: PreTrainedTokenizerFast, settings: Hub) -> ModelDenoiser
     Raises:
         UserError: a model that is not there any more, or another one; tokens that are not of its tokenizer.
     """
-    from gtl_lightning.data.tokenizer import load_tokenizer
-    from gtl_lightning.networks.adapters.origin import Origin
-
-    assert settings.name is not None and settings.sha256 is not None
-    origin = Origin(settings.name, settings.revision, settings.sha256)
+    origin = origin_of(settings)
     folder = origin.folder
-    if _has_tokenizer(folder) and load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+    if _foreign(folder, tokenizer):
         raise UserError(
-            f"the tokens are of another tokenizer than the source's ({settings.name}); set tokenizer.name to its own: "
-            f"gtl source import {settings.name}"
+            f"the tokens are of another tokenizer than the source's ({origin.name}); set tokenizer.name to its own: "
+            f"gtl source import {origin.name}"
         )
-    denoiser = opened(folder, settings.name, tokenizer, settings.shift)
+    denoiser = opened(folder, origin.name, tokenizer, settings.shift)
     if not settings.copied:
         denoiser.origin = origin
     return denoiser
+
+
+def origin_of(settings: Hub) -> Origin:
+    """Where the denoiser of the section lies, and what it was when it was imported."""
+    from gtl_lightning.networks.adapters.origin import Origin
+
+    assert settings.name is not None and settings.sha256 is not None
+    return Origin(settings.name, settings.revision, settings.sha256)
 
 
 def opened(
@@ -122,6 +127,13 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in TOKENIZERS)
 
 
+def _foreign(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a model has a tokenizer, and it is another."""
+    from gtl_lightning.data.tokenizer import load_tokenizer
+
+    return _has_tokenizer(folder) and load_tokenizer(folder).get_vocab() != tokenizer.get_vocab()
+
+
 def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | str | None) -> TextIds:
     from gtl_lightning.data.text_ids import check_mask, text_ids
     from gtl_lightning.data.tokenizer import fast_tokenizer, load_tokenizer
@@ -130,7 +142,9 @@ def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedT
         where = str(folder) if tokenizer is None else tokenizer
         if fast_tokenizer(where).mask_token_id is None:
             check_mask(None, config, name)
-        tokenizer = load_tokenizer(where)
+        given, tokenizer = tokenizer, load_tokenizer(where)
+        if given is not None and _foreign(folder, tokenizer):
+            raise UserError(f"{name} has a tokenizer of its own, and {given} is another; leave that out")
     check_mask(tokenizer.mask_token_id, config, name)
     return text_ids(tokenizer)
 
@@ -142,4 +156,5 @@ SOURCE = SourceKind(
     settings=Hub(),
     trains=False,
     needs=("name", "sha256"),
+    origin=origin_of,
 )

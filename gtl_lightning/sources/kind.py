@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import BackboneConfig, CausalLM
+    from gtl_lightning.networks.adapters.origin import Origin
 
 Build: TypeAlias = "Callable[[OptimiserConfig], TrainedModule]"
 """How a module with a fresh network is made for a training."""
@@ -49,6 +50,10 @@ def _none(settings: Any) -> Mapping[str, Any]:
     return {}
 
 
+def _made_here(settings: Any) -> Origin | None:
+    return None
+
+
 @dataclass(frozen=True)
 class SourceKind:
     """One way to come to the source denoiser, which everything later takes as it is.
@@ -63,6 +68,7 @@ class SourceKind:
         trains: whether the network is trained, or taken as the recipe's module has it.
         needs: settings that must not be null where the kind is chosen; `gtl source import` says them.
         causal_options: the kind's settings -> options of `CausalLMModule` in that stage.
+        origin: the kind's settings -> the model of other people that it is; None for one that is trained here.
     """
 
     name: str
@@ -73,3 +79,4 @@ class SourceKind:
     trains: bool = True
     needs: tuple[str, ...] = ()
     causal_options: Callable[[Any], Mapping[str, Any]] = _none
+    origin: Callable[[Any], Origin | None] = _made_here

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, sha256_file, temporary_folder, write_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.records import NUMBER, read_record
+from gtl_lightning.sharing.hub import licence_of
 from gtl_lightning.sharing.manifest import MANIFEST
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.card import model_card
+from gtl_lightning.workspace.frozen import of_others
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import CELLS, DATA, REPORTS, ROW, Cell, log, study
 from gtl_lightning.workspace.registry import BEST
@@ -66,7 +69,11 @@ def _best(params: Params, methods: Iterable[str], fraction: float) -> tuple[Cell
 def _register(params: Params, name: str, cell: Cell, score: float, aliases: list[str]) -> str:
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "nelbo_val": score}
     with temporary_folder() as folder:
-        card = model_card(cell, read_record(CELLS / cell.name / ROW), read_provenance(DATA))
+        others = of_others()
+        licence = licence_of(others.name) if others and Path(others.name).is_dir() else None
+        card = model_card(
+            cell, read_record(CELLS / cell.name / ROW), read_provenance(DATA), licence=licence, base=others
+        )
         key = f"bundle-{cell.name}-{digest(write_bundle(params, cell, folder, card))}"
         anchor = {MANIFEST: sha256_file(folder / MANIFEST)}
         opened = study(params)

@@ -17,8 +17,9 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.sources import SOURCES
 from gtl_lightning.stages.trace import traced
-from gtl_lightning.workspace.frozen import guided_files
+from gtl_lightning.workspace.frozen import guided_files, of_others
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
@@ -95,7 +96,7 @@ def make_report(params: Params) -> None:
         notes=mixtures(rows),
         holes=holes,
         warnings=_warnings(params),
-        made=_made(tracked) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
+        made=_made(tracked, params.source.kind) | ({"runs": ""} if demo else {}),  # `make ui` shows the checkout's
         after_demo=AFTER_DEMO if demo else "",
         trajectory=trajectory(params),
     )
@@ -230,8 +231,9 @@ def _warnings(params: Params) -> list[str]:
     return [f"{path.parent.as_posix()}: {warning}" for path, warning in told if warning]
 
 
-def _made(tracked: Study) -> dict[str, str]:
+def _made(tracked: Study, source: str) -> dict[str, str]:
     """When, from what and by what the report was made, and where the runs are seen."""
+    others = of_others()
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "commit": tracked.commit,
@@ -239,5 +241,6 @@ def _made(tracked: Study) -> dict[str, str]:
         "versions": ", ".join(
             [f"{name} {version(name)}" for name in ("gtl-lightning", "torch")] + [f"Python {platform.python_version()}"]
         ),
+        "source denoiser": f"{SOURCES[source].help} {others}" if others else SOURCES[source].help,
         "runs": tracked.page,
     }

@@ -13,7 +13,7 @@ from gtl_lightning.sharing.folder import check_new, new_folder
 from gtl_lightning.sharing.hub import check_repository, licence_of, push
 from gtl_lightning.workspace.bundle import bundle_files, write_bundle
 from gtl_lightning.workspace.card import model_card
-from gtl_lightning.workspace.frozen import denoiser_path
+from gtl_lightning.workspace.frozen import denoiser_path, of_others
 from gtl_lightning.workspace.options import SOURCE_METHOD
 from gtl_lightning.workspace.origin import origin
 from gtl_lightning.workspace.params import Params
@@ -77,22 +77,16 @@ def _card(params: Params, cell: Cell, name: str, licence: str | None) -> Card:
     bundle_files(params, cell)
     row, data = read_record(CELLS / cell.name / ROW), read_provenance(DATA)
     _check_whole(cell)
-    others = _of_others(params)
+    others = of_others()
     return model_card(
         cell,
         row,
         data,
         name=name,
         commit=origin()["git_commit"],
-        licence=licence or (licence_of(others) if others else None),
+        licence=licence or (licence_of(others.name) if others else None),
         base=others,
     )
-
-
-def _of_others(params: Params) -> str | None:
-    """The model of other people that the source is, by the name that it was imported by; None for one trained here."""
-    name = getattr(params.source.own, "name", None)
-    return str(name) if name else None
 
 
 def _check_whole(cell: Cell) -> None:
@@ -106,5 +100,5 @@ def _check_whole(cell: Cell) -> None:
     if isinstance(named, dict) and named.get("revision") is None:
         raise UserError(
             f"{path} names weights in {named.get('name')}, which this machine alone has; keep them in the project: "
-            f"gtl source import {named.get('name')} --copy"
+            f"gtl source import {named.get('name')} --copy, then gtl sweep"
         )

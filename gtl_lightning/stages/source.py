@@ -115,10 +115,11 @@ def import_source(params: Params, asked: Asked, copied: bool) -> list[str]:
             f"tokenizer.length = {length} is more than the {denoiser.most} tokens that {asked.name} reads; lower it "
             f"first: gtl configure --set tokenizer.length={denoiser.most}"
         )
+    here = Path(asked.name).is_dir()
     values = {
         "source.kind": "hub",
-        "source.hub.name": asked.name,
-        "source.hub.revision": None if Path(asked.name).is_dir() else found.folder.name,
+        "source.hub.name": asked.name if here else asked.name.partition("@")[0],
+        "source.hub.revision": None if here else found.folder.name,
         "source.hub.sha256": files_hash(found.folder),
         "source.hub.shift": asked.shift,
         "source.hub.copied": copied,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +31,13 @@ from gtl_lightning.networks import (
     load_network,
     seeded,
 )
+from gtl_lightning.networks.adapters.origin import Origin
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.sources.kind import Context as SourceContext
 from gtl_lightning.workspace.advice import advise_cell
 from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
 from gtl_lightning.workspace.fitting import domains_of, fit_and_save, fit_best, save_trained, scoring, texts_of
-from gtl_lightning.workspace.frozen import frozen_path
+from gtl_lightning.workspace.frozen import OF_OTHERS, frozen_path
 from gtl_lightning.workspace.options import checked_cell
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
@@ -74,14 +76,15 @@ def train_source(params: Params) -> None:
     )
     build = kind.recipe(context, own)
     if not kind.trains:
-        _take(params, corpus, build(OptimiserConfig()), kind.name)
+        _take(params, corpus, build(OptimiserConfig()), kind.origin(own))
         return
     settings = {"network": params.networks.denoiser, "schedule": params.schedule, "kind": kind.name, "own": own}
     _fit_on_source(params, corpus, "source", build, params.train.source, settings, read)
 
 
-def _take(params: Params, corpus: Corpus, module: TrainedModule, kind: str) -> None:
+def _take(params: Params, corpus: Corpus, module: TrainedModule, origin: Origin | None) -> None:
     """What others trained, as models/source: its NELBO on held-out source text stands where a training's would."""
+    kind = params.source.kind
     module.to(device_of(params))
     data = texts_of(
         params, corpus.dataset("source_train"), corpus.dataset("source_val"), params.train.source, corpus, 0
@@ -98,7 +101,8 @@ def _take(params: Params, corpus: Corpus, module: TrainedModule, kind: str) -> N
     seconds = time.monotonic() - start
     result = FitResult(best_score=score, best_step=0, steps=0, seconds=seconds, history=[])
     network = module.network.cpu()
-    save_trained(SOURCE.parent, network, [Trained(network, result, 0.0, 0, 0, seconds, made, "network")])
+    trained = [Trained(network, result, 0.0, 0, 0, seconds, made, "network")]
+    save_trained(SOURCE.parent, network, trained, found={OF_OTHERS: asdict(origin)} if origin else None)
     log.info("source: %s, NELBO %.4f nats a token of held-out source text; nothing is trained", kind, score)
 
 

@@ -6,12 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.methods import METHODS
 from gtl_lightning.sharing.card import Card
 from gtl_lightning.workspace.paths import Cell
+
+if TYPE_CHECKING:
+    from gtl_lightning.networks.adapters.origin import Origin
 
 MLMODEL = "MLmodel"
 LOADER = "gtl_lightning.stages.pyfunc"
@@ -57,7 +59,7 @@ def model_card(
     name: str = "FOLDER",
     commit: str = "",
     licence: str | None = None,
-    base: str | None = None,
+    base: Origin | None = None,
 ) -> Card:
     """What the model is, what it was trained on, how good it is, how it is used, what it is not.
 
@@ -67,8 +69,9 @@ def model_card(
         provenance: of the data.
         name: folder, or OWNER/NAME, that it is loaded by.
         commit: of the project's checkout; empty where the registry says it.
-        licence: of the source, where somebody said it; None takes what the data say of themselves.
-        base: model of other people that the source is, a folder or a hub's repository; None for one trained here.
+        licence: of the source, where somebody said it; None takes what the data say of themselves, where the source
+            was trained on them here.
+        base: model of other people that the source is; None for one trained here.
     """
     generated = bool(provenance.get("generated"))
     kind = "a generated sample, no real text" if generated else f"real records ({provenance.get('kind', 'unknown')})"
@@ -83,7 +86,7 @@ def model_card(
         ("seed", f"{cell.seed}, of weights, order and noise"),
         (
             "source denoiser",
-            " ".join(filter(None, (base, f"weights {row['source']}" if row.get("source") else "none"))),
+            "; ".join(filter(None, (str(base or ""), f"weights {row['source']}" if row.get("source") else "none"))),
         ),
         ("made with", str(row.get("trained_with") or row.get("made_with"))),
         *((("commit", commit),) if commit else ()),
@@ -97,8 +100,8 @@ def model_card(
         use=USE.format(name=name),
         also=ALSO.format(name=name),
         limits=LIMITED,
-        license=licence or provenance.get("license") or (GENERATED if generated and not base else None),
-        base=base if base and REPOSITORY.fullmatch(base) and not Path(base).exists() else None,
+        license=licence or (None if base else provenance.get("license") or (GENERATED if generated else None)),
+        base=base.name if base and base.revision and REPOSITORY.fullmatch(base.name) else None,
         datasets=(dataset,) if isinstance(dataset, str) and REPOSITORY.fullmatch(dataset) else (),
         tags=("guided", cell.method) if guided else (cell.method,),
     )

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtl_lightning.methods import FINETUNED, guides
 from gtl_lightning.methods.method import Role
+from gtl_lightning.records import read_record
 from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, Cell
+
+if TYPE_CHECKING:
+    from gtl_lightning.networks.adapters.origin import Origin
+
+OF_OTHERS = "of_others"
+"""In the result of the source: the model of other people that it is."""
 
 
 def frozen_path(role: Role, cell: Cell) -> Path:
@@ -31,3 +39,15 @@ def guided_files(cell: Cell) -> list[Path]:
         return []
     network = denoiser_path(cell)
     return [network] if network == SOURCE else [network, network.parent / RESULT]
+
+
+def of_others() -> Origin | None:
+    """The model of other people that the source is, as it was imported; None for one that was trained here.
+
+    Raises:
+        UserError: no source was made yet, or its result is damaged.
+    """
+    from gtl_lightning.networks.adapters.origin import ORIGIN, Origin
+
+    said = read_record(SOURCE.parent / RESULT, {f"{OF_OTHERS}?": ORIGIN}).get(OF_OTHERS)
+    return Origin(**said) if said else None

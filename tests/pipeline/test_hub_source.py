@@ -16,8 +16,10 @@ from gtl_lightning.cli import app
 from gtl_lightning.files import load_tensors, read_json
 from gtl_lightning.networks.adapters.origin import files_hash
 from gtl_lightning.stages.data import tokenize
-from gtl_lightning.stages.evaluate import evaluate_cell
+from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
+from gtl_lightning.stages.register import register_best
+from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.train import train_causal, train_cell, train_classifier, train_judge, train_source
 from gtl_lightning.workspace.corpus import load_denoiser as load_stored
 from gtl_lightning.workspace.params import load_params, write_params
@@ -27,6 +29,13 @@ from tests.oracle.test_adapters import PUBLISHED
 from tests.pipeline.conftest import inside, tiny
 
 LENGTH = 12
+GRID = (
+    "sampling.n_ratio=8",
+    "sweep.fractions=[0.3]",
+    "sweep.baselines=[lora]",
+    "sweep.ratios=[gtl-head]",
+    "ablation.method=gtl-head",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def workspace(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     copy = Path(shutil.copytree(tokenised, tmp_path_factory.mktemp("hub") / "workspace"))
     with inside(copy):
         bert(Path("somebody/bert"), words=words_of(Path("splits")))
-        write_params(tiny(f"tokenizer.length={LENGTH}", "sampling.n_ratio=8"))
+        write_params(tiny(f"tokenizer.length={LENGTH}", *GRID))
         done = CliRunner().invoke(app, ["source", "import", "somebody/bert"])
         assert done.exit_code == 0, done.output
         params = load_params()
@@ -63,7 +72,30 @@ def test_the_source_is_named_by_its_hash_and_no_weight_of_it_is_copied(workspace
         assert stored.fingerprint() == params.source.own.sha256[:16]
 
 
-@pytest.mark.parametrize("method", ["gtl-head", "gtl-sourceless", "lora", "tcsm-ratio"])
+def test_a_sweep_on_it_ends_in_a_report_and_models_that_name_it(workspace: Path, tmp_path: Path) -> None:
+    """Without a card its licence is not known: that of the data is not its own."""
+    copy = Path(shutil.copytree(workspace, tmp_path / "workspace"))
+    with inside(copy):
+        params = load_params()
+        evaluate_cell(params, "source", None, 0)
+        for method in params.sweep.methods:
+            train_cell(params, method, 0.3, 0)
+            evaluate_cell(params, method, 0.3, 0)
+        ablation(params, 0)
+        make_report(params)
+        register_best(params)
+        rows = json.loads(Path("reports/transfer.json").read_text())
+        assert {row["method"]: row["nelbo"] > 0 for row in rows} == {"source": True, "lora": True, "gtl-head": True}
+        told = f"somebody/bert, sha256 {params.source.own.sha256[:12]}"
+        assert f"frozen as it is. {told}" in Path("reports/report.md").read_text()
+        assert told in Path("reports/report.html").read_text()
+        assert Path("reports/figures/trajectory.html").exists()
+        for card in Path("mlartifacts").rglob("README.md"):
+            assert told in card.read_text() and "license: apache-2.0" not in card.read_text()
+        assert len([*Path("mlartifacts").rglob("README.md")]) == 2
+
+
+@pytest.mark.parametrize("method", ["gtl-sourceless", "tcsm-ratio"])
 def test_every_kind_of_method_trains_and_is_measured_on_it(method: str, workspace: Path) -> None:
     with inside(workspace):
         params = load_params()

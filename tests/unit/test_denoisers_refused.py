@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from gtl_lightning import UserError, load_denoiser
 from gtl_lightning.workspace.closure import ROOT
 from tests.adapters_kit import BERT, bert, llada, mdlm, qwen, tokenizer
-from tests.hub_server import COMMIT
 from tests.pretrained_kit import folder as causal
 
 
@@ -91,6 +90,13 @@ def test_no_mask_or_another_one_or_fewer_rows_than_ids(tmp_path: Path) -> None:
     assert "disagree: the mask is id 2 of the one, 26 of the other" in refusal(tmp_path / "llada")
     mdlm(tmp_path / "mdlm")
     assert "has no tokenizer of its own" in refusal(tmp_path / "mdlm")
+    bert(tmp_path / "own")
+    tokenizer(BERT, "[CLS]", "[SEP]", words=["a", "b"]).save_pretrained(tmp_path / "words")
+    assert "has a tokenizer of its own" in refusal(tmp_path / "own", tokenizer=str(tmp_path / "words"))
+    assert (
+        load_denoiser(tmp_path / "own", tokenizer=str(tmp_path / "own")).reading
+        == load_denoiser(tmp_path / "own").reading
+    )
 
 
 class Runs:
@@ -123,9 +129,10 @@ def test_a_pickle_is_opened_as_tensors_alone(tmp_path: Path) -> None:
 
 
 ON_A_HUB = """
-import errno, os, sys
+import errno, logging, os, sys
 from pathlib import Path
-from tests.hub_server import COMMIT, serving
+from tests.hub import running
+logging.basicConfig(level=logging.INFO)
 
 def said(name, revision=None):
     try:
@@ -141,33 +148,39 @@ def full(url, temp_file, **given):
         raise OSError(errno.ENOSPC, "No space left on device")
     return fetch(url, temp_file, **given)
 
-with serving(Path(sys.argv[1]), "somebody/bert") as (address, asked):
-    os.environ["HF_ENDPOINT"] = address
+with running() as hub:
+    os.environ["HF_ENDPOINT"] = hub.address
+    commit = hub.publish(Path(sys.argv[1]), "somebody/bert").sha
+    del hub.publish(Path(sys.argv[1]), "somebody/pickle").head["model.safetensors"]
+    print(commit)
     import huggingface_hub.file_download as download
     from gtl_lightning import UserError, load_denoiser
     fetch = download.http_get
     said("somebody/bert", "nosuch")
+    said("somebody/bert@nosuch")
+    said("somebody/nothing")
+    said("somebody/pickle")
     download.http_get = full
-    said("somebody/bert", COMMIT)
+    said("somebody/bert", commit)
     download.http_get = fetch
-    before = len(asked)
-    said("somebody/bert", COMMIT)
-    print([Path(path).name for path, _ in asked[before:] if "/resolve/" in path])
-    print([path for path, _ in asked if "pytorch_model" in path])
+    before = len(hub.seen)
+    said("somebody/bert", commit)
+    print(hub.files_asked(since=before))
+    print([line for line in hub.seen if "pytorch_model" in line])
     said("somebody/bert")
-said("somebody/bert", COMMIT)
+said("somebody/bert", commit)
 said("somebody/bert")
 said("somebody/other")
 from gtl_lightning.data.tokenizer import load_tokenizer
 from gtl_lightning.networks.adapters.origin import Origin, files_hash
 from gtl_lightning.sources.hub import Hub, imported
-settings = Hub(name="somebody/bert", revision=COMMIT, sha256=files_hash(Path(sys.argv[1])))
+settings = Hub(name="somebody/bert", revision=commit, sha256=files_hash(Path(sys.argv[1])))
 try:
-    print(imported(load_tokenizer(f"somebody/bert@{COMMIT}"), settings).origin.folder.name)
+    print(imported(load_tokenizer(f"somebody/bert@{commit}"), settings).origin.folder.name)
 except UserError as error:
     print("refused:", error)
 try:
-    Origin("somebody/other", COMMIT, "0" * 64).folder
+    Origin("somebody/other", commit, "0" * 64).folder
 except UserError as error:
     print("refused:", error)
 """
@@ -180,19 +193,19 @@ def test_from_a_hub_by_revision_resumed_after_a_full_disk_and_then_without_the_h
     (model / "pytorch_model.bin").write_bytes(b"x" * 100)
     own = f"MaskedLMDenoiser {load_denoiser(model).fingerprint()}"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", ON_A_HUB, str(model)]
+    command = [sys.executable, "-c", ON_A_HUB, str(model)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    unknown, full, fetched, again, pickles, newest, offline, kept, other, pinned, gone = (
-        done.stdout.strip().splitlines()
-    )
-    assert "somebody/bert has no revision 'nosuch'" in unknown
-    assert "no space is left on the disk" in full and "goes on from the files that were fetched" in full
+    assert done.returncode == 0 and done.stderr == "", done.stderr  # the client's requests, warnings and bars
+    commit, unknown, at, nothing, pickled, full, fetched, again, pickles, newest, *last = done.stdout.splitlines()
+    offline, kept, other, pinned, gone = last
+    assert "somebody/bert@nosuch was not fetched: the hub has no such revision" in unknown
+    assert at == unknown and "or there is no such repository" in nothing
+    assert "has no safetensors, and pickles are not fetched" in pickled
+    assert "No space left on device; make room" in full and "goes on from the files that were fetched" in full
     assert fetched == newest == offline == kept == own
     assert again == "['model.safetensors']" and pickles == "[]"
     assert "'somebody/other' is no folder here" in other and "cannot be reached" in other
-    assert pinned == COMMIT
+    assert pinned == commit
     assert "gtl source import somebody/other --revision" in gone
 
 

@@ -31,6 +31,10 @@ class Origin:
     revision: str | None
     sha256: str
 
+    def __str__(self) -> str:
+        at = f"@{self.revision[:12]}" if self.revision else ""
+        return f"{self.name}{at}, sha256 {self.sha256[:12]}"
+
     @property
     def folder(self) -> Path:
         """Where it lies on this disk, once its files are found to be those.
