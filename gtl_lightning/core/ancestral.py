@@ -98,5 +98,5 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
 def _propose(proposal: Proposal, x: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """Long[m] tokens drawn for m (row, position) pairs of x Long[n,l], and Float[m] their lifts."""
     hidden = proposal.hidden(x)
-    log_w, ids, gain = proposal.weights(x, row, position, proposal.log_p(row, position, hidden), hidden)
+    log_w, ids, gain = proposal.weights(x, row, position, hidden)
     return proposal.draw(log_w, ids), gain

@@ -124,6 +124,8 @@ class Look:
 
 
 EVERYWHERE = Look()
+FEW = 64
+"""In a vocabulary so many times their number, candidates are scored alone: above it a projection to all is faster."""
 
 
 @runtime_checkable
@@ -138,7 +140,14 @@ class Encoder(Protocol):
         """
 
     def decode(self, h: Tensor, /) -> Tensor:
-        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
+        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio.
+
+        A token ratio may have two shorter ways, which samplers take where they serve:
+
+        - `decode_at(h, tokens)`, Float[m,1,d], Long[m,n] -> Float[m,n]: `decode` at some tokens of `vocab_size` alone;
+        - `tilted(h, gamma)`, Float[m,d], Float[m,1] -> (Float[m,e], Float[v]): the states, of the `denoiser` that it
+          reads, and the bias for which decode(states) + gamma bias is log p + gamma log r, up to a number a row.
+        """
 
 
 @runtime_checkable
@@ -246,6 +255,15 @@ class Hidden:
             self._states[key] = look, tensor_of(hidden, look.shape(self.x_t), network, "encoder")
         return self._states[key]
 
+    def states(self, network: Encoder, row: Tensor, position: Tensor) -> Tensor:
+        """Float[m,d]: hidden states at m (row, position) pairs, which must be among those that the look wants."""
+        look, hidden = self.of(network)
+        return hidden[row, look.slots(row, position)]
+
+    def decoded(self, network: Encoder, states: Tensor, role: Role = "denoiser") -> Tensor:
+        """Float[m,d] -> Float[m,v]."""
+        return self._of_tokens(network.decode(states), network, role, (len(states),))
+
     def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
         """Float[m,v]: the output at m (row, position) pairs; of an Encoder, only they meet the vocabulary.
 
@@ -255,6 +273,22 @@ class Hidden:
             UserError: as `reader`.
         """
         return self.reader(network, row, position, role)(slice(None))
+
+    def at_tokens(
+        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, tokens: Tensor, role: Role
+    ) -> Tensor:
+        """Float[m,n]: `at`, of the tokens Long[m,n] alone; few of one vocabulary are computed alone.
+
+        Raises:
+            UserError: as `reader`.
+        """
+        (m, n), v = tokens.shape, getattr(network, "vocab_size", None)
+        decode_at = getattr(network, "decode_at", None)
+        few = v == self._vocabulary and isinstance(v, int) and n * FEW <= v
+        if not (few and isinstance(network, Encoder) and callable(decode_at)):
+            return self.at(network, row, position, role).gather(-1, tokens)
+        states = self.states(network, row, position)[:, None]
+        return tensor_of(decode_at(states, tokens), (m, n), network, role)
 
     def reader(
         self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser"
@@ -266,14 +300,8 @@ class Hidden:
         """
         key = id(network)
         if isinstance(network, Encoder):
-            (look, hidden), decode = self.of(network), network.decode
-            needed = hidden[row, look.slots(row, position)]
-
-            def read(part: slice | Tensor) -> Tensor:
-                states = needed[part]
-                return self._of_tokens(decode(states), network, role, (len(states),))
-
-            return read
+            needed, encoder = self.states(network, row, position), network
+            return lambda part: self.decoded(encoder, needed[part], role)
         if key not in self._outputs:
             self._outputs[key] = self._of_tokens(
                 untouched(network, self.x_t, self.t), network, role, tuple(self.x_t.shape)

@@ -212,8 +212,7 @@ def _reveal(
         wanted = [i * width + j for i, n in enumerate(left) for j in range(min(n, width))]
         fits = torch.tensor(wanted, device=x.device)
         row, position = row[fits], position[fits]
-    log_p = proposal.log_p(row, position, hidden)
-    log_w, ids, _ = proposal.weights(x, row, position, log_p, hidden)
+    log_w, ids, _ = proposal.weights(x, row, position, hidden)
     x[row, position] = proposal.draw(log_w, ids)
     return row, position
 
