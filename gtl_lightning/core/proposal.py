@@ -131,12 +131,13 @@ class Proposal:
                 self.trace.saw(hidden.t[row], log_p)
             return log_p, None, no_lift
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
-        t, t_next = self.time(x), self.time(x, ahead=1)
+        t = hidden.t
         if isinstance(guidance.ratio, SequenceRatio):
+            t_next = self.time(x, ahead=1)
             tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
             log_r = guidance.ratio.log_ratio(x, t, t_next, row, position, tried, guidance.chunk, hidden)
         else:
-            log_r = guidance.ratio.log_ratio(x, t, t_next, row, position, ids, guidance.chunk, hidden)
+            log_r = guidance.ratio.log_ratio(x, t, t, row, position, ids, guidance.chunk, hidden)
         gamma = self._at(self.gammas, x)[row].to(log_p.dtype)
         # Watched, the draw is what it is unwatched.
         log_w = tilt(log_p, log_r, gamma[:, None]) if folded is None else folded

@@ -239,6 +239,7 @@ class Hidden:
         self._states: dict[int, tuple[Look, Tensor]] = {}
         self._outputs: dict[int, Tensor] = {}
         self._vocabulary: int | str = "v"
+        self._slots: tuple[Tensor, Tensor, Look, Tensor] | None = None
 
     def only(self, places: Tensor) -> None:
         """Networks not asked yet will be asked at `places` Long[b,k] alone, unless later steps read a cache."""
@@ -258,7 +259,10 @@ class Hidden:
     def states(self, network: Encoder, row: Tensor, position: Tensor) -> Tensor:
         """Float[m,d]: hidden states at m (row, position) pairs, which must be among those that the look wants."""
         look, hidden = self.of(network)
-        return hidden[row, look.slots(row, position)]
+        known = self._slots
+        if known is None or known[0] is not row or known[1] is not position or known[2] is not look:
+            known = self._slots = row, position, look, look.slots(row, position)
+        return hidden[row, known[3]]
 
     def decoded(self, network: Encoder, states: Tensor, role: Role = "denoiser") -> Tensor:
         """Float[m,d] -> Float[m,v]."""
