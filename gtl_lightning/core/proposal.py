@@ -99,9 +99,20 @@ class Proposal:
         """One pass of each network at x serves the proposal, the planner and a ratio that reads the denoiser."""
         return Hidden(x, self.time(x), replace(look, padding=self.padded))
 
-    def log_p(self, row: Tensor, position: Tensor, hidden: Hidden) -> Tensor:
-        """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed."""
-        return self.guard.law(hidden.at(self.denoiser, row, position))
+    def log_p(self, row: Tensor, position: Tensor, hidden: Hidden, keep: bool = False) -> Tensor:
+        """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed.
+
+        `keep`: all that is asked of this `hidden` from now on is among the pairs, and is not computed again.
+        """
+        if hidden.kept is not None:
+            slot, kept = hidden.kept
+            return kept[slot[row, position]]
+        log_p = self.guard.law(hidden.at(self.denoiser, row, position))
+        if keep:
+            slot = torch.zeros_like(hidden.x_t)
+            slot[row, position] = torch.arange(len(row), device=self.device)
+            hidden.kept = slot, log_p
+        return log_p
 
     def check_tokens(self, x: Tensor) -> None:
         """Compare a prompt with the vocabulary; what does not tell its `vocab_size` predicts a blank row."""

@@ -240,6 +240,8 @@ class Hidden:
         self._outputs: dict[int, Tensor] = {}
         self._vocabulary: int | str = "v"
         self._slots: tuple[Tensor, Tensor, Look, Tensor] | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """Long[b,l], rows of Float[m,v]: the denoiser's law where it was asked for and will be asked for again."""
 
     def only(self, places: Tensor) -> None:
         """Networks not asked yet will be asked at `places` Long[b,k] alone, unless later steps read a cache."""

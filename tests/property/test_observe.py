@@ -113,8 +113,9 @@ def test_a_step_holds_the_denoisers_law_of_the_state_before(
     """At the time of the row's own revealed share; pruned, of the likeliest tokens; in padded runs without padding."""
     excluded = (torch.arange(V) == MASK) | ((torch.arange(V) == PAD) & (prompt == PAD).any())
     for step in watched(seed, prompt, guidance=guidance, **order)[1]:
-        own, revealed = (step.before != PAD).sum(-1), ((step.before != PAD) & (step.before != MASK)).sum(-1)
-        torch.testing.assert_close(step.t, (1 - revealed / own)[step.rows])
+        # In a run without padding its id is drawn like any other: only the prompt's is padding.
+        own, masks = (prompt != PAD).sum(-1), (step.before == MASK).sum(-1)
+        torch.testing.assert_close(step.t, (1 - (own - masks) / own)[step.rows])
         output = Tiny(0)(step.before, everywhere(step, step.t))[step.rows, step.positions]
         expected = law(output, excluded)
         kept = guidance.n_ratio if guidance is not None and guidance.n_ratio not in (None, V) else None

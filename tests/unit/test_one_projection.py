@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gtl_lightning import Guidance, Step, TokenRatio, sample
 from gtl_lightning.core.forward import gumbel_noise
+from gtl_lightning.core.planners import CERTAINTY
 from gtl_lightning.core.protocols import Hidden
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks import (
@@ -136,3 +137,34 @@ def test_noise_is_gumbel_noise_of_torchs_own_exponential_stream(shape: tuple[int
     expected = -torch.empty(shape, dtype=torch.float64).exponential_(generator=two).log()
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
     assert torch.equal(one.get_state(), two.get_state())
+
+
+@pytest.mark.parametrize("planner", sorted(CERTAINTY))
+def test_a_certainty_planner_reads_what_is_masked_and_nothing_twice(planner: str) -> None:
+    """Last block and projection meet the masks of each step; tokens are drawn from the law that was scored."""
+    denoiser, _ = made("head")
+    last: list[int] = []
+    met: list[int] = []
+    denoiser.backbone.blocks[-1].down.register_forward_hook(lambda *found: last.append(found[2][..., 0].numel()))
+    denoiser.output.register_forward_hook(lambda *found: met.append(found[2][..., 0].numel()))
+    prompt = torch.full((3, L), MASK)
+    prompt[0, [1, 4]] = 9  # rows with fewer masks leave the batch first
+    x = sample(denoiser, mask_index=MASK, prompt=prompt, planner=planner, generator=torch.Generator().manual_seed(0))
+    assert met == [6 + 6 + 4, 5 + 5 + 3, 4 + 4 + 2, 3 + 3 + 1, 2 + 2, 1 + 1]
+    assert last == [3 * 6, 3 * 5, 3 * 4, 3 * 3, 2 * 2, 2 * 1]
+    plain = sample(
+        lambda x_t, t: denoiser(x_t, t),
+        mask_index=MASK,
+        prompt=prompt,
+        planner=planner,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert torch.equal(x, plain)
+
+
+def test_certainty_of_a_law_that_is_known() -> None:
+    law = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
+    found = {name: score(law.log()).tolist() for name, score in CERTAINTY.items()}
+    assert found["confidence"] == pytest.approx([math.log(0.5), math.log(0.7), 0.0])
+    assert found["margin"] == pytest.approx([0.0, 0.6, 1.0])
+    assert found["entropy"] == pytest.approx([-math.log(2), 0.7 * math.log(0.7) + 0.3 * math.log(0.1), 0.0])
