@@ -159,17 +159,18 @@ class Sampler:
                 observers: list[Observer] = [Progress(progress, done, total)] if progress else []
                 if watch is not None:
                     observers.append(watch(by_length[len(drawn) : len(drawn) + rows]))
-                batch = sample(
-                    self.denoiser,
-                    mask_index=self.corpus.mask_index,
-                    prompt=start,
-                    guidance=guidance,
-                    order=order,
-                    draw=Draw(asked.temperature, asked.top_p),
-                    schedule=schedule(params.schedule),
-                    generator=generator,
-                    observe=observers or None,
-                )
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=asked.precision == "bf16-mixed"):
+                    batch = sample(
+                        self.denoiser,
+                        mask_index=self.corpus.mask_index,
+                        prompt=start,
+                        guidance=guidance,
+                        order=order,
+                        draw=Draw(asked.temperature, asked.top_p),
+                        schedule=schedule(params.schedule),
+                        generator=generator,
+                        observe=observers or None,
+                    )
                 drawn.extend(batch.cpu())
                 left, done = left - rows, done + rows * (length - kept)
         result: list[Any] = [None] * len(lengths)

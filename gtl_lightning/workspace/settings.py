@@ -215,6 +215,9 @@ class Sampling(Section):
     )
     n_ratio: Candidates | None = Field(None, description="tokens the ratio scores at a position; null: all")
     n_ratio_sequence: Candidates = Field(16, description="the same for sequence-level ratios, one forward pass each")
+    precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="of the networks' products while sampling; laws are fp32 in either"
+    )
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sampling:

@@ -129,7 +129,9 @@ class ModelDenoiser(Stored, nn.Module):
     @property
     def output_embedding(self) -> Tensor:
         """Float[v,d], the projection's weights."""
-        return self.output.weight[: self.vocab_size]
+        weight = self.output.weight
+        # The weight itself where it is whole: under autocast that is cast once, a view of it at every step.
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def output_bias(self) -> Tensor | None:
