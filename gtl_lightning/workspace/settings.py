@@ -215,9 +215,6 @@ class Sampling(Section):
     )
     n_ratio: Candidates | None = Field(None, description="tokens the ratio scores at a position; null: all")
     n_ratio_sequence: Candidates = Field(16, description="the same for sequence-level ratios, one forward pass each")
-    precision: Literal["32-true", "bf16-mixed"] = Field(
-        "32-true", description="of the networks' products while sampling; laws are fp32 in either"
-    )
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sampling:
@@ -340,6 +337,9 @@ class Machine(Section):
     threads: Few | None = Field(1, description="processor threads of a command; null: as many as there are cores")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
+    sampling_precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="of the networks' products while sampling; laws are fp32 in either"
+    )
     devices: Few = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
     accumulate: Size = Field(1, description="parts of its share that each process computes one after another")
 

@@ -1,4 +1,4 @@
-"""Sampling with the networks' products in bf16 (`sampling.precision`): the law is that of fp32, within its bounds."""
+"""Sampling with the networks' products in bf16 (`machine.sampling_precision`): the law is that of fp32, within its bounds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def networks(kind: str) -> tuple[MaskedDenoiser, Any]:
 def drawn(denoiser: MaskedDenoiser, ratio: Any, precision: str, watch: Any = None) -> Tensor:
     corpus: Any = SimpleNamespace(mask_index=STATES, length=LENGTH)
     sampler = Sampler(denoiser, None, corpus, torch.device("cpu"), {}, {}, Path())
-    params = configure(overrides=(f"evaluation.batch={DRAWS}", f"sampling.precision={precision}"))
+    params = configure(overrides=(f"evaluation.batch={DRAWS}", f"machine.sampling_precision={precision}"))
     guidance = None if ratio is None else Guidance(TokenRatio(ratio))
     lengths = [LENGTH] * (DRAWS if watch is None else 4)
     return torch.stack(sampler.draw(params, lengths, guidance=guidance, seed=0, watch=watch))
