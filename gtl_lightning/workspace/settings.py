@@ -309,7 +309,9 @@ class Bench(Section):
     """Benchmarks, `gtl bench`: networks of the sizes above with random weights; nothing is read or trained."""
 
     vocab_size: Vocabulary | None = Field(None, description="ids; null: tokenizer.vocab_size")
-    batches: tuple[Positive, ...] = Field((1, 4, 32), min_length=1, description="sequences sampled together")
+    batches: tuple[Positive, ...] = Field(
+        (1, 4, 64), min_length=1, description="sequences sampled together; the pipeline takes `evaluation.batch`"
+    )
     lengths: tuple[Length, ...] = Field(
         (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
     )

@@ -1,4 +1,4 @@
-"""Sampling with the networks' products in bf16 (`machine.sampling_precision`): the law is that of fp32, within its bounds."""
+"""Sampling with the products in bf16 (`machine.sampling_precision`): the law is that of fp32, within its bounds."""
 
 from __future__ import annotations
 
