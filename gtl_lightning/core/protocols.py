@@ -124,7 +124,9 @@ class Look:
 
 
 EVERYWHERE = Look()
-FEW = 64
+GATHERED = 1 << 22
+"""Numbers at most that are gathered at a time to score candidates alone: 16 MB in fp32."""
+FEW = 128
 """In a vocabulary so many times their number, candidates are scored alone: above it a projection to all is faster."""
 
 
@@ -294,7 +296,9 @@ class Hidden:
         if not (few and isinstance(network, Encoder) and callable(decode_at)):
             return self.at(network, row, position, role).gather(-1, tokens)
         states = self.states(network, row, position)[:, None]
-        return tensor_of(decode_at(states, tokens), (m, n), network, role)
+        size = max(1, GATHERED // (n * states.shape[-1]))
+        parts = zip(states.split(size), tokens.split(size), strict=True)
+        return tensor_of(torch.cat([decode_at(*part) for part in parts]), (m, n), network, role)
 
     def reader(
         self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser"

@@ -77,7 +77,7 @@ def watched(seed: int, prompt: Tensor, **options: Any) -> tuple[Tensor, list[Ste
 
 
 def lengths(prompt: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-    """Long[b] tokens of each row, and of these the revealed; where the prompt has none, the id of padding may be drawn."""
+    """Long[b] tokens of each row, and of these the revealed; a prompt without padding may draw its id."""
     own = (prompt != PAD).sum(-1)
     return own, own - (step.before == MASK).sum(-1)
 

@@ -25,7 +25,7 @@ from gtl_lightning.networks import (
 )
 from gtl_lightning.networks.ratios import TokenLevel
 
-V, MASK, L = 130, 3, 6
+V, MASK, L = 260, 3, 6
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=1, heads=2, mask_index=MASK, pad_index=0, cond_dim=0)
 KINDS = ("head", "head and own", "own", "difference")
 
