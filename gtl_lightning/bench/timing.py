@@ -134,6 +134,11 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
     return None if before_rss is None or peak is None else max(0, peak - before_rss)
 
 
+def peak_resident() -> int:
+    """Bytes of memory that this process had resident at most; 0 where the system does not tell."""
+    return _resident("VmHWM") or 0
+
+
 def growth(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The exponent e of y ~ x^e, by least squares of the logarithms; NaN with fewer than two different x."""
     if len(set(xs)) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
     row, position = row[by_step], position[by_step]
     # The one synchronisation with the host: how many positions, and which rows, belong to each step.
     counts, rows_on_host = torch.bincount(when, minlength=len(alphas) - 1).tolist(), row.tolist()
+    rows_of, at_of = _rows_by_step(rows_on_host, counts, x.device)
     trace, done = proposal.trace, 0
     if trace is not None:
         trace.steps, trace.wanted = len(counts), len(row)
@@ -46,16 +47,33 @@ def _drawn_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
         proposal.guard.where = f"step {step + 1} of {len(counts)}"
         if count:
             here = slice(done, done + count)
-            rows = sorted(set(rows_on_host[here]))
-            place = {r: index for index, r in enumerate(rows)}
-            at = torch.tensor([place[r] for r in rows_on_host[here]], device=x.device)
-            inside = x[torch.tensor(rows, device=x.device)]
-            token, _ = _propose(proposal, inside, at, position[here])
+            token, _ = _propose(proposal, x[rows_of[step]], at_of[step], position[here])
             x[row[here], position[here]] = token
             done += count
             if trace is not None:
                 trace.tell(step + 1, done, x, row[here], position[here])
     return x
+
+
+def _rows_by_step(
+    rows: list[int], counts: list[int], device: torch.device
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Of every step the rows that it evaluates, each once, and where among them those of its reveals stand.
+
+    Both for all steps at once: a copy to the device at each would hold it up.
+
+    Args:
+        rows: of the reveals, step by step.
+        counts: reveals of each step.
+        device: of the result.
+    """
+    ends = list(accumulate(counts))
+    by_step = [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    each = [sorted(set(mine)) for mine in by_step]
+    places = [{row: index for index, row in enumerate(own)} for own in each]
+    at = [place[row] for place, mine in zip(places, by_step, strict=True) for row in mine]
+    evaluated = torch.tensor(list(chain.from_iterable(each)), dtype=torch.long, device=device)
+    return evaluated.split(list(map(len, each))), torch.tensor(at, dtype=torch.long, device=device).split(counts)
 
 
 def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
@@ -98,5 +116,5 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
 def _propose(proposal: Proposal, x: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """Long[m] tokens drawn for m (row, position) pairs of x Long[n,l], and Float[m] their lifts."""
     hidden = proposal.hidden(x)
-    log_w, ids, gain = proposal.weights(x, row, position, proposal.log_p(row, position, hidden), hidden)
+    log_w, ids, gain = proposal.weights(x, row, position, hidden)
     return proposal.draw(log_w, ids), gain

@@ -41,7 +41,7 @@ def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
     # 0 * -inf is not a number: gamma = 0 must switch a zero ratio off as well. Filling before adding keeps gradients.
     off = excluded | torch.as_tensor(gamma == 0, device=log_p.device)
     log_w = log_p + gamma * log_r.masked_fill(off, 0.0)
-    dead = (log_w == -math.inf).all(-1, keepdim=True)
+    dead = log_w.detach().amax(-1, keepdim=True) == -math.inf
     return torch.where(dead, log_p, log_w)
 
 
@@ -164,12 +164,19 @@ class TokenRatio:
         t_next: Tensor,
         row: Tensor,
         position: Tensor,
-        candidates: Tensor,
+        candidates: Tensor | None,
         chunk: int = 1024,
         hidden: Hidden | None = None,
     ) -> Tensor:
-        """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.log_ratio`."""
-        return wide((hidden or Hidden(x, t)).at(self.f, row, position, "ratio").gather(-1, candidates))
+        """Float[m,n]: log r(x_U + {l: v}) of all candidates in one pass; arguments as in `SequenceRatio.log_ratio`.
+
+        `candidates` None are all v tokens, in their order. Few of a large vocabulary are scored alone, where f has
+        `decode_at` (`protocols.Encoder`).
+        """
+        hidden = hidden or Hidden(x, t)
+        if candidates is None:
+            return wide(hidden.at(self.f, row, position, "ratio"))
+        return wide(hidden.at_tokens(self.f, row, position, candidates, "ratio"))
 
 
 @dataclass(frozen=True)

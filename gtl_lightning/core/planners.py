@@ -19,7 +19,8 @@ def _margin(log_p: Tensor) -> Tensor:
 
 
 def _negative_entropy(log_p: Tensor) -> Tensor:
-    return torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+    # What is excluded has probability 0, so that any finite logarithm will do.
+    return torch.linalg.vecdot(log_p.exp(), log_p.clamp(min=torch.finfo(log_p.dtype).min))
 
 
 # Float[...,v] -> Float[...]: how sure the denoiser is of a position; the surest is revealed first.

@@ -10,10 +10,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gtl_lightning.core.choices import Draw
 from gtl_lightning.core.forward import gumbel_noise
-from gtl_lightning.core.guard import Guard, check_ids
+from gtl_lightning.core.guard import Guard, check_ids, wide
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, tilt, top_candidates
 from gtl_lightning.core.planners import nucleus
-from gtl_lightning.core.protocols import EVERYWHERE, Denoiser, Hidden, Look, PaddingOnce
+from gtl_lightning.core.protocols import EVERYWHERE, Denoiser, Encoder, Hidden, Look, PaddingOnce
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.core.trace import Trace
 from gtl_lightning.errors import UserError
@@ -99,9 +99,20 @@ class Proposal:
         """One pass of each network at x serves the proposal, the planner and a ratio that reads the denoiser."""
         return Hidden(x, self.time(x), replace(look, padding=self.padded))
 
-    def log_p(self, row: Tensor, position: Tensor, hidden: Hidden) -> Tensor:
-        """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed."""
-        return self.guard.law(hidden.at(self.denoiser, row, position))
+    def log_p(self, row: Tensor, position: Tensor, hidden: Hidden, keep: bool = False) -> Tensor:
+        """Float[m,v] the denoiser's law at m (row, position) pairs; the mask is never proposed.
+
+        `keep`: all that is asked of this `hidden` from now on is among the pairs, and is not computed again.
+        """
+        if hidden.kept is not None:
+            slot, kept = hidden.kept
+            return kept[slot[row, position]]
+        log_p = self.guard.law(hidden.at(self.denoiser, row, position))
+        if keep:
+            slot = torch.zeros_like(hidden.x_t)
+            slot[row, position] = torch.arange(len(row), device=self.device)
+            hidden.kept = slot, log_p
+        return log_p
 
     def check_tokens(self, x: Tensor) -> None:
         """Compare a prompt with the vocabulary; what does not tell its `vocab_size` predicts a blank row."""
@@ -111,10 +122,8 @@ class Proposal:
         v = told if isinstance(told, int) else self.log_p(first, first, self.hidden(blank)).shape[-1]
         check_ids(x, v, "prompt")
 
-    def weights(
-        self, x: Tensor, row: Tensor, position: Tensor, log_p: Tensor, hidden: Hidden
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Log-weights p * r^gamma of the candidates at m positions, before temperature and nucleus.
+    def weights(self, x: Tensor, row: Tensor, position: Tensor, hidden: Hidden) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Log-weights p * r^gamma of the candidates at m positions, up to a number a row; no temperature, no nucleus.
 
         Returns:
             Float[m,n] log-weights; Long[m,n] their ids, None when they are 0..v-1; and Float[m] the lift
@@ -122,19 +131,27 @@ class Proposal:
             reveal over the mask (zero when unguided or stabilised). A token ratio's own r(x_U) comes from eq. 6,
             which pruning restricts to the candidates.
         """
-        no_lift = log_p.new_zeros(len(row))
         guidance = self.guidance
+        folded = None if guidance is None else self._folded(guidance, x, row, position, hidden)
+        if folded is not None and self.trace is None:
+            return folded, None, folded.new_zeros(len(row))
+        log_p = self.log_p(row, position, hidden)
+        no_lift = log_p.new_zeros(len(row))
         if guidance is None:
             if self.trace is not None:
                 self.trace.saw(hidden.t[row], log_p)
             return log_p, None, no_lift
         log_p, ids = top_candidates(log_p, guidance.n_ratio)
-        tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
-        t, t_next = self.time(x), self.time(x, ahead=1)
-        log_r = guidance.ratio.log_ratio(x, t, t_next, row, position, tried, guidance.chunk, hidden)
-        self.gammas = self.gammas.to(log_p.dtype)
-        gamma = self._at(self.gammas, x)[row]
-        log_w = tilt(log_p, log_r, gamma[:, None])
+        t = hidden.t
+        if isinstance(guidance.ratio, SequenceRatio):
+            t_next = self.time(x, ahead=1)
+            tried = ids if ids is not None else torch.arange(log_p.shape[-1], device=x.device).expand(len(row), -1)
+            log_r = guidance.ratio.log_ratio(x, t, t_next, row, position, tried, guidance.chunk, hidden)
+        else:
+            log_r = guidance.ratio.log_ratio(x, t, t, row, position, ids, guidance.chunk, hidden)
+        gamma = self._at(self.gammas, x)[row].to(log_p.dtype)
+        # Watched, the draw is what it is unwatched.
+        log_w = tilt(log_p, log_r, gamma[:, None]) if folded is None else folded
         self.guard.note("ratio", log_w)
         if self.trace is not None:
             self.trace.saw(t[row], log_p, ids, log_r, gamma)
@@ -149,6 +166,25 @@ class Proposal:
         lift = torch.logsumexp(log_w, -1) - kept - gamma * own
         return log_w, ids, lift.masked_fill(~lift.isfinite(), 0.0)
 
+    def _folded(self, guidance: Guidance, x: Tensor, row: Tensor, position: Tensor, hidden: Hidden) -> Tensor | None:
+        """Float[m,v] log-weights of all tokens by one projection, where the ratio says how (`Encoder.decode`)."""
+        f, denoiser = guidance.ratio.f, self.denoiser
+        tilted = getattr(f, "tilted", None)
+        whole = guidance.n_ratio in (None, getattr(denoiser, "vocab_size", None)) and guidance.stabilise
+        if not (whole and callable(tilted) and isinstance(f, Encoder) and isinstance(denoiser, Encoder)):
+            return None
+        if getattr(f, "denoiser", None) is not denoiser:
+            return None
+        features, own = (hidden.states(network, row, position) for network in (denoiser, f))
+        gamma = self._at(self.gammas, x)[row, None].to(wide(own).dtype)
+        states, bias = tilted(own, gamma)
+        # In the order in which they are to blame: what the denoiser gave, what the ratio makes of it, the law.
+        self.guard.note("denoiser", features.abs())
+        self.guard.note("ratio", states.abs())
+        log_w = torch.addcmul(self.guard.law(hidden.decoded(denoiser, states)), gamma, bias)
+        self.guard.note("ratio", log_w)
+        return log_w
+
     def draw(self, log_w: Tensor, ids: Tensor | None) -> Tensor:
         """Long[m] tokens drawn from Float[m,n] log-weights, with temperature and nucleus."""
         temperature, top_p = self.drawing.temperature, self.drawing.top_p
@@ -157,10 +193,11 @@ class Proposal:
         else:
             if temperature < COLD:
                 log_w = log_w - log_w.amax(-1, keepdim=True)
-            log_w = log_w / temperature
+            if temperature != 1:
+                log_w = log_w / temperature
             if top_p < 1:
                 log_w = nucleus(log_w, top_p)
-            choice = (log_w + self.gumbel(log_w.shape)).argmax(-1)
+            choice = self.gumbel(log_w.shape).add_(log_w).argmax(-1)
         return choice if ids is None else ids.gather(-1, choice[:, None]).squeeze(-1)
 
     def gumbel(self, shape: torch.Size) -> Tensor:

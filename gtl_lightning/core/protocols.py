@@ -124,6 +124,10 @@ class Look:
 
 
 EVERYWHERE = Look()
+GATHERED = 1 << 22
+"""Numbers at most that are gathered at a time to score candidates alone: 16 MB in fp32."""
+FEW = 128
+"""In a vocabulary so many times their number, candidates are scored alone: above it a projection to all is faster."""
 
 
 @runtime_checkable
@@ -138,7 +142,14 @@ class Encoder(Protocol):
         """
 
     def decode(self, h: Tensor, /) -> Tensor:
-        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio."""
+        """Float[...,d] -> Float[...,v]; log-probabilities or logits of a denoiser, log r of a token ratio.
+
+        A token ratio may have two shorter ways, which samplers take where they serve:
+
+        - `decode_at(h, tokens)`, Float[m,1,d], Long[m,n] -> Float[m,n]: `decode` at some tokens of `vocab_size` alone;
+        - `tilted(h, gamma)`, Float[m,d], Float[m,1] -> (Float[m,e], Float[v]): the states, of the `denoiser` that it
+          reads, and the bias for which decode(states) + gamma bias is log p + gamma log r, up to a number a row.
+        """
 
 
 @runtime_checkable
@@ -230,6 +241,9 @@ class Hidden:
         self._states: dict[int, tuple[Look, Tensor]] = {}
         self._outputs: dict[int, Tensor] = {}
         self._vocabulary: int | str = "v"
+        self._slots: tuple[Tensor, Tensor, Look, Tensor] | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """Long[b,l], rows of Float[m,v]: the denoiser's law where it was asked for and will be asked for again."""
 
     def only(self, places: Tensor) -> None:
         """Networks not asked yet will be asked at `places` Long[b,k] alone, unless later steps read a cache."""
@@ -246,6 +260,18 @@ class Hidden:
             self._states[key] = look, tensor_of(hidden, look.shape(self.x_t), network, "encoder")
         return self._states[key]
 
+    def states(self, network: Encoder, row: Tensor, position: Tensor) -> Tensor:
+        """Float[m,d]: hidden states at m (row, position) pairs, which must be among those that the look wants."""
+        look, hidden = self.of(network)
+        known = self._slots
+        if known is None or known[0] is not row or known[1] is not position or known[2] is not look:
+            known = self._slots = row, position, look, look.slots(row, position)
+        return hidden[row, known[3]]
+
+    def decoded(self, network: Encoder, states: Tensor, role: Role = "denoiser") -> Tensor:
+        """Float[m,d] -> Float[m,v]."""
+        return self._of_tokens(network.decode(states), network, role, (len(states),))
+
     def at(self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser") -> Tensor:
         """Float[m,v]: the output at m (row, position) pairs; of an Encoder, only they meet the vocabulary.
 
@@ -255,6 +281,24 @@ class Hidden:
             UserError: as `reader`.
         """
         return self.reader(network, row, position, role)(slice(None))
+
+    def at_tokens(
+        self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, tokens: Tensor, role: Role
+    ) -> Tensor:
+        """Float[m,n]: `at`, of the tokens Long[m,n] alone; few of one vocabulary are computed alone.
+
+        Raises:
+            UserError: as `reader`.
+        """
+        (m, n), v = tokens.shape, getattr(network, "vocab_size", None)
+        decode_at = getattr(network, "decode_at", None)
+        few = v == self._vocabulary and isinstance(v, int) and n * FEW <= v
+        if not (few and isinstance(network, Encoder) and callable(decode_at)):
+            return self.at(network, row, position, role).gather(-1, tokens)
+        states = self.states(network, row, position)[:, None]
+        size = max(1, GATHERED // (n * states.shape[-1]))
+        parts = zip(states.split(size), tokens.split(size), strict=True)
+        return tensor_of(torch.cat([decode_at(*part) for part in parts]), (m, n), network, role)
 
     def reader(
         self, network: Denoiser | TokenLogRatio, row: Tensor, position: Tensor, role: Role = "denoiser"
@@ -266,14 +310,8 @@ class Hidden:
         """
         key = id(network)
         if isinstance(network, Encoder):
-            (look, hidden), decode = self.of(network), network.decode
-            needed = hidden[row, look.slots(row, position)]
-
-            def read(part: slice | Tensor) -> Tensor:
-                states = needed[part]
-                return self._of_tokens(decode(states), network, role, (len(states),))
-
-            return read
+            needed, encoder = self.states(network, row, position), network
+            return lambda part: self.decoded(encoder, needed[part], role)
         if key not in self._outputs:
             self._outputs[key] = self._of_tokens(
                 untouched(network, self.x_t, self.t), network, role, tuple(self.x_t.shape)

@@ -131,8 +131,8 @@ def sample(
         return _planned(proposal, x, order)
 
 
-def _priority(order: Order, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
-    """Float[n,w] of the masked among positions start..start+w-1, Bool[n,w]; `left` are True, which costs no look.
+def _priority(order: Order, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: list[int]) -> Tensor:
+    """Float[n,w] of the masked among positions start..start+w-1, Bool[n,w]; `left` of each row, most first.
 
     The random order draws anew at every step: among the positions that are left it is as uniform as one order
     drawn at the beginning.
@@ -141,7 +141,7 @@ def _priority(order: Order, proposal: Proposal, hidden: Hidden, masked: Tensor, 
     if order.planner == "random":
         return uniform_noise(tuple(masked.shape), proposal.generator, proposal.device)
     if isinstance(order.planner, str):
-        return _certainty(order.planner, proposal, hidden, masked, start, left)
+        return _certainty(order.planner, proposal, hidden, masked, start, sum(left), left[0])
     score = tensor_of(call(order.planner, hidden.look, x), tuple(x.shape), order.planner, "planner")
     score = wide(score[:, start : start + masked.shape[1]]).masked_fill(~masked, -math.inf)
     proposal.guard.note("planner", score)
@@ -152,12 +152,19 @@ def _priority(order: Order, proposal: Proposal, hidden: Hidden, masked: Tensor, 
     return score / order.temperature + proposal.gumbel(score.shape)
 
 
-def _certainty(planner: str, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: int) -> Tensor:
-    """Only masked positions meet the vocabulary, `CHUNK` at a time, and of each only the score is kept."""
+def _certainty(
+    planner: str, proposal: Proposal, hidden: Hidden, masked: Tensor, start: int, left: int, most: int
+) -> Tensor:
+    """Only masked positions pass the last block and meet the vocabulary, `CHUNK` at a time.
+
+    Of each only the score is kept; where one chunk holds them all, so is their law, from which the tokens are drawn.
+    """
     slots = masked.flatten().int().argsort(descending=True)[:left]
     row, position = slots // masked.shape[1], slots % masked.shape[1] + start
+    hidden.only(masked.int().argsort(dim=-1, descending=True, stable=True)[:, :most] + start)
     parts = zip(row.split(CHUNK), position.split(CHUNK), strict=True)
-    scores = torch.cat([CERTAINTY[planner](proposal.log_p(r, p, hidden)) for r, p in parts])
+    laws = (proposal.log_p(r, p, hidden, keep=left <= CHUNK) for r, p in parts)
+    scores = torch.cat([CERTAINTY[planner](law) for law in laws])
     return scores.new_full((masked.numel(),), -math.inf).scatter(0, slots, scores).view(masked.shape)
 
 
@@ -200,7 +207,7 @@ def _reveal(
     """
     hidden = proposal.hidden(x, reuse.look(step))
     masked = x[:, start:stop] == proposal.mask_index
-    score = _priority(order, proposal, hidden, masked, start, sum(left))
+    score = _priority(order, proposal, hidden, masked, start, left)
     # A finite floor: what a planner scores -inf still comes before what is no mask.
     score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~masked, -math.inf)
     width = min(order.positions_per_step, left[0])
@@ -212,8 +219,7 @@ def _reveal(
         wanted = [i * width + j for i, n in enumerate(left) for j in range(min(n, width))]
         fits = torch.tensor(wanted, device=x.device)
         row, position = row[fits], position[fits]
-    log_p = proposal.log_p(row, position, hidden)
-    log_w, ids, _ = proposal.weights(x, row, position, log_p, hidden)
+    log_w, ids, _ = proposal.weights(x, row, position, hidden)
     x[row, position] = proposal.draw(log_w, ids)
     return row, position
 

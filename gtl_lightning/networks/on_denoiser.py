@@ -58,6 +58,11 @@ class OnDenoiser(TokenLevel):
         return self.denoiser.mask_index
 
     @property
+    def vocab_size(self) -> int:
+        """v: the denoiser's."""
+        return self.denoiser.vocab_size
+
+    @property
     @abstractmethod
     def second(self) -> Second | None:
         """The encoder that runs beside the frozen one."""
@@ -145,6 +150,15 @@ class FeatureTokenRatio(OnDenoiser):
         """Float[..., d (+ own width)], Long[...] -> Float[...]."""
         rows = self.denoiser.output_embedding.detach()[tokens]
         return (self._delta(h).float() * rows.float()).sum(-1) + self.bias[tokens].float()
+
+    def tilted(self, h: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """Float[m, d (+ own width)], Float[m,1] -> the denoiser's states Float[m,d] and a bias Float[v].
+
+        W is the denoiser's own, so that log p + gamma g = W (h + gamma d(h)) + its bias + gamma `bias`, up to a number
+        a row: guided and unguided meet the vocabulary once.
+        """
+        features = h[..., : self.width]
+        return features + (gamma * self._delta(h)).to(features.dtype), self.bias
 
     def _delta(self, h: Tensor) -> Tensor:
         features = h[..., : self.width].to(self.scale.dtype)

@@ -45,7 +45,10 @@ class TokenLevel(Stored, nn.Module):
 
     @abstractmethod
     def decode_at(self, h: Tensor, tokens: Tensor) -> Tensor:
-        """Float[...,hidden_size], Long[...] -> Float[...]: `decode(h)` at one token a position, no projection."""
+        """Float[...,hidden_size], Long[...] -> Float[...]: `decode(h)` at one token a position, no projection.
+
+        The leading sizes of both are broadcast: h Float[m,1,hidden_size] is scored at n tokens, Long[m,n].
+        """
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]."""
@@ -83,6 +86,11 @@ class TokenRatioNetwork(TokenLevel):
     def mask_index(self) -> int:
         """Id of the mask."""
         return self.config.mask_index
+
+    @property
+    def vocab_size(self) -> int:
+        """v: ids, mask and padding counted."""
+        return self.config.vocab_size
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> hidden states Float[b,n,d] where `look` wants them; it reads no `features`."""

@@ -81,7 +81,7 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
             "steps": sampler.training.get("steps"),
             "best_step": sampler.training.get("best_step"),
             "verdict": _verdict(cell),
-            "made_with": made_with(sampler.device.type, "32-true"),
+            "made_with": made_with(sampler.device.type, params.machine.sampling_precision),
             "trained_with": sampler.training.get("made_with"),
             "source": sampler.source,
         }
@@ -146,7 +146,7 @@ def ablation(params: Params, seed: int) -> None:
                 "nelbo_val": curve[gamma].nats_per_token if axis == "gamma" else None,
             }
             row |= sample_metrics(params, sampler.corpus, real, texts, sampled)
-            row |= {"made_with": made_with(sampler.device.type, "32-true")}
+            row |= {"made_with": made_with(sampler.device.type, params.machine.sampling_precision)}
             rows.append(row)
             took.append({"sample_seconds": round(seconds, 2)})
             told = {f"{axis}.{key}": value for key, value in (row | took[-1]).items() if key not in whose}

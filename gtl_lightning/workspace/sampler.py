@@ -147,7 +147,7 @@ class Sampler:
         planner = _planner(params, self.device, self.root)
         order = Order(planner, asked.positions_per_step, asked.planner_temperature, blocks)
         by_length = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        counts = Counter(lengths)
+        counts, half = Counter(lengths), params.machine.sampling_precision == "bf16-mixed"
         drawn: list[Tensor] = []
         kept = 0 if prompt is None else int((prompt != self.corpus.mask_index).sum())
         total, done = sum(lengths) - kept * len(lengths), 0
@@ -159,17 +159,18 @@ class Sampler:
                 observers: list[Observer] = [Progress(progress, done, total)] if progress else []
                 if watch is not None:
                     observers.append(watch(by_length[len(drawn) : len(drawn) + rows]))
-                batch = sample(
-                    self.denoiser,
-                    mask_index=self.corpus.mask_index,
-                    prompt=start,
-                    guidance=guidance,
-                    order=order,
-                    draw=Draw(asked.temperature, asked.top_p),
-                    schedule=schedule(params.schedule),
-                    generator=generator,
-                    observe=observers or None,
-                )
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                    batch = sample(
+                        self.denoiser,
+                        mask_index=self.corpus.mask_index,
+                        prompt=start,
+                        guidance=guidance,
+                        order=order,
+                        draw=Draw(asked.temperature, asked.top_p),
+                        schedule=schedule(params.schedule),
+                        generator=generator,
+                        observe=observers or None,
+                    )
                 drawn.extend(batch.cpu())
                 left, done = left - rows, done + rows * (length - kept)
         result: list[Any] = [None] * len(lengths)

@@ -309,7 +309,9 @@ class Bench(Section):
     """Benchmarks, `gtl bench`: networks of the sizes above with random weights; nothing is read or trained."""
 
     vocab_size: Vocabulary | None = Field(None, description="ids; null: tokenizer.vocab_size")
-    batches: tuple[Positive, ...] = Field((1, 4, 32), min_length=1, description="sequences sampled together")
+    batches: tuple[Positive, ...] = Field(
+        (1, 4, 64), min_length=1, description="sequences sampled together; the pipeline takes `evaluation.batch`"
+    )
     lengths: tuple[Length, ...] = Field(
         (32, 64, 128), min_length=1, description="tokens; tokenizer.length stands in all other rows"
     )
@@ -337,6 +339,9 @@ class Machine(Section):
     threads: Few | None = Field(1, description="processor threads of a command; null: as many as there are cores")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field("auto", description="auto: bf16 where it pays")
+    sampling_precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="of the networks' products while sampling; laws are fp32 in either"
+    )
     devices: Few = Field(1, description="processes, one a GPU, that share each training batch (DDP)")
     accumulate: Size = Field(1, description="parts of its share that each process computes one after another")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gtl_lightning import Guidance, TokenRatio, UserError, load_denoiser, sample
 from gtl_lightning.core.protocols import Look, Source
@@ -124,13 +125,14 @@ def test_gamma_zero_is_unguided_to_the_bit_and_only_needed_positions_meet_the_vo
     before, ratio, met = made.fingerprint(), FeatureTokenRatio(made, rank=2), []
     for weight in ratio.parameters():
         nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
-    logits = ModelDenoiser.logits
+    linear = functional.linear
 
-    def counted(self: ModelDenoiser, h: Tensor, tokens: Tensor | None = None) -> Tensor:
-        met.append(h.shape[:-1].numel())
-        return logits(self, h, tokens)
+    def counted(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if len(weight) == made.vocab_size and weight.shape[1] == made.width:
+            met.append(h.shape[:-1].numel())
+        return linear(h, weight, bias)
 
-    monkeypatch.setattr(ModelDenoiser, "logits", counted)
+    monkeypatch.setattr(functional, "linear", counted)
 
     def draw(guidance: Guidance | None) -> Tensor:
         generator = torch.Generator().manual_seed(3)
@@ -138,7 +140,9 @@ def test_gamma_zero_is_unguided_to_the_bit_and_only_needed_positions_meet_the_vo
 
     plain = draw(None)
     assert met == [8] * 6  # one position a step and row, whatever the length
+    met.clear()
     assert torch.equal(draw(Guidance(TokenRatio(ratio), gamma=0.0)), plain)
+    assert met == [8] * 6  # guided by a head, no position meets it twice
     assert not torch.equal(draw(Guidance(TokenRatio(ratio), gamma=1.0)), plain)
     assert not torch.isin(plain, torch.tensor([made.mask_index, made.pad_index, *made.reading.excluded])).any()
     assert made.fingerprint() == before

@@ -76,6 +76,12 @@ def watched(seed: int, prompt: Tensor, **options: Any) -> tuple[Tensor, list[Ste
     return x, steps
 
 
+def lengths(prompt: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Long[b] tokens of each row, and of these the revealed; a prompt without padding may draw its id."""
+    own = (prompt != PAD).sum(-1)
+    return own, own - (step.before == MASK).sum(-1)
+
+
 def everywhere(step: Step, values: Tensor) -> Tensor:
     """Float[b]: values Float[m] of the rows of a step, anything elsewhere."""
     return torch.zeros(len(step.x)).index_put((step.rows,), values.float())
@@ -113,7 +119,7 @@ def test_a_step_holds_the_denoisers_law_of_the_state_before(
     """At the time of the row's own revealed share; pruned, of the likeliest tokens; in padded runs without padding."""
     excluded = (torch.arange(V) == MASK) | ((torch.arange(V) == PAD) & (prompt == PAD).any())
     for step in watched(seed, prompt, guidance=guidance, **order)[1]:
-        own, revealed = (step.before != PAD).sum(-1), ((step.before != PAD) & (step.before != MASK)).sum(-1)
+        own, revealed = lengths(prompt, step)
         torch.testing.assert_close(step.t, (1 - revealed / own)[step.rows])
         output = Tiny(0)(step.before, everywhere(step, step.t))[step.rows, step.positions]
         expected = law(output, excluded)
@@ -142,7 +148,7 @@ def test_a_step_holds_the_ratios_and_the_strength(
         assert step.log_r is not None
         assert step.gamma is not None
         ids = step.ids if step.ids is not None else torch.arange(V).expand(len(step.rows), -1)
-        own, revealed = (step.before != PAD).sum(-1), ((step.before != PAD) & (step.before != MASK)).sum(-1)
+        own, revealed = lengths(prompt, step)
         if guidance.ratio is SCORED:
             later = 1 - (revealed + 1) / own
             expected = torch.stack(

@@ -406,7 +406,7 @@ def test_factored_parts_of_another_shape_are_named() -> None:
             return super().decode(h)[:1] if self.part == "decode" else super().decode(h)
 
     with pytest.raises(
-        UserError, match=r"encoder .Odd. gave a tensor of shape \[5, 6\]; let it return one tensor of shape \[5, l, d\]"
+        UserError, match=r"encoder .Odd. gave a tensor of shape \[5, 6\]; let it return one tensor of shape \[5, 6, d\]"
     ):
         draw(Odd("encode"), planner="entropy")
     with pytest.raises(

@@ -230,3 +230,16 @@ def test_bad_input(name: str) -> None:
     options, message = BAD[name]
     with pytest.raises(UserError, match=message):
         draw(**options)
+
+
+def test_ancestral_mode_copies_its_rows_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: which rows a step evaluates is drawn beforehand."""
+    made: list[int] = []
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *given, **options: made.append(1) or tensor(*given, **options))
+    calls = []
+    for steps in (1, 40):
+        made.clear()
+        draw(Tiny(0, False), steps=steps)
+        calls.append(len(made))
+    assert calls[0] == calls[1] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from copy import copy, deepcopy
@@ -128,7 +129,9 @@ class ModelDenoiser(Stored, nn.Module):
     @property
     def output_embedding(self) -> Tensor:
         """Float[v,d], the projection's weights."""
-        return self.output.weight[: self.vocab_size]
+        weight = self.output.weight
+        # The weight itself where it is whole: under autocast that is cast once, a view of it at every step.
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def output_bias(self) -> Tensor | None:
@@ -155,13 +158,20 @@ class ModelDenoiser(Stored, nn.Module):
         """Float[...,d] -> Float[...,v] in fp32 at least; with `tokens` Long[...] of one each, Float[...]."""
         weight, bias = self.output_embedding, self.output_bias
         if tokens is None:
-            return wide(F.linear(h.to(weight.dtype), weight, bias))
+            return self._projected(h, bias)
         values = (wide(h) * wide(weight[tokens])).sum(-1)
         return values if bias is None else values + wide(bias[tokens])
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32 at least; -inf at what no text has."""
-        return law(self.logits(h), self.excluded)
+        bias = self.output_bias
+        # In the bias what is excluded costs no pass over all logits.
+        bias = torch.zeros_like(self.output_embedding[:, 0]) if bias is None else bias
+        return law(self._projected(h, bias.masked_fill(self.excluded, -math.inf)))
+
+    def _projected(self, h: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self.output_embedding
+        return wide(F.linear(h.to(weight.dtype), weight, bias))
 
     def forward(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
