@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.methods.method import Recipe
@@ -37,17 +37,82 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What fits took of the machine, one after another: what `FitResult` says of each."""
+
+    seconds: float
+    compute_seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    @classmethod
+    def on(cls, result: FitResult) -> Spent:
+        """By one fit."""
+        return cls(result.seconds, result.compute_seconds, result.peak_bytes)
+
+    @classmethod
+    def by(cls, fits: Sequence[Trained]) -> Spent:
+        """By all of them: seconds add up, of the peaks the highest counts."""
+        peaks = [one.spent.peak_bytes for one in fits if one.spent.peak_bytes is not None]
+        return cls(
+            sum(one.spent.seconds for one in fits),
+            sum(one.spent.compute_seconds for one in fits),
+            max(peaks, default=None),
+        )
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """As it stands in runs/."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "compute_seconds": round(self.compute_seconds, 2),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from."""
+    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from.
+
+    Attributes:
+        network: at its best step.
+        result: of its own fit.
+        lr: of its own fit.
+        parameters: weights that are trained.
+        kept_bytes: what they take, which is what has to be kept beside the source for the cell's domain.
+        steps: of all fits.
+        spent: by all fits.
+        made_with: versions, machine and precision.
+        part: name of its own fit.
+        tried: name of each fit -> its lowest held-out score.
+    """
 
     network: nn.Module
     result: FitResult
     lr: float
     parameters: int
+    kept_bytes: int
     steps: int
-    seconds: float
+    spent: Spent
     made_with: str
     part: str
+    tried: Mapping[str, float]
+
+    @classmethod
+    def once(cls, network: nn.Module, result: FitResult, lr: float, made_with: str, part: str, name: str) -> Trained:
+        """Of one fit, `name`, of a part."""
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        return cls(
+            network,
+            result,
+            lr,
+            sum(weight.numel() for weight in weights),
+            sum(weight.numel() * weight.element_size() for weight in weights),
+            result.steps,
+            Spent.on(result),
+            made_with,
+            part,
+            {name: result.best_score},
+        )
 
 
 def fit_recipe(
@@ -87,7 +152,8 @@ def _built(
 def lowest(tried: Sequence[Trained]) -> Trained:
     """The lowest held-out score, of equal ones the first, at the cost of all that were tried."""
     best = min(tried, key=lambda trained: trained.result.best_score)
-    return replace(best, steps=sum(one.steps for one in tried), seconds=sum(one.seconds for one in tried))
+    scores = {name: score for one in tried for name, score in one.tried.items()}
+    return replace(best, steps=sum(one.steps for one in tried), spent=Spent.by(tried), tried=scores)
 
 
 def averaged(networks: Sequence[nn.Module]) -> nn.Module:

@@ -11,7 +11,7 @@ from gtl_lightning.files import remove, write_text
 from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
 from gtl_lightning.report.answer import DEMO, findings, limits, next_command
-from gtl_lightning.report.costs import cost_panels, cost_table, time_tables
+from gtl_lightning.report.costs import cost_panels, cost_tables, time_tables
 from gtl_lightning.report.differences import HEADLINE, comparisons
 from gtl_lightning.report.document import (
     Block,
@@ -113,8 +113,8 @@ def write_report(
         sections.difference_table(transfer),
         *([Bullets(tuple(notes))] if notes else []),
         *_section("Cost"),
-        *_figure("cost", drawn, "Held-out NELBO and MAUVE over the time of training", _COST),
-        cost_table(transfer),
+        *_figure("cost", drawn, "Held-out NELBO and MAUVE over what training takes", _COST),
+        *cost_tables(transfer),
         *_advice(advisor, drawn),
         *_ablation(drawn, ablation),
         *_sample_blocks(samples),
@@ -152,8 +152,9 @@ def write_report(
 
 
 _COST = (
-    "A point a method and share of the data, means over seeds; the larger the point, the more data. Times are of the "
-    "machine that each was trained on."
+    "A point a method and share of the data, means over seeds; the larger the point, the more data. Seconds of the "
+    "processor (by the clock on a GPU) of all fits, of preparing texts, and of training the networks that a method "
+    "reads, on the machine that each was trained on."
 )
 _QUALITY_TEXT = (
     "No column here has a best value of its own: the nearer to the row of real target text, the better. A longest copy "

@@ -60,7 +60,8 @@ def with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for r in rows:
         weights, spent = cost.get(r["method"], (None, None))
-        told.append(r | {"trainable_parameters": weights, "train_seconds": spent, "sample_seconds": 10.0})
+        times = {"train_seconds": spent, "cost_seconds": spent, "sample_seconds": 10.0}
+        told.append(r | {"trainable_parameters": weights, **times})
     return told
 
 
