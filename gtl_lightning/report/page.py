@@ -12,7 +12,7 @@ from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
 from gtl_lightning.report.answer import DEMO, findings, limits, next_command
 from gtl_lightning.report.costs import cost_panels, cost_tables, time_tables
-from gtl_lightning.report.differences import HEADLINE, comparisons
+from gtl_lightning.report.differences import HEADLINE, comparisons, other_methods, powers
 from gtl_lightning.report.document import (
     Block,
     Bullets,
@@ -101,7 +101,7 @@ def write_report(
     grid = _grid(settings)
     missing_cells, cells = find_holes(transfer, grid, holes)
     generated = "Generated sample text." if provenance.get("generated") else ""
-    found = findings(transfer)
+    found, others = findings(transfer), other_methods(transfer)
     drawn = _panels(transfer, ablation, advisor, frozenset().union(*(finding.compared for finding in found)))
     note = " ".join(filter(None, (interval_note(transfer), generated)))
     paths = _save(folder / "figures", drawn, note, generated)
@@ -110,7 +110,9 @@ def write_report(
         *(sections.result_table(transfer, metric, grid) for metric in HEADLINE),
         *_section("GTL against fine-tuning"),
         *(Text(sentence) for sentence in sections.answer(transfer)),
+        *(Text(sentence) for sentence in powers([*comparisons(transfer), *comparisons(transfer, others)])),
         sections.difference_table(transfer),
+        *([sections.difference_table(transfer, others)] if others else []),
         *([Bullets(tuple(notes))] if notes else []),
         *_section("Cost"),
         *_figure("cost", drawn, "Held-out NELBO and MAUVE over what training takes", _COST),

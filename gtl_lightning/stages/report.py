@@ -17,6 +17,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.report.differences import comparisons, other_methods
 from gtl_lightning.stages.trace import traced
 from gtl_lightning.workspace.costs import training_costs
 from gtl_lightning.workspace.options import SampleRequest
@@ -63,7 +64,8 @@ DEMO_PROFILE, AFTER_DEMO = "demo", "make repro"
 
 
 def make_report(params: Params) -> None:
-    """reports/: transfer.json, ablation.json, advisor.json, curves.json, metrics/, report.md, report.html, figures/.
+    """reports/: transfer.json, differences.json, ablation.json, advisor.json, curves.json, metrics/, report.md,
+    report.html, figures/.
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
@@ -75,6 +77,7 @@ def make_report(params: Params) -> None:
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
     write_json(REPORTS / "advisor.json", advisor)
+    write_json(REPORTS / "differences.json", [*comparisons(rows), *comparisons(rows, other_methods(rows))])
     written = write_report(
         REPORTS,
         transfer=rows,
