@@ -257,7 +257,7 @@ def _fit(
             seed=attempt.seed,
             **options,
         )
-        return Trained.once(module.network, result, lr, "", attempt.part, f"{attempt.part}-{lr:g}")
+        return Trained.once(module, data, result, lr, "", attempt.part, f"{attempt.part}-{lr:g}")
 
     return lowest([at(lr) for lr in (training.lr, *training.also_lr)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ from gtl_lightning.fields import Training
 from gtl_lightning.methods.method import Recipe
 
 if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
     from torch import nn
 
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
@@ -49,15 +51,16 @@ class Spent:
         """By one fit."""
         return cls(result.seconds, result.compute_seconds, result.peak_bytes)
 
+    def __add__(self, other: Spent) -> Spent:
+        """Seconds add up, of the peaks the higher counts."""
+        peaks = [one.peak_bytes for one in (self, other) if one.peak_bytes is not None]
+        computed = self.compute_seconds + other.compute_seconds
+        return Spent(self.seconds + other.seconds, computed, max(peaks, default=None))
+
     @classmethod
     def by(cls, fits: Sequence[Trained]) -> Spent:
-        """By all of them: seconds add up, of the peaks the highest counts."""
-        peaks = [one.spent.peak_bytes for one in fits if one.spent.peak_bytes is not None]
-        return cls(
-            sum(one.spent.seconds for one in fits),
-            sum(one.spent.compute_seconds for one in fits),
-            max(peaks, default=None),
-        )
+        """By all of them."""
+        return sum((one.spent for one in fits), cls(0.0))
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -83,7 +86,8 @@ class Trained:
         spent: by all fits.
         made_with: versions, machine and precision.
         part: name of its own fit.
-        tried: name of each fit -> its lowest held-out score.
+        tried: name of each fit, and of each network that was made of the best -> its lowest held-out score.
+        score: of a network, as the fit's own was scored, in full precision.
     """
 
     network: nn.Module
@@ -96,13 +100,28 @@ class Trained:
     made_with: str
     part: str
     tried: Mapping[str, float]
+    score: Callable[[nn.Module], float]
 
     @classmethod
-    def once(cls, network: nn.Module, result: FitResult, lr: float, made_with: str, part: str, name: str) -> Trained:
+    def once(
+        cls,
+        module: TrainedModule,
+        data: LightningDataModule,
+        result: FitResult,
+        lr: float,
+        made_with: str,
+        part: str,
+        name: str,
+    ) -> Trained:
         """Of one fit, `name`, of a part."""
-        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        weights = [weight for weight in module.network.parameters() if weight.requires_grad]
+
+        def score(network: nn.Module) -> float:
+            module.network = network.to(module.device)
+            return module.score(data.val_dataloader())
+
         return cls(
-            network,
+            module.network,
             result,
             lr,
             sum(weight.numel() for weight in weights),
@@ -112,6 +131,21 @@ class Trained:
             made_with,
             part,
             {name: result.best_score},
+            score,
+        )
+
+    def chosen(self, networks: Mapping[str, nn.Module]) -> Trained:
+        """The one of the lowest held-out score in the place of the fitted network, the time of scoring added."""
+        begun, computed = time.monotonic(), time.process_time()
+        scores = {name: self.score(network) for name, network in networks.items()}
+        spent = Spent(time.monotonic() - begun, time.process_time() - computed)
+        best = min(scores, key=lambda name: scores[name])
+        return replace(
+            self,
+            network=networks[best],
+            result=replace(self.result, best_score=scores[best]),
+            spent=self.spent + spent,
+            tried={**self.tried, **scores},
         )
 
 
@@ -139,6 +173,7 @@ def fit_recipe(
             for name, build in recipe.builds.items()
         ]
         best = lowest(tried)
+        best = best.chosen(recipe.choices(best.network)) if recipe.choices else best
         members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
     return members
 

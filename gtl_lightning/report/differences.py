@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from gtl_lightning.methods import guides
+from gtl_lightning.methods import is_guidance
 from gtl_lightning.report.power import detectable
 from gtl_lightning.report.style import SOURCE, method_label, missing, number, order_methods, percent
 from gtl_lightning.report.tables import LEVEL, METRICS, fraction_key, half_width
@@ -19,13 +19,13 @@ HEADLINE = ("nelbo", "mauve")
 
 def guided_methods(transfer: Sequence[Row]) -> list[str]:
     """The methods that the fine-tuned baseline is compared with: `gtl` first, then its variants."""
-    return [method for method in order_methods({str(row["method"]) for row in transfer}) if guides(method)]
+    return [method for method in order_methods({str(row["method"]) for row in transfer}) if is_guidance(method)]
 
 
 def other_methods(transfer: Sequence[Row]) -> list[str]:
-    """The denoisers that were trained beside the fine-tuned baseline."""
+    """What else was trained on the same texts: other denoisers, other ways of fine-tuning."""
     methods = order_methods({str(row["method"]) for row in transfer})
-    return [method for method in methods if not guides(method) and method not in (BASELINE, SOURCE)]
+    return [method for method in methods if not is_guidance(method) and method not in (BASELINE, SOURCE)]
 
 
 def comparisons(transfer: Sequence[Row], methods: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def difference_table(transfer: Sequence[Row], methods: Sequence[str] | None = No
     after, p = (("Verdict after Holm",), ("p", "p after Holm", "Seen at 80 %")) if several else ((), ())
     columns = ("Target data", "Verdict", *after, "Difference", "95 % interval", *p, "Seeds", "Advisor, before sampling")
     words = (0, 1, 2, len(columns) - 1) if several else (0, 1, len(columns) - 1)
-    whose = "Difference to fine-tuning, paired by seed" + ("" if methods is None else ": other denoisers")
+    whose = "Difference to fine-tuning, paired by seed" + ("" if methods is None else ": other methods")
     return Table(whose, columns, tuple(rows), words, note)
 
 

@@ -99,7 +99,7 @@ def _take(params: Params, corpus: Corpus, module: TrainedModule, kind: str) -> N
     seconds = time.monotonic() - start
     result = FitResult(best_score=score, best_step=0, steps=0, seconds=seconds, history=[])
     network = module.network.cpu()
-    trained = Trained.once(network, result, 0.0, made, "network", "network")
+    trained = Trained.once(module, data, result, 0.0, made, "network", "network")
     save_trained(SOURCE.parent, network, [replace(trained, parameters=0, kept_bytes=0)])
     log.info("source: %s, NELBO %.4f nats a token of held-out source text; nothing is trained", kind, score)
 

@@ -84,7 +84,7 @@ def fit_best(
         module = build(OptimiserConfig.of(training, lr))
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed, code)
-        tried.append(Trained.once(module.network, result, lr, made, part, name))
+        tried.append(Trained.once(module, data, result, lr, made, part, name))
     return lowest(tried)
 
 
