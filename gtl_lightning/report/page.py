@@ -289,6 +289,7 @@ def _grid(settings: Mapping[str, Any]) -> dict[str, Any]:
         "methods": settings.get("methods") or [name for key in ROLLS for name in sweep.get(key, ())],
         "fractions": settings.get("fractions") or sweep.get("fractions"),
         "seeds": settings.get("seeds") or sweep.get("seeds"),
+        "repeats": settings.get("repeats") or sweep.get("repeats"),
     }
 
 

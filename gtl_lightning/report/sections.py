@@ -98,7 +98,7 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
         own = "MAUVE's own interval" if metric == "mauve" else "1.96 standard errors of the test set"
         note += f"{OWN} One seed, so no interval over seeds exists: half width of {own}. "
     if any(row["n"] < seeds for row in summary.values()):
-        note += f"(n) Only n of {seeds} seeds have a result: see missing cells. "
+        note += f"(n) Only n of {seeds} seeds have a result; what ought to be there stands under missing cells. "
     if any(isinstance(cell, TableCell) and cell.hole for row in rows if not isinstance(row, Group) for cell in row):
         note += f"{DASH} No result: see missing cells."
     unit = f"{about.unit}, " if about.unit else ""

@@ -91,6 +91,7 @@ def make_report(params: Params) -> None:
             "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
+            "repeats": list(params.sweep.repeats),
             "planner": params.sampling.planner,
             "positions_per_step": params.sampling.positions_per_step,
             "featurizer": measured["featurizer"],
@@ -177,12 +178,12 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _grid(params: Params) -> list[Cell]:
     sweep = params.sweep
-    cells = [Cell(*point) for point in itertools.product(sweep.methods, sweep.fractions, sweep.seeds)]
+    cells = [Cell(method, *point) for method in sweep.methods for point in sweep.points]
     return [Cell("source", None, seed) for seed in sweep.seeds] + cells
 
 
 def _classifiers(params: Params) -> list[Cell]:
-    return [Cell("classifier", *point) for point in itertools.product(params.sweep.fractions, params.sweep.seeds)]
+    return [Cell("classifier", *point) for point in params.sweep.points]
 
 
 def _advice(cell: Cell) -> list[dict[str, Any]]:
