@@ -1,4 +1,4 @@
-"""Budgets in operations: counts by hand, limits, and equal cost that is equal."""
+"""Budgets: operations that are the same, limits, and equal cost that is equal."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def found(tokenised: Path) -> dict[str, Budget]:
 
 def test_every_method_is_counted_without_a_trained_network(found: dict[str, Budget], tokenised: Path) -> None:
     assert set(found) == set(METHODS)
-    assert all(budget.gflop > 0 for budget in found.values())
+    assert all(budget.per_step > 0 for budget in found.values())
     assert not (tokenised / "models").exists()
 
 
 def test_what_does_the_same_counts_the_same(found: dict[str, Budget]) -> None:
     """A pull is no matrix product, and an average and a second member are fine-tunings; two variants are two steps."""
-    one = found["finetune"].gflop
-    assert found["finetune-averaged"].gflop == found["finetune-two"].gflop == found["vanilla"].gflop == one
-    assert found["finetune-pulled"].gflop == 2 * one, "two strengths of the pull"
-    assert found["lora"].gflop > one / 2
-    assert found["gtl-warm"].gflop > one, "a copy, and the frozen denoiser forward"
-    assert found["gtl-head"].gflop < found["gtl-warm"].gflop
+    one = found["finetune"].per_step
+    assert found["finetune-averaged"].per_step == found["finetune-two"].per_step == found["vanilla"].per_step == one
+    assert found["finetune-pulled"].per_step == 2 * one, "two strengths of the pull"
+    assert found["lora"].per_step > one / 2
+    assert found["gtl-warm"].per_step > one, "a copy, and the frozen denoiser forward"
+    assert found["gtl-head"].per_step < found["gtl-warm"].per_step
 
 
 def test_rates_and_members_are_fits(found: dict[str, Budget]) -> None:
@@ -52,7 +52,7 @@ def test_a_budget_is_kept_to_a_check(found: dict[str, Budget]) -> None:
     whole = found["finetune"].spent
     assert found["finetune"].equal == found["finetune"].steps
     for budget in found.values():
-        check, cost = 3, budget.gflop * budget.fits
+        check, cost = 3, budget.per_step * budget.fits
         assert budget.equal % check == 0
         assert budget.equal * cost <= whole * (1 + 1e-9) < (budget.equal + check) * cost or budget.equal == check
     training = Training(steps=100, check_every=25, warmup=10)
