@@ -279,7 +279,7 @@ class Sweep(Section):
     seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
     )
-    repeats: tuple[Positive, ...] = Field(
+    repeats: tuple[Few, ...] = Field(
         (), description="how many of seeds, the first ones, at each of fractions; none: all of them everywhere"
     )
     baselines: tuple[Baseline, ...] = Field(("vanilla", "finetune", "lora"), description="denoisers trained per cell")
