@@ -160,9 +160,12 @@ def _read(params: Params, root: Path) -> tuple[list[Stage], set[str]]:
 
     with Repo(str(root)) as repo:
         graph: Any = repo.index.graph
-        points = _points(params)
-        stages = [_stage(stage, list(graph.successors(stage)), points) for stage in graph]
-        stale = {stage.addressing for stage in graph if not stage.is_data_source and _is_stale(stage)}
+        points, left_out = _points(params), _left_out(params)
+        wanted = [stage for stage in graph if stage.addressing.partition("@")[2] not in left_out]
+        stages = [
+            _stage(stage, [near for near in graph.successors(stage) if near in wanted], points) for stage in wanted
+        ]
+        stale = {stage.addressing for stage in wanted if not stage.is_data_source and _is_stale(stage)}
     # Data that is there is taken as it is, as `dvc repro` does; only missing data has to be fetched.
     stale |= {
         stage.address for stage in stages if stage.is_data and not all((root / out).exists() for out in stage.outs)
@@ -214,10 +217,18 @@ def _reads(read: set[PurePosixPath], out: PurePosixPath) -> bool:
     return any(path == out or out in path.parents for path in read)
 
 
+def _left_out(params: Params) -> frozenset[str]:
+    """DVC's keys of the points that its matrix has and `sweep.repeats` leaves out; `dvc repro` runs them too."""
+    sweep = params.sweep
+    points = set(product(sweep.fractions, sweep.seeds)).difference(sweep.points)
+    names = [Cell(method, *point).name for method in sweep.methods for point in points]
+    return frozenset([*names, *(f"{fraction}-{seed}" for fraction, seed in points)])
+
+
 def _points(params: Params) -> dict[str, Cell]:
     """DVC's key of a matrix point -> the cell. A key joins the values, and so does Cell.name."""
     sweep = params.sweep
-    grid = list(product(sweep.fractions, sweep.seeds))
+    grid = sweep.points
     cells = [Cell(method, *point) for method in sweep.methods for point in grid]
     return (
         {cell.name: cell for cell in cells}

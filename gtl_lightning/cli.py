@@ -14,6 +14,7 @@ import typer
 
 from gtl_lightning.commands import (
     ar2diff,
+    budget,
     cells,
     configure,
     data,
@@ -34,7 +35,7 @@ from gtl_lightning.studies.tcsm import commands as tcsm
 from gtl_lightning.workspace.watched import watched
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _group in (demo, configure, data, cells, sample, explore, share, source, ar2diff, reward, timing, methods):
+for _group in (demo, configure, data, budget, cells, sample, explore, share, source, ar2diff, reward, timing, methods):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
 app.add_typer(tcsm.app, name="tcsm")

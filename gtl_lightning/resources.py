@@ -1,12 +1,18 @@
-"""What a process takes of the machine: threads, and memory that it keeps."""
+"""What a process takes of the machine: threads, memory that it keeps, and the most that it held."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets."""
@@ -14,6 +20,9 @@ _LARGEST = 32 << 20
 """Bytes, the most that glibc says it takes: larger tensors still come from the system and go back to it."""
 _KEPT = 1 << 30
 """Bytes of freed memory that a process keeps."""
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # what the kernel takes as: set the peak of the resident memory to its present value
 
 LEAST_ADDRESS_SPACE = 3 << 29
 """Bytes. Training the smallest networks, tracker included, took 1.3 GB (Linux, one thread); without room for threads
@@ -34,6 +43,50 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+class PeakMemory:
+    """By how much the memory in use rose at its peak since this was made.
+
+    On a GPU torch's own counter; else the resident memory of the process, whose peak Linux lets a process reset.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._before: int | None = None
+        if self._device is not None:
+            import torch
+
+            self._before = torch.cuda.memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with suppress(OSError, AttributeError):
+            # What earlier work freed and the allocator kept would hide what this takes.
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            _RESET.write_text(_RESET_PEAK)
+            self._before = _resident("VmRSS")
+
+    def rise(self) -> int | None:
+        """Bytes; None where the system does not tell."""
+        if self._device is not None:
+            import torch
+
+            peak: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident("VmHWM")
+        return None if self._before is None or peak is None else max(0, peak - self._before)
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process had resident at most; 0 where the system does not tell."""
+    return _resident("VmHWM") or 0
+
+
+def _resident(field: str) -> int | None:
+    """Bytes."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def limit_threads(count: int | None) -> None:

@@ -257,8 +257,7 @@ def _fit(
             seed=attempt.seed,
             **options,
         )
-        trained = sum(weight.numel() for weight in module.network.parameters() if weight.requires_grad)
-        return Trained(module.network, result, lr, trained, result.steps, result.seconds, "", attempt.part)
+        return Trained.once(module, data, result, lr, "", attempt.part, f"{attempt.part}-{lr:g}")
 
     return lowest([at(lr) for lr in (training.lr, *training.also_lr)])
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from gtl_lightning.bench.timing import peak_resident
 from gtl_lightning.networks.adapters.decoders import BLOCK, LLADA, OUTSIDE
+from gtl_lightning.resources import peak_resident
 
 log = logging.getLogger(__name__)
 

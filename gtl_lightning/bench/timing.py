@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import linear_regression, median
@@ -16,10 +14,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gtl_lightning.resources import PeakMemory
+
 Run = Callable[[], object]
 FEWEST_ROUNDS = 3
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # what the kernel takes as: set the peak of the resident memory to its present value
 
 
 @dataclass(frozen=True)
@@ -113,30 +111,10 @@ def share_of_rate(counted: float, times: Times, size: int, product: Times) -> fl
 
 
 def peak_memory(run: Run, device: torch.device) -> int | None:
-    """Bytes by which one call raised the memory in use at its peak; None where the system does not tell.
-
-    On a GPU torch's own counter; else the resident memory of the process, whose peak Linux lets a process reset.
-    """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    before_rss = None
-    with suppress(OSError, AttributeError):
-        # What earlier calls freed and the allocator kept would hide what this one takes.
-        ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):
-        _RESET.write_text(_RESET_PEAK)
-        before_rss = _resident("VmRSS")
+    """Bytes by which one call raised the memory in use at its peak; None where the system does not tell."""
+    peak = PeakMemory(device)
     run()
-    peak = _resident("VmHWM")
-    return None if before_rss is None or peak is None else max(0, peak - before_rss)
-
-
-def peak_resident() -> int:
-    """Bytes of memory that this process had resident at most; 0 where the system does not tell."""
-    return _resident("VmHWM") or 0
+    return peak.rise()
 
 
 def growth(xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -158,14 +136,6 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     names = [line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
-
-
-def _resident(field: str) -> int | None:
-    """Bytes."""
-    for line in _lines(_STATUS):
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _lines(path: Path) -> list[str]:

@@ -40,4 +40,9 @@ def guides(name: str) -> Denoiser | None:
     return METHODS[name].guides if name in METHODS else None
 
 
-__all__ = ["FINETUNED", "METHODS", "ROLLS", "Denoiser", "Kind", "Method", "Roll", "guides", "names"]
+def is_guidance(name: str) -> bool:
+    """Whether a method is one of those that are held against fine-tuning, and no way of fine-tuning itself."""
+    return name in METHODS and METHODS[name].kind == "ratio" and not METHODS[name].rival
+
+
+__all__ = ["FINETUNED", "METHODS", "ROLLS", "Denoiser", "Kind", "Method", "Roll", "guides", "is_guidance", "names"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.methods.method import Recipe
 
 if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
     from torch import nn
 
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
@@ -37,17 +39,114 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What fits took of the machine, one after another: what `FitResult` says of each."""
+
+    seconds: float
+    compute_seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    @classmethod
+    def on(cls, result: FitResult) -> Spent:
+        """By one fit."""
+        return cls(result.seconds, result.compute_seconds, result.peak_bytes)
+
+    def __add__(self, other: Spent) -> Spent:
+        """Seconds add up, of the peaks the higher counts."""
+        peaks = [one.peak_bytes for one in (self, other) if one.peak_bytes is not None]
+        computed = self.compute_seconds + other.compute_seconds
+        return Spent(self.seconds + other.seconds, computed, max(peaks, default=None))
+
+    @classmethod
+    def by(cls, fits: Sequence[Trained]) -> Spent:
+        """By all of them."""
+        return sum((one.spent for one in fits), cls(0.0))
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """As it stands in runs/."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "compute_seconds": round(self.compute_seconds, 2),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from."""
+    """A fitted network, what its own fit came to, and the cost of all the fits that it was chosen from.
+
+    Attributes:
+        network: at its best step.
+        result: of its own fit.
+        lr: of its own fit.
+        parameters: weights that are trained.
+        kept_bytes: what they take, which is what has to be kept beside the source for the cell's domain.
+        steps: of all fits.
+        spent: by all fits.
+        made_with: versions, machine and precision.
+        part: name of its own fit.
+        tried: name of each fit, and of each network that was made of the best -> its lowest held-out score.
+        score: of a network, as the fit's own was scored, in full precision.
+    """
 
     network: nn.Module
     result: FitResult
     lr: float
     parameters: int
+    kept_bytes: int
     steps: int
-    seconds: float
+    spent: Spent
     made_with: str
     part: str
+    tried: Mapping[str, float]
+    score: Callable[[nn.Module], float]
+
+    @classmethod
+    def once(
+        cls,
+        module: TrainedModule,
+        data: LightningDataModule,
+        result: FitResult,
+        lr: float,
+        made_with: str,
+        part: str,
+        name: str,
+    ) -> Trained:
+        """Of one fit, `name`, of a part."""
+        weights = [weight for weight in module.network.parameters() if weight.requires_grad]
+
+        def score(network: nn.Module) -> float:
+            module.network = network.to(module.device)
+            return module.score(data.val_dataloader())
+
+        return cls(
+            module.network,
+            result,
+            lr,
+            sum(weight.numel() for weight in weights),
+            sum(weight.numel() * weight.element_size() for weight in weights),
+            result.steps,
+            Spent.on(result),
+            made_with,
+            part,
+            {name: result.best_score},
+            score,
+        )
+
+    def chosen(self, networks: Mapping[str, nn.Module]) -> Trained:
+        """The one of the lowest held-out score in the place of the fitted network, the time of scoring added."""
+        begun, computed = time.monotonic(), time.process_time()
+        scores = {name: self.score(network) for name, network in networks.items()}
+        spent = Spent(time.monotonic() - begun, time.process_time() - computed)
+        best = min(scores, key=lambda name: scores[name])
+        return replace(
+            self,
+            network=networks[best],
+            result=replace(self.result, best_score=scores[best]),
+            spent=self.spent + spent,
+            tried={**self.tried, **scores},
+        )
 
 
 def fit_recipe(
@@ -74,6 +173,7 @@ def fit_recipe(
             for name, build in recipe.builds.items()
         ]
         best = lowest(tried)
+        best = best.chosen(recipe.choices(best.network)) if recipe.choices else best
         members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
     return members
 
@@ -87,7 +187,8 @@ def _built(
 def lowest(tried: Sequence[Trained]) -> Trained:
     """The lowest held-out score, of equal ones the first, at the cost of all that were tried."""
     best = min(tried, key=lambda trained: trained.result.best_score)
-    return replace(best, steps=sum(one.steps for one in tried), seconds=sum(one.seconds for one in tried))
+    scores = {name: score for one in tried for name, score in one.tried.items()}
+    return replace(best, steps=sum(one.steps for one in tried), spent=Spent.by(tried), tried=scores)
 
 
 def averaged(networks: Sequence[nn.Module]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""`lora`: the source denoiser with low-rank updates trained on the target (LoRA, arXiv 2106.09685)."""
+"""`lora`, `lora-wide`: the source denoiser with low-rank updates trained on the target (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,26 @@ def recipe(context: Context, settings: LowRank) -> Recipe:
     return Recipe({"network": build}, context.target, finish=finish)
 
 
-METHOD = Method(
-    name="lora",
-    label="LoRA",
-    help="The source denoiser, fine-tuned at low rank.",
-    kind="denoiser",
-    settings=LowRank(train=Training(batch=32)),
-    recipe=recipe,
-    place=20,
-    colours=("#9a6b00", "#edc04e"),
-    marker="D",
+METHODS = (
+    Method(
+        name="lora",
+        label="LoRA",
+        help="The source denoiser, fine-tuned at low rank.",
+        kind="denoiser",
+        settings=LowRank(train=Training(batch=32)),
+        recipe=recipe,
+        place=20,
+        colours=("#9a6b00", "#edc04e"),
+        marker="D",
+    ),
+    Method(
+        name="lora-wide",
+        label="LoRA, higher rank",
+        help="The source denoiser, fine-tuned at a higher rank.",
+        kind="denoiser",
+        settings=LowRank(rank=32, alpha=64.0, train=Training(batch=32)),
+        recipe=recipe,
+        place=21,
+    ),
 )
+"""Two ranks, at one scale of the update: alpha over rank is 2."""

@@ -79,6 +79,8 @@ class Recipe:
         both_domains: whether a batch holds source texts too, as many as target texts.
         members: networks trained alike from different seeds, and averaged.
         finish: turns a trained network into the one that is kept.
+        choices: networks made of a trained one, without training, by name; the held-out score keeps one, of equal ones
+            the first.
         depends: what the result depends on beside the method's settings and the frozen networks that were read.
         found: what the recipe found of its data, kept with the result; a `warning` among it reaches report and MLflow.
     """
@@ -88,6 +90,7 @@ class Recipe:
     both_domains: bool = False
     members: int = 1
     finish: Callable[[nn.Module], nn.Module] | None = None
+    choices: Callable[[nn.Module], Mapping[str, nn.Module]] | None = None
     depends: Mapping[str, Any] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,6 +107,7 @@ class Method:
         settings: the defaults; their type is the section `methods.<name>`.
         recipe: (context, the method's settings) -> how its network is trained.
         beside: of a ratio, the frozen denoiser that it is trained beside and that it guides.
+        rival: of a ratio, whether it is a way of fine-tuning, which the report does not count as guidance.
         reads_classifier: of a denoiser, whether its training reads the cell's classifiers.
         place: order in tables and figures; among equals the name decides.
         colours: (light page, dark page); None takes a spare hue.
@@ -117,6 +121,7 @@ class Method:
     settings: Settings
     recipe: Callable[[Context, Any], Recipe]
     beside: Denoiser = "source"
+    rival: bool = False
     reads_classifier: bool = False
     place: int = 100
     colours: tuple[str, str] | None = None

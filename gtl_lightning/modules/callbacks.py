@@ -22,6 +22,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import remove, save_tensors, writing
 from gtl_lightning.modules.base import LOSS, SCORE
 from gtl_lightning.networks.store import unshared
+from gtl_lightning.resources import PeakMemory
 
 logger = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
@@ -48,6 +49,11 @@ class Averaging(WeightAveraging):
         return self._average_model.module.state_dict()
 
 
+def _computed(device: torch.device) -> float:
+    """Seconds of the processor, all threads, which what others do beside it does not raise; by the clock on a GPU."""
+    return time.process_time() if device.type == "cpu" else time.monotonic()
+
+
 class Keeper(Checkpoint):
     """At every check: notes the score, keeps the best weights and a resumable checkpoint, stops when patience is out.
 
@@ -61,6 +67,8 @@ class Keeper(Checkpoint):
         self.patience = patience
         self.averaging = averaging
         self._since = time.monotonic()
+        self._computed = 0.0
+        self._peak: PeakMemory | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -68,6 +76,8 @@ class Keeper(Checkpoint):
         self.best_score = math.inf
         self.best_step = 0
         self.seconds = 0.0
+        self.compute_seconds = 0.0
+        self.peak_bytes: int | None = None
         self.history: list[dict[str, float]] = []
 
     @property
@@ -81,6 +91,8 @@ class Keeper(Checkpoint):
             "best_score": self.best_score,
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "compute_seconds": self.compute_seconds,
+            "peak_bytes": self.peak_bytes,
             "history": self.history,
         }
 
@@ -88,10 +100,12 @@ class Keeper(Checkpoint):
         """The reverse of `state_dict`."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.seconds, self.history = state_dict["seconds"], state_dict["history"]
+        self.compute_seconds, self.peak_bytes = state_dict["compute_seconds"], state_dict["peak_bytes"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._since = time.monotonic()
+        """Start the clocks."""
+        self._since, self._computed = time.monotonic(), _computed(pl_module.device)
+        self._peak = PeakMemory(pl_module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The check itself; validation has just run.
@@ -110,6 +124,10 @@ class Keeper(Checkpoint):
         score = float(trainer.callback_metrics[SCORE])
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
+        now = _computed(pl_module.device)
+        self.compute_seconds, self._computed = self.compute_seconds + now - self._computed, now
+        rise = self._peak.rise() if self._peak else None
+        self.peak_bytes = self.peak_bytes if rise is None else max(self.peak_bytes or 0, rise)
         row = {"step": step, "train_loss": float(trainer.callback_metrics[LOSS]), "score": score}
         self.history.append({**row, "seconds": self.seconds})
         if score < self.best_score:

@@ -41,6 +41,8 @@ class FitResult:
         steps: optimiser steps taken.
         seconds: time spent training and validating, over all resumptions.
         history: one row a check: step, train_loss, score, seconds.
+        compute_seconds: of the processor, all threads; on a GPU, which a training has to itself, by the clock.
+        peak_bytes: by which training raised the memory in use: gradients, moments, activations; None if not known.
     """
 
     best_score: float
@@ -48,6 +50,8 @@ class FitResult:
     steps: int
     seconds: float
     history: list[dict[str, float]]
+    compute_seconds: float = 0.0
+    peak_bytes: int | None = None
 
 
 def fit(
@@ -165,6 +169,8 @@ def fit(
             steps=int(keeper.history[-1]["step"]),
             seconds=keeper.seconds,
             history=keeper.history,
+            compute_seconds=keeper.compute_seconds,
+            peak_bytes=keeper.peak_bytes,
         )
         restore_best(module, folder, kept_best(folder, keeper.best_step))
         ended = {"settings": settings, "result": asdict(result), "best": sha256_file(folder / BEST)}

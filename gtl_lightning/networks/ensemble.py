@@ -52,6 +52,11 @@ class RatioEnsemble(Stored, nn.Module):
         """The denoiser whose features the members read, if any does."""
         return next((member.denoiser for member in self.members if isinstance(member, OnDenoiser)), None)
 
+    @property
+    def passes(self) -> int:
+        """All members'."""
+        return sum(member.passes for member in self._token_level())
+
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> the members' hidden states side by side, Float[b,n, sum of hidden sizes]."""
         if features is None and self.denoiser is not None:

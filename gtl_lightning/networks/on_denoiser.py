@@ -72,6 +72,11 @@ class OnDenoiser(TokenLevel):
         """The denoiser's width, and that of the encoder beside it."""
         return self.width + (0 if self.second is None else self.second.width)
 
+    @property
+    def passes(self) -> int:
+        """The denoiser's features are at hand: the encoder beside it runs."""
+        return 0 if self.second is None else 1
+
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,n,hidden_size].
 

@@ -35,6 +35,11 @@ class TokenLevel(Stored, nn.Module):
         """Size of what `encode` returns at a position."""
         return self.width
 
+    @property
+    def passes(self) -> int:
+        """Encoders of its own that run where the denoiser's runs once: what a guided step costs beside it."""
+        return 1
+
     @abstractmethod
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> Float[b,n,hidden_size], as `protocols.Encoder` has it."""

@@ -1,4 +1,4 @@
-"""Differences of two methods, paired by seed: intervals, p-values, Holm's adjustment, and what they allow to say."""
+"""Differences of two methods, paired by seed: intervals, p-values, Holm's adjustment, power, and what they say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from gtl_lightning.methods import guides
-from gtl_lightning.report.style import method_label, missing, number, order_methods, percent
+from gtl_lightning.methods import is_guidance
+from gtl_lightning.report.power import detectable
+from gtl_lightning.report.style import SOURCE, method_label, missing, number, order_methods, percent
 from gtl_lightning.report.tables import LEVEL, METRICS, fraction_key, half_width
 
 Row = Mapping[str, Any]
@@ -18,19 +19,26 @@ HEADLINE = ("nelbo", "mauve")
 
 def guided_methods(transfer: Sequence[Row]) -> list[str]:
     """The methods that the fine-tuned baseline is compared with: `gtl` first, then its variants."""
-    return [method for method in order_methods({str(row["method"]) for row in transfer}) if guides(method)]
+    return [method for method in order_methods({str(row["method"]) for row in transfer}) if is_guidance(method)]
 
 
-def comparisons(transfer: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every guided method against fine-tuning, by headline metric and share: rows of `paired`, adjusted as one family.
+def other_methods(transfer: Sequence[Row]) -> list[str]:
+    """What else was trained on the same texts: other denoisers, other ways of fine-tuning."""
+    methods = order_methods({str(row["method"]) for row in transfer})
+    return [method for method in methods if not is_guidance(method) and method not in (BASELINE, SOURCE)]
 
+
+def comparisons(transfer: Sequence[Row], methods: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Methods against fine-tuning, by headline metric and share: rows of `paired`, adjusted as one family.
+
+    By default the guided methods, whose comparison is what the report is about; others are a family of their own.
     Further columns: p_holm, verdict_holm (the verdict, "open" where p_holm does not stay below 0.05), family (rows
     with a p-value).
     """
     rows = [
         row
         for metric in HEADLINE
-        for method in guided_methods(transfer)
+        for method in (guided_methods(transfer) if methods is None else methods)
         for row in paired(transfer, method, BASELINE, metric)
     ]
     tested = [row for row in rows if row["p"] is not None]
@@ -70,9 +78,11 @@ def paired(
 ) -> list[dict[str, Any]]:
     """Difference method - baseline at each fraction, paired by seed, with its 95 % t-interval and a plain verdict.
 
-    Each row: method, baseline, metric, fraction, mean, half_width, low, high, p, n, verdict, sentence. The verdict is
-    "better" or "worse" only when the interval excludes 0 strictly, else "open"; "one seed" and "missing" say why there
-    is no interval. p is that of the paired t-test, two-sided: below 0.05 exactly where the interval excludes 0.
+    Each row: method, baseline, metric, fraction, mean, half_width, low, high, p, detectable, n, verdict, sentence. The
+    verdict is "better" or "worse" only when the interval excludes 0 strictly, else "open"; "one seed" and "missing" say
+    why there is no interval. p is that of the paired t-test, two-sided: below 0.05 exactly where the interval excludes
+    0; detectable is the smallest true difference that it would have told from 0 with a chance of 80 %
+    (`power.detectable`).
     """
     table: dict[tuple[float, str], dict[Any, float]] = {}
     for row in transfer:
@@ -97,6 +107,7 @@ def paired(
             "low": mean - half if n > 1 else None,
             "high": mean + half if n > 1 else None,
             "p": p_value(mean, half, n) if n > 1 else None,
+            "detectable": detectable(half, n) if n > 1 else None,
             "n": n,
         }
         row["verdict"] = verdict(row)
@@ -127,3 +138,17 @@ def sentence(row: Row) -> str:
     basis = f"{size}{unit}, 95 % interval {low} to {high}, {row['n']} seeds"
     winner = {"better": f"{ours} better", "worse": f"{theirs} better", "open": "not distinguishable"}[row["verdict"]]
     return f"At {at}: {winner} ({basis})."
+
+
+def powers(rows: Sequence[Row]) -> list[str]:
+    """What a sweep could have seen, a sentence a metric: of the rows of `comparisons`, from the surest to the least."""
+    said = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        sizes = sorted(row["detectable"] for row in rows if row["metric"] == metric and row["detectable"] is not None)
+        if sizes:
+            about = METRICS[metric]
+            least, most = (number(size, about.digits) for size in (sizes[0], sizes[-1]))
+            span = least if least == most else f"{least} to {most}, by method and share"
+            unit = f" {about.unit}" if about.unit else ""
+            said.append(f"{about.label}: with a chance of 80 % this sweep sees a true difference of {span}{unit}.")
+    return said

@@ -11,8 +11,8 @@ from gtl_lightning.files import remove, write_text
 from gtl_lightning.methods import ROLLS
 from gtl_lightning.report import sections
 from gtl_lightning.report.answer import DEMO, findings, limits, next_command
-from gtl_lightning.report.costs import cost_panels, cost_table, time_tables
-from gtl_lightning.report.differences import HEADLINE, comparisons
+from gtl_lightning.report.costs import cost_panels, cost_tables, time_tables
+from gtl_lightning.report.differences import HEADLINE, comparisons, other_methods, powers
 from gtl_lightning.report.document import (
     Block,
     Bullets,
@@ -101,7 +101,7 @@ def write_report(
     grid = _grid(settings)
     missing_cells, cells = find_holes(transfer, grid, holes)
     generated = "Generated sample text." if provenance.get("generated") else ""
-    found = findings(transfer)
+    found, others = findings(transfer), other_methods(transfer)
     drawn = _panels(transfer, ablation, advisor, frozenset().union(*(finding.compared for finding in found)))
     note = " ".join(filter(None, (interval_note(transfer), generated)))
     paths = _save(folder / "figures", drawn, note, generated)
@@ -110,11 +110,13 @@ def write_report(
         *(sections.result_table(transfer, metric, grid) for metric in HEADLINE),
         *_section("GTL against fine-tuning"),
         *(Text(sentence) for sentence in sections.answer(transfer)),
+        *(Text(sentence) for sentence in powers([*comparisons(transfer), *comparisons(transfer, others)])),
         sections.difference_table(transfer),
+        *([sections.difference_table(transfer, others)] if others else []),
         *([Bullets(tuple(notes))] if notes else []),
         *_section("Cost"),
-        *_figure("cost", drawn, "Held-out NELBO and MAUVE over the time of training", _COST),
-        cost_table(transfer),
+        *_figure("cost", drawn, "Held-out NELBO and MAUVE over what training takes", _COST),
+        *cost_tables(transfer),
         *_advice(advisor, drawn),
         *_ablation(drawn, ablation),
         *_sample_blocks(samples),
@@ -152,8 +154,9 @@ def write_report(
 
 
 _COST = (
-    "A point a method and share of the data, means over seeds; the larger the point, the more data. Times are of the "
-    "machine that each was trained on."
+    "A point a method and share of the data, means over seeds; the larger the point, the more data. Seconds of the "
+    "processor (by the clock on a GPU) of all fits, of preparing texts, and of training the networks that a method "
+    "reads, on the machine that each was trained on."
 )
 _QUALITY_TEXT = (
     "No column here has a best value of its own: the nearer to the row of real target text, the better. A longest copy "
@@ -286,6 +289,7 @@ def _grid(settings: Mapping[str, Any]) -> dict[str, Any]:
         "methods": settings.get("methods") or [name for key in ROLLS for name in sweep.get(key, ())],
         "fractions": settings.get("fractions") or sweep.get("fractions"),
         "seeds": settings.get("seeds") or sweep.get("seeds"),
+        "repeats": settings.get("repeats") or sweep.get("repeats"),
     }
 
 

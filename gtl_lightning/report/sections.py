@@ -98,7 +98,7 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
         own = "MAUVE's own interval" if metric == "mauve" else "1.96 standard errors of the test set"
         note += f"{OWN} One seed, so no interval over seeds exists: half width of {own}. "
     if any(row["n"] < seeds for row in summary.values()):
-        note += f"(n) Only n of {seeds} seeds have a result: see missing cells. "
+        note += f"(n) Only n of {seeds} seeds have a result; what ought to be there stands under missing cells. "
     if any(isinstance(cell, TableCell) and cell.hole for row in rows if not isinstance(row, Group) for cell in row):
         note += f"{DASH} No result: see missing cells."
     unit = f"{about.unit}, " if about.unit else ""
@@ -106,10 +106,13 @@ def result_table(transfer: Sequence[Row], metric: str, grid: Mapping[str, Any]) 
     return Table(f"{about.label} ({unit}{about.better} is better)", columns, tuple(rows), note=note.strip())
 
 
-def difference_table(transfer: Sequence[Row]) -> Table:
-    """GTL - fine-tuning, paired by seed, with interval and verdict, plain and adjusted for the number of rows."""
+def difference_table(transfer: Sequence[Row], methods: Sequence[str] | None = None) -> Table:
+    """Method - fine-tuning, paired by seed, with interval and verdict, plain and adjusted for the number of rows.
+
+    By default the guided methods, of whom the advisor has spoken.
+    """
     rows: list[tuple[TableCell | str, ...] | Group] = []
-    pairs = comparisons(transfer)
+    pairs = comparisons(transfer, methods)
     several = any(row["p"] is not None for row in pairs)
     title = ""
     for row in pairs:
@@ -120,7 +123,7 @@ def difference_table(transfer: Sequence[Row]) -> Table:
             rows.append(Group(group))
             title = group
         after = (_verdict(row, "verdict_holm"),) if several else ()
-        p = (p_text(row["p"]), p_text(row["p_holm"])) if several else ()
+        p = (p_text(row["p"]), p_text(row["p_holm"]), number(row["detectable"], about.digits)) if several else ()
         ends = [number(row[end], about.digits, sign=True) for end in ("low", "high")]
         interval = f"{ends[0]} to {ends[1]}" if row["n"] > 1 else DASH
         size, advised = number(row["mean"], about.digits, sign=True), _advised(transfer, method, row["fraction"])
@@ -133,12 +136,15 @@ def difference_table(transfer: Sequence[Row]) -> Table:
     if several:
         note += (
             f"Of twenty true zeros, one is expected to look like a difference; Holm's adjustment for all "
-            f"{pairs[0]['family']} rows with a p-value keeps the chance of even one such row below 5 %."
+            f"{pairs[0]['family']} rows with a p-value keeps the chance of even one such row below 5 %. Seen at 80 %: "
+            "the smallest true difference that so many pairs, scattered like these, tell from 0 with that chance, "
+            "before any adjustment."
         )
-    after, p = (("Verdict after Holm",), ("p", "p after Holm")) if several else ((), ())
+    after, p = (("Verdict after Holm",), ("p", "p after Holm", "Seen at 80 %")) if several else ((), ())
     columns = ("Target data", "Verdict", *after, "Difference", "95 % interval", *p, "Seeds", "Advisor, before sampling")
     words = (0, 1, 2, len(columns) - 1) if several else (0, 1, len(columns) - 1)
-    return Table("Difference to fine-tuning, paired by seed", columns, tuple(rows), words, note)
+    whose = "Difference to fine-tuning, paired by seed" + ("" if methods is None else ": other methods")
+    return Table(whose, columns, tuple(rows), words, note)
 
 
 def _verdict(row: Row, key: str) -> str:

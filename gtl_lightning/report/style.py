@@ -114,6 +114,13 @@ def count(value: object) -> str:
     return number(value, 0)
 
 
+def megabytes(value: object) -> str:
+    """Bytes in units of a million, three digits at least."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return DASH
+    return f"{number(value / 1e6, 0 if value >= 1e8 else 1 if value >= 1e7 else 2)} MB"
+
+
 def seconds(value: object) -> str:
     """Seconds below two minutes, then minutes, then hours."""
     if not isinstance(value, int | float) or not math.isfinite(value):

@@ -43,10 +43,19 @@ METRICS = {
 }
 COSTS = (
     "trainable_parameters",
+    "kept_bytes",
     "steps",
     "best_step",
     "train_seconds",
+    "fit_seconds",
+    "prepare_seconds",
+    "needs_seconds",
+    "cost_seconds",
+    "peak_bytes",
+    "denoiser_passes",
+    "ratio_passes",
     "sample_seconds",
+    "lr",
     "gamma",
     "sample_gamma",
     "temperature",
@@ -106,7 +115,8 @@ def find_holes(
     """Cells of the grid without a result, and the number of cells the grid has.
 
     The grid is every method by every fraction by every seed, from `settings` (`methods`, `fractions`, `seeds`) joined
-    with whatever occurs in the rows. Reasons come from `holes`: rows {method, fraction, seed, cause}.
+    with whatever occurs in the rows, less the seeds that `repeats` leaves out at a fraction. Reasons come from
+    `holes`: rows {method, fraction, seed, cause}.
     """
     methods = {row["method"] for row in transfer} | set(settings.get("methods") or ())
     holes = list(holes)
@@ -118,11 +128,13 @@ def find_holes(
     causes = {_cell(row): str(row.get("cause") or "") for row in holes}
     # A row whose two headline metrics are both absent is a hole: the cell ran and produced nothing to compare.
     present = {_cell(row) for row in transfer if not (missing(row.get("nelbo")) and missing(row.get("mauve")))}
+    fewer = _fewer(settings)
     grid = [
         (method, fraction, seed)
         for method in methods
         for fraction in ([None] if method == "source" else fractions)
         for seed in seeds
+        if (fraction, seed) not in fewer
     ]
     absent = [
         {"method": cell[0], "fraction": cell[1], "seed": cell[2], "cause": causes.get(cell) or "no result"}
@@ -130,6 +142,13 @@ def find_holes(
         if cell not in present
     ]
     return sorted(absent, key=lambda hole: (hole["method"], -(hole["fraction"] or 2), str(hole["seed"]))), len(grid)
+
+
+def _fewer(settings: Mapping[str, Any]) -> set[tuple[float, Any]]:
+    """(fraction, seed) that `sweep.repeats` leaves out."""
+    seeds, counts = settings.get("seeds") or (), settings.get("repeats") or ()
+    fractions = [fraction_key(value) for value in settings.get("fractions") or ()]
+    return {(fraction, seed) for fraction, count in zip(fractions, counts, strict=False) for seed in seeds[count:]}
 
 
 def real_value(transfer: Iterable[Row], metric: str, fraction: float | None = None) -> float:

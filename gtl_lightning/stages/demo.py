@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import chdir
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from gtl_lightning.data.sample import write_sample
@@ -62,7 +61,7 @@ def run_demo(params: Params, records: dict[str, int] = RECORDS) -> Path:
 def _steps(params: Params, records: dict[str, int]) -> list[tuple[str, Callable[[], object]]]:
     """What the pipeline does, in its order: (words, what is run)."""
     sweep = params.sweep
-    points = list(product(sweep.fractions, sweep.seeds))
+    points = sweep.points
     cells = [(method, *point) for point in points for method in sweep.methods]
 
     def cell(method: str, fraction: float, seed: int) -> None:

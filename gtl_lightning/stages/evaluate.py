@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from gtl_lightning.core.guidance import Guidance
-from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json, write_text
 from gtl_lightning.methods import guides
@@ -37,7 +36,7 @@ from gtl_lightning.workspace.paths import (
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.provenance import made_with
 from gtl_lightning.workspace.real import SHOWN_TEXTS, RealText
-from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
+from gtl_lightning.workspace.sampler import COST, Sampler, at_gamma, draw_lengths
 from gtl_lightning.workspace.selection import choose_setting, trial_rows
 from gtl_lightning.workspace.text import decode_all
 
@@ -71,15 +70,15 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
         setting, trials = choose_setting(params, sampler, val, row["gamma"], seed)
         row |= {"temperature": setting.temperature, "sample_gamma": setting.gamma, "trials": trial_rows(trials)}
         guidance = at_gamma(params, sampler.guidance, setting.gamma)
-        sampled, texts, seconds = _samples(setting.applied(params), sampler, guidance, train, real.samples, seed)
+        lengths = draw_lengths(train.lengths, real.samples, seed)
+        sampled, texts, seconds = _samples(setting.applied(params), sampler, guidance, lengths, seed)
+        row |= sampler.passes(params, lengths, guidance)
         row |= sample_metrics(params, sampler.corpus, real, texts, sampled)
         row |= memorisation_metrics(sampler.corpus, real, sampled, texts, train if fraction is not None else None)
         row |= {
             "samples": len(texts),
             "n_ratio": guidance.n_ratio if guidance else None,
-            "trainable_parameters": sampler.training.get("trainable_parameters"),
-            "steps": sampler.training.get("steps"),
-            "best_step": sampler.training.get("best_step"),
+            **{key: sampler.training.get(key) for key in (*COST, "best_step", "lr")},
             "verdict": _verdict(cell),
             "made_with": made_with(sampler.device.type, params.machine.sampling_precision),
             "trained_with": sampler.training.get("made_with"),
@@ -125,7 +124,7 @@ def ablation(params: Params, seed: int) -> None:
         raise UserError(f"ablation.method = {settings.method} has no ratio to guide with; choose one of sweep.ratios")
     train, val = sampler.corpus.target(settings.fraction, params.data.min_examples)
     real = RealText.open(params, sampler.corpus)
-    n_ratio = sampler.guidance.n_ratio
+    n_ratio, lengths = sampler.guidance.n_ratio, draw_lengths(train.lengths, real.samples, cell.seed)
     points = [("gamma", gamma, n_ratio) for gamma in settings.gammas]
     points += [("n_ratio", 1.0, count) for count in settings.n_ratios]
     rows: list[dict[str, Any]] = []
@@ -137,7 +136,7 @@ def ablation(params: Params, seed: int) -> None:
         curve = gamma_choice(params, sampler, val, settings.gammas).curve
         for step, (axis, gamma, count) in enumerate(points):
             guidance = replace(at_gamma(params, sampler.guidance, gamma), n_ratio=count)
-            sampled, texts, seconds = _samples(params, sampler, guidance, train, real.samples, cell.seed)
+            sampled, texts, seconds = _samples(params, sampler, guidance, lengths, cell.seed)
             row = {
                 **whose,
                 "axis": axis,
@@ -157,9 +156,8 @@ def ablation(params: Params, seed: int) -> None:
 
 
 def _samples(
-    params: Params, sampler: Sampler, guidance: Guidance | None, train: TokenDataset, count: int, seed: int
+    params: Params, sampler: Sampler, guidance: Guidance | None, lengths: list[int], seed: int
 ) -> tuple[list[Tensor], list[str], float]:
-    lengths = draw_lengths(train.lengths, count, seed)
     start = time.perf_counter()
     with progress_bar("sampling") as progress:
         sampled = sampler.draw(params, lengths, guidance=guidance, seed=seed, progress=progress)

@@ -59,7 +59,9 @@ def alias_of(fraction: float) -> str:
 
 
 def _best(params: Params, methods: Iterable[str], fraction: float) -> tuple[Cell, float] | None:
-    cells = [Cell(method, fraction, seed) for method in methods for seed in params.sweep.seeds]
+    cells = [
+        Cell(method, fraction, seed) for method in methods for share, seed in params.sweep.points if share == fraction
+    ]
     paths = {cell: CELLS / cell.name / ROW for cell in cells}
     found = {cell: read_record(path, {"nelbo_val": NUMBER}) for cell, path in paths.items() if path.exists()}
     scores = {cell: float(row["nelbo_val"]) for cell, row in found.items()}

@@ -17,9 +17,11 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, write_json
 from gtl_lightning.records import Each, Row, Shape, read_list, read_record, read_records
 from gtl_lightning.report import summarise, write_report
+from gtl_lightning.report.differences import comparisons, other_methods
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.stages.trace import traced
-from gtl_lightning.workspace.frozen import guided_files, of_others
+from gtl_lightning.workspace.costs import training_costs
+from gtl_lightning.workspace.frozen import of_others
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import (
@@ -30,7 +32,6 @@ from gtl_lightning.workspace.paths import (
     REAL_TEXTS,
     REAL_VALUES,
     REPORTS,
-    RESULT,
     ROW,
     ROWS,
     SPLITS,
@@ -55,6 +56,9 @@ ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
 SHARED = ("source", "causal", "planner", "judge")
 """Folders of models/ that all cells share."""
 SHOWN = ("mauve", "nelbo", "domain_score")
+COSTS_SHOWN = ("trainable_parameters", "kept_bytes", "cost_seconds", "peak_bytes", "denoiser_passes", "ratio_passes")
+COLUMNS = (*SHOWN, *COSTS_SHOWN)
+"""Of a method and share, means over the seeds: what DVC, MLflow and curves.json are told."""
 TRACED_TEXTS, TRACED_TOKENS = 3, 32
 """Texts whose making is shown, and how long they are at most: seconds of sampling, whatever the profile."""
 DEMO_PROFILE, AFTER_DEMO = "demo", "make repro"
@@ -62,7 +66,8 @@ DEMO_PROFILE, AFTER_DEMO = "demo", "make repro"
 
 
 def make_report(params: Params) -> None:
-    """reports/: transfer.json, ablation.json, advisor.json, curves.json, metrics/, report.md, report.html, figures/.
+    """reports/: transfer.json, differences.json, ablation.json, advisor.json, curves.json, metrics/, report.md,
+    report.html, figures/.
 
     A cell of the grid without a result is shown as a hole, with its reason.
     """
@@ -74,6 +79,7 @@ def make_report(params: Params) -> None:
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
     write_json(REPORTS / "advisor.json", advisor)
+    write_json(REPORTS / "differences.json", [*comparisons(rows), *comparisons(rows, other_methods(rows))])
     written = write_report(
         REPORTS,
         transfer=rows,
@@ -87,6 +93,7 @@ def make_report(params: Params) -> None:
             "methods": ["source", *params.sweep.methods],
             "fractions": list(params.sweep.fractions),
             "seeds": list(params.sweep.seeds),
+            "repeats": list(params.sweep.repeats),
             "planner": params.sampling.planner,
             "positions_per_step": params.sampling.positions_per_step,
             "featurizer": measured["featurizer"],
@@ -103,7 +110,7 @@ def make_report(params: Params) -> None:
     means = {
         f"{row['method']}.{row['fraction'] if row['fraction'] is not None else 'all'}.{row['metric']}": row["mean"]
         for row in summarise(rows)
-        if row["metric"] in SHOWN
+        if row["metric"] in COLUMNS
     }
     found = points(rows)
     _write_for_dvc(found)
@@ -118,11 +125,11 @@ def make_report(params: Params) -> None:
 
 
 def points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for every method and share, means over the seeds: method, fraction, examples, the metrics SHOWN."""
+    """A row for every method and share, means over the seeds: method, fraction, examples, COLUMNS."""
     examples = {(row["method"], row["fraction"]): row["examples"] for row in rows}
     found: dict[tuple[str, float | None], dict[str, Any]] = {}
     for one in summarise(rows):
-        if one["metric"] in SHOWN:
+        if one["metric"] in COLUMNS:
             at = one["method"], one["fraction"]
             empty = {"method": at[0], "fraction": at[1], "examples": examples[at]}
             found.setdefault(at, empty)[one["metric"]] = one["mean"]
@@ -133,7 +140,7 @@ def _write_for_dvc(found: list[dict[str, Any]]) -> None:
     """reports/metrics/: a file a method and share, a row of `dvc metrics show`; curves.json: what `dvc plots` draws."""
     for point in found:
         name = point["method"] if point["fraction"] is None else f"{point['method']}-{point['fraction']}"
-        columns = {key: point[key] for key in ("examples", *SHOWN) if key in point}
+        columns = {key: point[key] for key in ("examples", *COLUMNS) if key in point}
         write_json(REPORTS / "metrics" / f"{name}.json", columns)
     write_json(REPORTS / "curves.json", [point for point in found if point["fraction"] is not None])
 
@@ -154,7 +161,7 @@ def _track_curves(tracked: Study, found: list[dict[str, Any]]) -> None:
             continue
         with tracked.child("curve", name, key, {"method": method}, note) as run:
             for point in curve:
-                run.log_metrics({metric: point[metric] for metric in SHOWN if metric in point}, point["examples"])
+                run.log_metrics({metric: point[metric] for metric in COLUMNS if metric in point}, point["examples"])
             run.set_tags({"complete": True})
 
 
@@ -164,30 +171,21 @@ def _rows(params: Params) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         path = CELLS / cell.name / ROW
         if path.exists():
             row = read_record(path, Row(POINT, TEXTS, frozenset({"gamma_curve", "trials"})))
-            rows.append({**row, "train_seconds": _train_seconds(cell), **run_of(path)})
+            rows.append({**row, **training_costs(cell), **run_of(path)})
         else:
             cause = f"{path} does not exist: its stage failed or has not run"
             holes.append({"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "cause": cause})
     return rows, holes
 
 
-def _train_seconds(cell: Cell) -> float | None:
-    """Of the cell's own training, and of the denoiser that was trained for it to guide; None where one is unknown."""
-    if cell.fraction is None:
-        return None
-    trained = [MODELS / cell.name / RESULT, *(path for path in guided_files(cell) if path.name == RESULT)]
-    spent = [float(took["seconds"]) for path in trained if "seconds" in (took := run_of(path))]
-    return round(sum(spent), 2) if len(spent) == len(trained) else None
-
-
 def _grid(params: Params) -> list[Cell]:
     sweep = params.sweep
-    cells = [Cell(*point) for point in itertools.product(sweep.methods, sweep.fractions, sweep.seeds)]
+    cells = [Cell(method, *point) for method in sweep.methods for point in sweep.points]
     return [Cell("source", None, seed) for seed in sweep.seeds] + cells
 
 
 def _classifiers(params: Params) -> list[Cell]:
-    return [Cell("classifier", *point) for point in itertools.product(params.sweep.fractions, params.sweep.seeds)]
+    return [Cell("classifier", *point) for point in params.sweep.points]
 
 
 def _advice(cell: Cell) -> list[dict[str, Any]]:

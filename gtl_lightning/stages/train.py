@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,8 +101,9 @@ def _take(params: Params, corpus: Corpus, module: TrainedModule, origin: Origin 
     seconds = time.monotonic() - start
     result = FitResult(best_score=score, best_step=0, steps=0, seconds=seconds, history=[])
     network = module.network.cpu()
-    trained = [Trained(network, result, 0.0, 0, 0, seconds, made, "network")]
-    save_trained(SOURCE.parent, network, trained, found={OF_OTHERS: asdict(origin)} if origin else None)
+    trained = Trained.once(module, data, result, 0.0, made, "network", "network")
+    kept = replace(trained, parameters=0, kept_bytes=0)
+    save_trained(SOURCE.parent, network, [kept], found={OF_OTHERS: asdict(origin)} if origin else None)
     log.info("source: %s, NELBO %.4f nats a token of held-out source text; nothing is trained", kind, score)
 
 
@@ -240,7 +241,9 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     corpus = Corpus.open(params)
     train, val = corpus.target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
     own, read = params.methods.of(method), set[Path]()
+    begun = time.process_time()
     recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read), own)
+    prepared = time.process_time() - begun
     data = domains_of if recipe.both_domains else texts_of
     settings = {
         "method": own.model_dump(exclude={"train"}),
@@ -264,7 +267,7 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
 
     members = fit_recipe(recipe, own.train, seed, fit_one)
     network = averaged([member.network for member in members])
-    save_trained(MODELS / cell.name, network, members, read=read, found=recipe.found)
+    save_trained(MODELS / cell.name, network, members, read=read, found=recipe.found, prepared=prepared)
 
 
 def context_of(

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
-from gtl_lightning.methods.fitting import Trained, held_out_draws, lowest
+from gtl_lightning.methods.fitting import Spent, Trained, held_out_draws, lowest
 from gtl_lightning.workspace.corpus import Corpus, device_of, token_files
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study, trainable_parameters
+from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study
 from gtl_lightning.workspace.provenance import made_with
 
 TRAINING = "gtl_lightning.stages.train"
 """Where every training of the pipeline starts."""
+TOOK = {"history", "seconds", "compute_seconds", "peak_bytes"}
+"""Of a fit's result, what stands elsewhere: in the history, in runs/."""
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -80,10 +82,9 @@ def fit_best(
     tried = []
     for lr in (training.lr, *training.also_lr):
         module = build(OptimiserConfig.of(training, lr))
-        parameters = trainable_parameters(module.network)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed, code)
-        tried.append(Trained(module.network, result, lr, parameters, result.steps, result.seconds, made, part))
+        tried.append(Trained.once(module, data, result, lr, made, part, name))
     return lowest(tried)
 
 
@@ -141,7 +142,8 @@ def _fit_tracked(
             devices=machine.devices,
             accumulate=machine.accumulate,
         )
-        run.log_metrics({"best_score": result.best_score, "best_step": result.best_step, "seconds": result.seconds})
+        found = {"best_score": result.best_score, "best_step": result.best_step, **Spent.on(result).noted}
+        run.log_metrics(found)
     log.info(
         "%s %s: best %.4f at step %d of %d, %.0f s",
         cell.name,
@@ -162,22 +164,25 @@ def save_trained(
     part: str = "network",
     read: Collection[Path] = (),
     found: Mapping[str, Any] | None = None,
+    prepared: float = 0.0,
 ) -> None:
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
     What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. What the
-    recipe found stands with them, a `warning` for the report among it. How long it took stands in `runs/`: equal
-    trainings leave equal files.
+    recipe found stands with them, a `warning` for the report among it. What it took stands in `runs/`, the seconds in
+    which the recipe `prepared` its texts too: equal trainings leave equal files.
     """
     from gtl_lightning.networks import save_network
 
     best = min(trained, key=lambda member: member.result.best_score)
     summary = {
-        **{key: value for key, value in asdict(best.result).items() if key not in ("history", "seconds")},
+        **{key: value for key, value in asdict(best.result).items() if key not in TOOK},
         "lr": best.lr,
         "part": best.part,
         "steps": sum(member.steps for member in trained),
         "trainable_parameters": sum(member.parameters for member in trained),
+        "kept_bytes": sum(member.kept_bytes for member in trained),
+        "tried": {name: score for member in trained for name, score in member.tried.items()},
         "made_with": best.made_with,
         "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
         **(found or {}),
@@ -186,7 +191,7 @@ def save_trained(
     history = [{key: value for key, value in check.items() if key != "seconds"} for check in best.result.history]
     path = folder / (RESULT if part == "network" else f"{part}.json")
     write_json(path, {**summary, "history": history})
-    note_run(path, {"seconds": round(sum(member.seconds for member in trained), 2)})
+    note_run(path, {**Spent.by(trained).noted, "prepare_seconds": round(prepared, 2)})
 
 
 def scoring(params: Params, val: TokenDataset) -> dict[str, Any]:

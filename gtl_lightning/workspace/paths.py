@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.files import digest, sha256_file, write_json
-from gtl_lightning.records import AMOUNT, Each, Row, read_lines, read_record
+from gtl_lightning.records import AMOUNT, Each, Row, Shape, Within, read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.watched import check_inputs
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gtl_lightning.workspace.tracking import Study
 
 log = logging.getLogger("gtl")
@@ -33,7 +31,12 @@ ABLATION = Path("ablation")
 REPORTS = Path("reports")
 STATE = Path(".state")
 RUNS = Path("runs")
-"""What making a result took, by the result's path: seconds, its tracked run. No result depends on it."""
+"""What making a result took, by the result's path: seconds, memory, its tracked run. No result depends on it."""
+TOOK: Shape = {
+    **dict.fromkeys(("seconds?", "compute_seconds?", "prepare_seconds?"), AMOUNT),
+    "peak_bytes?": Within(0, 1e18, null=True),
+    "rows?": Each(Row()),
+}
 
 NETWORK = "network.safetensors"
 SOURCE = MODELS / "source" / NETWORK
@@ -114,7 +117,7 @@ def note_run(result: Path, values: dict[str, Any]) -> None:
 def run_of(result: Path, root: Path = Path()) -> dict[str, Any]:
     """What `note_run` noted; empty for a result that came without it."""
     path = root / RUNS / result
-    return read_record(path, {"seconds?": AMOUNT, "rows?": Each(Row())}) if path.exists() else {}
+    return read_record(path, TOOK) if path.exists() else {}
 
 
 def with_times(result: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,11 +130,6 @@ def fraction_of(cell: Cell) -> float:
     """The cell's share of the target data; every cell but the source's has one."""
     assert cell.fraction is not None
     return cell.fraction
-
-
-def trainable_parameters(network: nn.Module) -> int:
-    """Number of weights that are trained."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def read_samples(folder: Path) -> list[str]:

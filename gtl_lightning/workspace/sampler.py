@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
-from gtl_lightning.records import COUNT, Shape, Values, read_record
+from gtl_lightning.records import COUNT, NUMBER, Shape, Values, read_record
 from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
 from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 
 Watch = Callable[[list[int]], "Observer"]
 """Places of a batch's rows among all texts -> an observer of that batch."""
-COST: Shape = {"trainable_parameters": COUNT, "steps": COUNT}
-TRAINED: Shape = {**COST, "read": Values(str), "best_step?": COUNT, "made_with?": str}
-"""What a training says of its cost."""
+COST = ("trainable_parameters", "kept_bytes", "steps")
+TRAINED: Shape = {
+    "trainable_parameters": COUNT,
+    "kept_bytes?": COUNT,
+    "steps": COUNT,
+    "read": Values(str),
+    "best_step?": COUNT,
+    "lr?": NUMBER,
+    "made_with?": str,
+}
+"""What a training says of its cost, and what else is read of it; bundles of earlier versions have no `kept_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,28 @@ class Sampler:
             result[index] = sequence
         return result
 
+    def passes(self, params: Params, lengths: list[int], guidance: Guidance | None) -> dict[str, float]:
+        """Passes of the networks for one text drawn by `draw`, mean over texts of these lengths (NFE).
+
+        A step is one pass of the denoiser. A token-level ratio says what it adds to one; a sequence-level one passes
+        over every candidate of every revealed position. A learned planner's passes are not counted.
+        """
+        from gtl_lightning.core.guidance import SequenceRatio
+
+        asked = params.sampling
+        steps, shown = [], asked.positions_per_step
+        for length in lengths:
+            whole, rest = divmod(length, asked.block or length)
+            steps.append(whole * -(-(asked.block or length) // shown) - (-rest // shown))
+        mean = sum(steps) / len(steps)
+        if guidance is None:
+            return {"denoiser_passes": mean, "ratio_passes": 0.0}
+        if isinstance(guidance.ratio, SequenceRatio):
+            tried = guidance.n_ratio or self.corpus.vocab_size
+            return {"denoiser_passes": mean, "ratio_passes": tried * sum(lengths) / len(lengths)}
+        network: Any = guidance.ratio.f
+        return {"denoiser_passes": mean, "ratio_passes": mean * network.passes}
+
     def start(self, length: int, prompt: Tensor | None) -> Tensor:
         """Long[l]: what a text of that length begins as: the prompt, and masks."""
         import torch
@@ -221,7 +251,7 @@ def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:
 
 def _with_denoiser(training: dict[str, Any], denoiser: dict[str, Any]) -> dict[str, Any]:
     """What a ratio's training came to, and that of the denoiser which was trained for it: one cost, all files read."""
-    cost = {key: training[key] + denoiser[key] for key in COST}
+    cost = {key: training.get(key, 0) + denoiser.get(key, 0) for key in COST}
     return {**training, **cost, "read": {**denoiser.get("read", {}), **training["read"]}}
 
 

@@ -279,6 +279,9 @@ class Sweep(Section):
     seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="repetitions; three or more wherever results are claimed"
     )
+    repeats: tuple[Few, ...] = Field(
+        (), description="how many of seeds, the first ones, at each of fractions; none: all of them everywhere"
+    )
     baselines: tuple[Baseline, ...] = Field(("vanilla", "finetune", "lora"), description="denoisers trained per cell")
     with_classifier: tuple[WithClassifier, ...] = Field(
         (), description="denoisers whose training reads the cell's classifier too"
@@ -292,6 +295,24 @@ class Sweep(Section):
     def methods(self) -> tuple[str, ...]:
         """Every method of the grid."""
         return tuple(name for roll in ROLLS for name in getattr(self, roll))
+
+    @property
+    def points(self) -> tuple[tuple[float, int], ...]:
+        """(share, seed) of every cell of a method."""
+        counts = self.repeats or (len(self.seeds),) * len(self.fractions)
+        return tuple(
+            (share, seed) for share, count in zip(self.fractions, counts, strict=True) for seed in self.seeds[:count]
+        )
+
+    @model_validator(mode="after")
+    def _repeats_are_of_the_grid(self) -> Sweep:
+        if self.repeats and len(self.repeats) != len(self.fractions):
+            raise ValueError(
+                f"repeats has {len(self.repeats)} numbers for {len(self.fractions)} fractions; give one for each"
+            )
+        if self.repeats and max(self.repeats) > len(self.seeds):
+            raise ValueError(f"repeats asks for {max(self.repeats)} of {len(self.seeds)} seeds; add seeds, or lower it")
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Sweep:

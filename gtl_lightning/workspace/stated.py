@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from gtl_lightning.fields import Network, Training, set_fields
 from gtl_lightning.methods import METHODS
 from gtl_lightning.sources import SOURCES
-from gtl_lightning.workspace.settings import Bench, Machine, Networks, Tracking, Train
+from gtl_lightning.workspace.settings import Bench, Machine, Networks, Sweep, Tracking, Train
 
 Tree = dict[str, Any]
 DEFAULTS: dict[type[BaseModel], str] = {Training: "train.default", Network: "networks.default"}
@@ -24,8 +24,9 @@ SELDOM: dict[str, tuple[BaseModel, frozenset[str]]] = {
     "bench": (Bench(), frozenset()),
     "machine": (Machine(), frozenset({"threads"})),
     "tracking": (Tracking(), frozenset({"uri", "experiment"})),
+    "sweep": (Sweep(), frozenset(Sweep.model_fields) - {"repeats"}),
 }
-"""Section -> its defaults, and what is written even so. No stage is made stale by the rest, so it may stand in code."""
+"""Section -> its defaults, and what is written even so. No training is made stale by the rest: it may stand in code."""
 
 GONE: Tree = {"train.val_draws": 2, "evaluation.seed": 0, "machine.strategy": "auto"}
 """Parameters of older files that nobody set, and the value that they have come to stand for."""

@@ -284,7 +284,7 @@ def test_a_ratio_of_three_methods_learns_the_ratio_and_samples_the_target_under_
 
 BELOW = ("core", "papers", "laws", "data", "evaluation", "modules")
 BUILDS = {
-    "methods/vanilla.py", "stages/train.py", "bench/sampling.py",
+    "methods/vanilla.py", "stages/budget.py", "bench/sampling.py",
     "studies/markov/study.py", "studies/markov/domains.py", "studies/markov/models.py",
     "studies/tcsm/chains.py",
     "studies/ar2diff/chains.py", "studies/ar2diff/text.py", "studies/ar2diff/tasks.py", "studies/ar2diff/speed.py",

@@ -28,7 +28,8 @@ NEEDED = {
     "mauve_high", "mauve_real", "domain_score", "domain_score_real", "reference_ppl", "reference_ppl_real",
     "exact_nll", "exact_nll_real", "distinct_1", "distinct_2", "longest_copy", "nearest_train",
     "trainable_parameters", "steps", "train_seconds", "sample_seconds", "verdict",
-    "temperature", "sample_gamma", "trials",
+    "temperature", "sample_gamma", "trials", "kept_bytes", "lr", "denoiser_passes", "ratio_passes", "fit_seconds",
+    "prepare_seconds", "needs_seconds", "cost_seconds", "peak_bytes",
 }  # fmt: skip
 
 

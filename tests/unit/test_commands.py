@@ -128,6 +128,11 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("gtl", "--fraction", "0.05", "--seed", "-1"), "--seed -1"),
         ],
     },
+    "budget": {
+        "share": [(("--share", value), "--share") for value in ("0", "-1", "nan", "inf")],
+        "timed": [(("--timed=perhaps",), "--timed")],
+        "write": [(("--write=perhaps",), "--write")],
+    },
     "ablation": {"seed": [(("--seed", "7"), "--seed 7 is none of sweep.seeds"), (("--seed", "-1"), "--seed -1")]},
     "markov configure": {
         "overrides": [

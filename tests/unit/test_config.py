@@ -102,6 +102,9 @@ def test_dump_is_yaml_of_the_same_values() -> None:
         ("machine.threads=100000", "machine.threads = 100000"),
         ("markov.seeds=[0]", "markov: the study on Markov chains has a file of its own, gtl_lightning/studies/markov/"),
         # what has to fit together
+        ("sweep.repeats=[1]", "sweep: repeats has 1 numbers for 4 fractions; give one for each"),
+        ("sweep.repeats=[1, 1, 2, 1]", "sweep: repeats asks for 2 of 1 seeds; add seeds, or lower it"),
+        ("sweep.repeats=[1, 0, 1, 1]", "sweep.repeats.1 = 0"),
         ("evaluation.mauve_buckets=300", "evaluation: mauve_buckets = 300 exceeds samples = 256"),
         ("train.source.warmup=2000", "train.source: warmup = 2000 exceeds steps = 1400"),
         ("train.source.check_every=2000", "train.source: check_every = 2000 exceeds steps = 1400"),

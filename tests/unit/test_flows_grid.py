@@ -114,6 +114,30 @@ def test_what_guides_the_fine_tuned_denoiser_follows_it_and_is_evaluated(
     assert grid.stages["ratio-on-finetuned@gtl-finetuned-0.05-0"].label == "ratio-on-finetuned gtl-finetuned 5 % seed 0"
 
 
+def test_fewer_repetitions_at_a_share_are_no_stages_and_nobody_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC's matrix has them all; the flows make those of `sweep.repeats`, and of the source all, once a seed."""
+    for name in ("dvc.yaml", "data.dvc", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    few = ("sweep.fractions=[1.0, 0.05]", "sweep.seeds=[4, 7, 1]", "sweep.repeats=[1, 3]")
+    params = configure(overrides=(*few, "sweep.baselines=[finetune]", "sweep.ratios=[gtl]"))
+    write_params(params, tmp_path / "params.yaml")
+    grid = read_grid(params, tmp_path)
+    evaluated = {grid.stages[address].cell for address in grid.evaluations()}
+    points = {(1.0, 4), (0.05, 4), (0.05, 7), (0.05, 1)}
+    assert set(params.sweep.points) == points
+    assert evaluated == {Cell("source", None, seed) for seed in (4, 7, 1)} | {
+        Cell(method, *point) for method in ("finetune", "gtl") for point in points
+    }
+    assert "classifier@1.0-4" in grid.stages and "classifier@1.0-7" not in grid.stages
+    assert not any(address.endswith(("-1.0-7", "-1.0-1")) for address in [*grid.stages, *grid.main()])
+    for stage in grid.stages.values():
+        assert grid.stages.keys() >= {*stage.needs, *stage.gathers} and set(stage.gathers) <= set(stage.needs)
+
+
 def test_labels_say_method_fraction_and_seed() -> None:
     assert Stage("ratio@gtl-0.05-0", Cell("gtl", 0.05, 0)).label == "ratio gtl 5 % seed 0"
     assert Stage("classifier@0.3-1", Cell("classifier", 0.3, 1)).label == "classifier 30 % seed 1"

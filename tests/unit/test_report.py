@@ -60,7 +60,8 @@ def with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for r in rows:
         weights, spent = cost.get(r["method"], (None, None))
-        told.append(r | {"trainable_parameters": weights, "train_seconds": spent, "sample_seconds": 10.0})
+        times = {"train_seconds": spent, "cost_seconds": spent, "sample_seconds": 10.0}
+        told.append(r | {"trainable_parameters": weights, **times})
     return told
 
 
@@ -375,6 +376,19 @@ def test_every_cell_of_the_grid_is_present_or_a_hole() -> None:
     assert cells == 3 * 2 * 3 + 3
     assert [h["method"] for h in holes] == ["gtl"] + ["lora"] * 6
     assert (holes[0]["cause"], holes[1]["cause"]) == ("NaN loss", "no result")
+
+
+def test_a_repetition_that_was_not_asked_for_is_no_hole() -> None:
+    """`sweep.repeats` by the order of the fractions; what lacks among the others is one."""
+    rows = [r for r in study() if r["seed"] == 0 or r["fraction"] in (None, 0.05)]
+    grid = {"methods": ["gtl", "finetune"], "fractions": [0.05, 1.0], "seeds": [0, 1, 2], "repeats": [3, 1]}
+    assert find_holes(rows, grid) == ([], 3 + 2 * (3 + 1))
+    holes, _ = find_holes(rows, {**grid, "repeats": [3, 2]})
+    assert [(hole["method"], hole["fraction"], hole["seed"]) for hole in holes] == [
+        ("finetune", 1.0, 1),
+        ("gtl", 1.0, 1),
+    ]
+    assert len(find_holes(rows, {**grid, "repeats": []})[0]) == 4
 
 
 def test_a_missing_cell_is_shown_in_table_and_page(tmp_path: Path) -> None:
