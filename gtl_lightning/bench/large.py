@@ -94,7 +94,9 @@ def measured(folder: Path, size: Size, texts: int = 24, length: int = 48, batch:
 
     def done(part: str) -> None:
         nonlocal start
-        found[f"{part}_gib"], found[f"{part}_seconds"] = peak_resident() / 2**30, time.process_time() - start
+        # A training measures its own peak, for which the process's is set back.
+        most = max(peak_resident() / 2**30, *(value for key, value in found.items() if key.endswith("_gib")), 0.0)
+        found[f"{part}_gib"], found[f"{part}_seconds"] = most, time.process_time() - start
         start = time.process_time()
 
     denoiser = load_denoiser(folder, dtype=torch.bfloat16)

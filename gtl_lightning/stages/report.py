@@ -140,7 +140,7 @@ def _write_for_dvc(found: list[dict[str, Any]]) -> None:
     """reports/metrics/: a file a method and share, a row of `dvc metrics show`; curves.json: what `dvc plots` draws."""
     for point in found:
         name = point["method"] if point["fraction"] is None else f"{point['method']}-{point['fraction']}"
-        columns = {key: point[key] for key in ("examples", *COLUMNS) if key in point}
+        columns = {key: point[key] for key in ("examples", *SHOWN) if key in point}
         write_json(REPORTS / "metrics" / f"{name}.json", columns)
     write_json(REPORTS / "curves.json", [point for point in found if point["fraction"] is not None])
 

@@ -44,7 +44,7 @@ class Tables:
 
 
 MODES: dict[str, tuple[dict[str, Any], set[Any]]] = {
-    "everywhere": ({"planner": "entropy"}, {"everywhere"}),
+    "all masked places": ({"planner": "entropy"}, {"places"}),
     "single places": ({}, {"places"}),
     "single places in blocks": ({"blocks": Blocks(2, refresh=1)}, {"places"}),
     # The last block has one step, a whole pass.
@@ -75,8 +75,7 @@ def test_exact_networks_keep_the_target_whatever_the_look(name: str, reads: bool
         law = law / law.sum()
         assert total_variation(x[index::3], law, LAWS) < total_variation_bound(law, N // 3)
     assert denoiser.asked == asked
-    # A ratio that reads the denoiser follows it; another is asked where tokens are drawn, once the planner has chosen.
-    assert ratio.asked == (asked if reads or name != "everywhere" else {"places"})
+    assert ratio.asked == asked
 
 
 def test_a_new_ratio_owes_three_methods() -> None:
