@@ -101,6 +101,11 @@ def loading(folder: Path | str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         if lacks_memory(error):
             raise
+        if "ignore_mismatched_sizes" in str(error):
+            raise UserError(
+                f"{folder}: its weights have other shapes than its config.json says (vocabulary, width or depth); "
+                "fetch both again, of one revision"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
 

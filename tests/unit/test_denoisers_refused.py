@@ -99,6 +99,12 @@ def test_no_mask_or_another_one_or_fewer_rows_than_ids(tmp_path: Path) -> None:
     )
 
 
+def test_weights_of_other_shapes_than_the_configuration_says(tmp_path: Path) -> None:
+    bert(tmp_path / "model")
+    change(tmp_path / "model/config.json", vocab_size=50)
+    assert "its weights have other shapes than its config.json says" in refusal(tmp_path / "model")
+
+
 class Runs:
     """A pickle that does something when it is opened."""
 
