@@ -104,8 +104,18 @@ def measured(folder: Path, size: Size, texts: int = 24, length: int = 48, batch:
     generator, half = torch.Generator().manual_seed(0), size.mask // 2
     source = 2 + torch.randint(half - 2, (texts, length), generator=generator)
     target = half + torch.randint(half, (texts, length), generator=generator)
-    options = {"length": length, "batch": batch, "steps": 1, "check_every": 1, "progress": False, "accelerator": "cpu"}
-    trained = train_ratio(denoiser, source, target[batch:], held_out=target[:batch], **options)  # type: ignore[arg-type]
+    trained = train_ratio(
+        denoiser,
+        source,
+        target[batch:],
+        held_out=target[:batch],
+        length=length,
+        batch=batch,
+        steps=1,
+        check_every=1,
+        progress=False,
+        accelerator="cpu",
+    )
     done("step")
     guidance = Guidance(TokenRatio(trained.network))
     mask = denoiser.mask_index
