@@ -36,7 +36,7 @@ class Following:
 
     Args:
         network: trained with `apart`.
-        prefix: Long[b,p], p at least 1, padded on the left.
+        prefix: Long[b,p], padded on the left; p = 0 gives nothing.
     """
 
     normalised = True

@@ -136,6 +136,17 @@ def test_a_denoiser_behind_a_prefix_passes_over_it_once(shift: bool, cls: type[M
 
 
 @pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("cls", [MaskedDenoiser, UniformDenoiser])
+def test_behind_nothing_a_denoiser_is_itself(shift: bool, cls: type[MaskedDenoiser]) -> None:
+    network = denoiser(shift, cls)
+    following = Following(network, torch.zeros(6, 0).long())
+    with torch.no_grad():
+        for step in range(3):
+            x, t = torch.randint(V + 1, (6, T), generator=seed(step)), torch.rand(6, generator=seed(step))
+            torch.testing.assert_close(following.encode(x, t), network.encode(x, t), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shift", [True, False])
 def test_states_of_the_prefix_do_not_depend_on_the_targets_and_targets_do_on_it(shift: bool) -> None:
     network, prefix = denoiser(shift), given()
     n = network.reads(P + T)

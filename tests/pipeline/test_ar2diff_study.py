@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from html import unescape
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.errors import UserError
 from gtl_lightning.studies.ar2diff import params as config
-from gtl_lightning.studies.ar2diff.chains import STARTS, chain_of, measure_chains
+from gtl_lightning.studies.ar2diff.chains import FINAL, STARTS, chain_of, measure_chains
 from gtl_lightning.studies.ar2diff.corpus import Corpus, turned
+from gtl_lightning.studies.ar2diff.drawn import REAL
 from gtl_lightning.studies.ar2diff.page import ar2diff_report, chain_wins, text_differences
 from gtl_lightning.studies.ar2diff.settings import AR2Diff
 from gtl_lightning.studies.ar2diff.speed import measure_speed
@@ -27,8 +29,10 @@ TINY = (
     "seeds=[0, 1]",
     "chains={states: 3, length: 4, steps: 4, held_out: 8}",
     f"chains.training={QUICK}",
+    f"chains.final={QUICK}",
     f"chains.network={SMALL}",
-    "text={records: 90, vocabulary: 300, length: 12, prefix: 6, held_out: 8, tested: 4, draws: 1, crossed: 2}",
+    "text={records: 90, vocabulary: 300, length: 12, prefix: 6, held_out: 10, tested: 4, draws: 1, crossed: 2}",
+    "text.drawn=20",
     *(f"text.{name}={QUICK}" for name in ("causal", "diffusion", "task")),
     f"text.network={SMALL}",
     "decoding={steps: 3, samples: 2}",
@@ -61,9 +65,10 @@ def test_every_start_has_its_gap_at_every_n(study: Path) -> None:
     found = rows(study, "chains")
     cells = {(row["chain"], row["start"], row["shift"], row["n"], row["seed"]) for row in found}
     assert len(cells) == len(found)
-    for chain, seed in (("random", 0), ("random", 1), ("sticky", 0)):
+    for chain, seed in product(("random", "sticky"), (0, 1)):
         for start, shift in STARTS:
             assert {(chain, start, shift, n, seed) for n in (0, 2, 4)} <= cells
+        assert (chain, FINAL, True, 4, seed) in cells
     assert all(math.isfinite(row["gap"]) for row in found)  # type: ignore[arg-type]
     assert all(row["gap"] > 0 for row in found if row["n"] == 0)  # type: ignore[operator]
     differences = chain_wins(found, "random")
@@ -89,6 +94,15 @@ def test_text_is_compared_at_equal_steps_and_at_equal_compute(study: Path) -> No
     crossed = {(row["loss"], row["shift"], row["anneal"]) for row in rows(study, "crossed")}
     assert crossed == {(loss, shift, anneal) for loss in LOSSES for shift in (True, False) for anneal in (0.0, 0.5)}
     assert {row["n"] for row in rows(study, "causal")} == {4, 8}
+
+
+def test_every_system_has_its_mauve_beside_that_of_held_out_text(study: Path) -> None:
+    found = rows(study, "drawn")
+    systems = {row["system"] for row in rows(study, "task")} | {REAL}
+    assert {(row["system"], row["seed"]) for row in found} == set(product(systems, (0, 1)))
+    assert all(0 < row["mauve"] <= 1 and row["texts"] == 20 for row in found)  # type: ignore[operator]
+    real = {row["mauve"] for row in found if row["system"] == REAL}
+    assert len(real) == 1, "held-out text is the same for every seed"
 
 
 def test_both_tasks_have_every_system_and_way(study: Path) -> None:
@@ -130,6 +144,7 @@ def test_the_page_has_every_table_and_figure(study: Path) -> None:
     page = unescape((study / "reports/ar2diff.md").read_text()).replace("\\", "")
     for name in ("equal compute", "SUNDAE", "distilled", "abstract -> title", "greedy", "diffusion, 2 steps", "sticky"):
         assert name in page
+    assert "MAUVE" in page and "To the end" in page
     for figure in ("chains", "text", "tasks", "speed"):
         assert f"ar2diff/{figure}.svg" in page
         assert (study / f"reports/ar2diff/{figure}-dark.svg").stat().st_size > 2000
@@ -143,7 +158,7 @@ def test_records_of_any_two_fields_will_do_and_those_held_out_are_the_same_for_e
         corpus = Corpus.open(text)
         assert [pair.given for pair in corpus.test] == [f"what is {i}" for i in range(56, 60)]
         assert turned(corpus.test)[0].given == "it is 56 or 57"
-        assert len(corpus.train) == 48 and corpus.fingerprint == Corpus.open(text).fingerprint
+        assert len(corpus.train) == 46 and corpus.fingerprint == Corpus.open(text).fingerprint
         texts = corpus.texts(text, text.causal, 0)
         assert next(iter(texts.train_dataloader()))["x_0"].shape == (4, text.length)
 
@@ -153,7 +168,7 @@ def test_records_of_any_two_fields_will_do_and_those_held_out_are_the_same_for_e
     [
         ("text.second=titel", "no field 'titel'; its fields are"),
         ("text.file=no.jsonl", "no.jsonl"),
-        ("text.tested=80", "leave 2 to train on"),
+        ("text.tested=78", "leave 2 to train on"),
         ("text.vocabulary=40", "text.vocabulary = 40"),
     ],
 )

@@ -26,15 +26,14 @@ from gtl_lightning.workspace.paths import log
 from gtl_lightning.workspace.spread import spread
 
 STICKY_LENGTH = 20
-FROM_CAUSAL, FROM_NOTHING = "AR2Diff", "from nothing"
+FROM_CAUSAL, FROM_NOTHING, FINAL = "AR2Diff", "from nothing", "AR2Diff, to the end"
 STARTS = tuple((start, shift) for start in (FROM_CAUSAL, FROM_NOTHING) for shift in (True, False))
 """What a denoiser starts from, and whether it is shifted."""
 
 
 def measure_chains(settings: AR2Diff) -> None:
-    """ar2diff/chains.json; repetitions side by side, a core each; of the chain that stays, the first alone."""
-    jobs = [(settings.chains, "random", seed) for seed in settings.seeds]
-    jobs += [(settings.chains, "sticky", settings.seeds[0])]
+    """ar2diff/chains.json; chains and repetitions side by side, a core each."""
+    jobs = [(settings.chains, name, seed) for seed in settings.seeds for name in ("random", "sticky")]
     found = spread("chains", chain_rows, jobs)
     write_json(CHAINS, [row for rows in found for row in rows])
     log.info("ar2diff chains: %s", CHAINS)
@@ -51,7 +50,7 @@ def chain_of(chains: Chains, name: str) -> tuple[MarkovChain, int]:
 
 
 def chain_rows(chains: Chains, name: str, seed: int) -> list[Row]:
-    """Nats per token above the entropy: the causal model's, and each denoiser's after every N."""
+    """Nats per token above the entropy: the causal model's, each denoiser's after every N, and after the longest."""
     chain, length = chain_of(chains, name)
     size = BackboneConfig(
         chain.states + 1, length, mask_index=chain.states, pad_index=NO_PAD, **chains.network.model_dump()
@@ -80,4 +79,16 @@ def chain_rows(chains: Chains, name: str, seed: int) -> list[Row]:
         result = fitted(named, made, data, diffusion, key | {"start": start, "shift": shift}, seed, __name__)
         scores += [(int(check["step"]), check["score"]) for check in result.history]
         rows += [base | {"start": start, "shift": shift, "n": n, "gap": score - floor} for n, score in scores]
-    return rows
+    return [*rows, base | _final(chains, name, seed, chain, length, causal, key)]
+
+
+def _final(
+    chains: Chains, name: str, seed: int, chain: MarkovChain, length: int, causal: CausalLM, key: Row
+) -> Row:
+    """The shifted continuation with `chains.final`: where it ends."""
+    data = chain_data(chain, length, chains.held_out, chains.final, seed)
+    network = MaskedDenoiser.from_causal(causal)
+    made = ContinuationModule(network, optimiser=OptimiserConfig.of(chains.final, chains.final.lr), draws=2)
+    result = fitted(f"ar2diff-chains-{name}-final-{seed}", made, data, chains.final, key, seed, __name__)
+    gap = result.history[-1]["score"] - least(data, chain, made)
+    return {"start": FINAL, "shift": True, "n": chains.final.steps, "gap": gap}

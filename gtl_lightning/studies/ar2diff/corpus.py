@@ -83,7 +83,7 @@ class Corpus:
 
     def texts(self, text: Texts, training: Training, seed: int) -> TextDataModule:
         """Examples of `text.length` tokens, cut from the first fields one after the other."""
-        train, val = (self._cut(pairs, text.length) for pairs in (self.train, self.val))
+        train, val = (self.examples(pairs, text.length) for pairs in (self.train, self.val))
         return self.module(list(train), list(val[: text.held_out]), training, seed)
 
     def module(
@@ -103,7 +103,12 @@ class Corpus:
         """Long[n,length], as `data.pairs.paired_rows` has them."""
         return paired_rows(self.tokenizer, pairs, length=length, prefix=prefix)
 
-    def _cut(self, pairs: Sequence[Pair], length: int) -> NDArray[np.int64]:
+    def examples(self, pairs: Sequence[Pair], length: int) -> NDArray[np.int64]:
+        """Long[n,length], the first fields one after the other, cut.
+
+        Raises:
+            UserError: they make none.
+        """
         ids: list[int] = []
         for pair in pairs:
             ids += [*encode(self.tokenizer, pair.given), self.end_index]

@@ -28,6 +28,7 @@ Part = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 TRAININGS = (
     ("chains", "training"),
+    ("chains", "final"),
     ("text", "causal"),
     ("text", "diffusion"),
     ("text", "task"),
@@ -55,6 +56,10 @@ class Chains(Section):
         _training(steps=300, batch=32, lr=5e-3, ema=0.98, check_every=50),
         description="the causal model's; a denoiser's is the same for N steps",
     )
+    final: Training = Field(
+        _training(steps=3000, batch=64, ema=0.99, check_every=500),
+        description="the causal model's continuation to the end, its rate let down: how near the entropy it comes",
+    )
 
 
 class Texts(Section):
@@ -70,6 +75,9 @@ class Texts(Section):
     held_out: Positive = Field(96, description="examples by which a training is scored")
     tested: Positive = Field(64, description="records that a task is measured on")
     draws: Few = Field(2, description="noise levels of each held-out example")
+    drawn: Annotated[int, Field(strict=True, ge=20, le=10**5)] = Field(
+        192, description="texts of each system that MAUVE is measured on, beside as many held-out examples"
+    )
     network: Network = Field(Network(width=64, depth=2, heads=4, dropout=0.0, tied=True), description="all networks")
     causal: Training = Field(_training(steps=150, check_every=30), description="the causal model's training")
     diffusion: Training = Field(

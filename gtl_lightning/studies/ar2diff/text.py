@@ -21,6 +21,7 @@ from gtl_lightning.modules.continuation import ContinuationModule, Objective, ma
 from gtl_lightning.modules.fit import FitResult
 from gtl_lightning.networks import CausalLM, Frozen, MaskedDenoiser, UniformDenoiser, seeded
 from gtl_lightning.studies.ar2diff.corpus import Corpus
+from gtl_lightning.studies.ar2diff.drawn import drawn_rows
 from gtl_lightning.studies.ar2diff.settings import AR2Diff, Texts
 from gtl_lightning.studies.ar2diff.study import TEXT, Row
 from gtl_lightning.studies.ar2diff.tasks import task_rows
@@ -43,14 +44,15 @@ def measure_text(settings: AR2Diff) -> None:
 
 
 def text_rows(settings: AR2Diff, seed: int) -> list[Row]:
-    """One repetition: held-out nats per token by N and by way, then the tasks.
+    """One repetition: held-out nats per token by N and by way, drawn texts, then the tasks.
 
     Raises:
         UserError: as `measure_text`.
     """
     work = Pretraining(settings.text, Corpus.open(settings.text), seed)
     rows = work.rows()
-    return [*rows, *task_rows(settings, work.corpus, work.kept, work.key, seed)]
+    drawn = drawn_rows(settings.text, work.corpus, work.kept, seed)
+    return [*rows, *drawn, *task_rows(settings, work.corpus, work.kept, work.key, seed)]
 
 
 class Pretraining:
