@@ -82,9 +82,7 @@ def chain_rows(chains: Chains, name: str, seed: int) -> list[Row]:
     return [*rows, base | _final(chains, name, seed, chain, length, causal, key)]
 
 
-def _final(
-    chains: Chains, name: str, seed: int, chain: MarkovChain, length: int, causal: CausalLM, key: Row
-) -> Row:
+def _final(chains: Chains, name: str, seed: int, chain: MarkovChain, length: int, causal: CausalLM, key: Row) -> Row:
     """The shifted continuation with `chains.final`: where it ends."""
     data = chain_data(chain, length, chains.held_out, chains.final, seed)
     network = MaskedDenoiser.from_causal(causal)

@@ -37,7 +37,7 @@ def drawn_rows(text: Texts, corpus: Corpus, kept: Kept, seed: int) -> Iterator[R
         )
     featurizer = load_featurizer()
     real, other = (
-        featurizer([decode(corpus.tokenizer, row) for row in held_out[start :: 2][: text.drawn]]) for start in (0, 1)
+        featurizer([decode(corpus.tokenizer, row) for row in held_out[start::2][: text.drawn]]) for start in (0, 1)
     )
     base: Row = {"part": "drawn", "seed": seed, "texts": text.drawn}
     yield base | {"system": REAL, "mauve": mauve_score(other, real).mean}
