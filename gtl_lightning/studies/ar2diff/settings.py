@@ -46,7 +46,7 @@ class Chains(Section):
     """Markov chains, where the gap to the entropy is exact."""
 
     states: States = Field(24, description="states V of the chain whose transition matrix is random")
-    sharpness: PositiveFloat = Field(3.0, description="standard deviation of the logits of that matrix")
+    sharpness: PositiveFloat = Field(1.0, description="standard deviation of the logits of that matrix")
     length: Annotated[int, Field(strict=True, ge=2, le=128)] = Field(8, description="tokens of its sequences")
     diagonal: Diagonal = Field(0.8, description="P(stay) of the chain of five states, sequences of 20")
     steps: Positive = Field(500, description="most steps N of diffusion; every check is an N")
@@ -57,7 +57,7 @@ class Chains(Section):
         description="the causal model's; a denoiser's is the same for N steps",
     )
     final: Training = Field(
-        _training(steps=3000, batch=64, ema=0.99, check_every=500),
+        _training(steps=6000, batch=64, ema=0.99, check_every=1000),
         description="the causal model's continuation to the end, its rate let down: how near the entropy it comes",
     )
 
