@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -59,6 +61,17 @@ def words_of(splits: Path) -> list[str]:
     """Every word of the splits' texts."""
     texts = chain.from_iterable(chain.from_iterable(map(read_texts, sorted(splits.glob("*.parquet")))))
     return sorted(set(chain.from_iterable(text.split() for text in texts)))
+
+
+def in_words(splits: Path) -> None:
+    """Write the texts of the splits anew in `WORDS`, a word for each."""
+    for path in splits.glob("*.parquet"):
+        table = pq.read_table(path)
+        texts = [
+            " ".join(WORDS[sum(map(ord, word)) % len(WORDS)] for word in text.split())
+            for text in table["text"].to_pylist()
+        ]
+        pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", pa.array(texts)), path)
 
 
 def bert(folder: Path, kind: str = "bert", words: list[str] = WORDS, **changed: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +93,9 @@ def _show(report: Conformance) -> None:
                 *(f"{value:.3f}" for value in (level.nats, level.confidence, level.accuracy, level.temperature)),
             )
         console.print(table)
-        typer.echo(f"NELBO {report.nelbo:.3f} +- {report.standard_error:.3f} nats a token")
+        error = report.standard_error
+        spread = f" +- {error:.3f}" if error is not None and math.isfinite(error) else " (one text, no standard error)"
+        typer.echo(f"NELBO {report.nelbo:.3f}{spread} nats a token")
     typer.echo(
         f"{report.parameters / 1e6:.1f} M parameters, {report.weights_mb:.0f} MB; {report.tokens_per_second:.0f} "
         f"tokens a second; {report.peak_mb:.0f} MB at most"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.data.hub import at_revision, endpoint, hub_reachable, quiet, refusals, refuse_code
 from gtl_lightning.data.tokenizer import fast_tokenizer
 from gtl_lightning.errors import UserError
-from gtl_lightning.inputs import check_regular
+from gtl_lightning.files import decoded
+from gtl_lightning.inputs import check_regular, read_text
 from gtl_lightning.records import Values, read_record
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False)
         UserError: nothing of that name, a hub that cannot be reached, code of its own, no model, weights in a pickle
             alone, a GGUF file without the package that reads it.
     """
+    if not name.strip():
+        raise UserError("the name of the model is empty; give a folder, a GGUF file, or OWNER/NAME of a hub")
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
@@ -75,7 +78,7 @@ def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False)
     if here:  # a hub's files are links into its store
         check_regular(folder)
     refuse_code(str(folder), local_only=True)
-    read_record(folder / "config.json")
+    _check_config(folder / "config.json")
     if not any(folder.glob("*.safetensors")) and not (pickled and here and any(folder.glob("pytorch_model*.bin"))):
         pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
         if pickles:
@@ -89,6 +92,15 @@ def checkpoint(name: str, revision: str | None = None, *, pickled: bool = False)
             )
         raise UserError(f"{name} holds no weights (*.safetensors); give a whole checkpoint")
     return Checkpoint(said, folder)
+
+
+def _check_config(path: Path) -> None:
+    try:
+        found = decoded(read_text(path))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object; give the whole folder of a model")
 
 
 def check_gguf(name: str) -> None:

@@ -35,6 +35,8 @@ __all__ = [
 
 _CHUNK = 2048  # texts encoded at a time: enough for every core, few enough for memory
 _LARGEST_UINT16 = 1 << 16
+_MOST_UNKNOWN = 0.5
+_FEW_TOKENS = 200  # too few to judge a tokenizer by
 _KNOWN_WORDS = 1 << 20  # distinct words whose ids are remembered
 
 
@@ -121,11 +123,30 @@ def read_texts(path: Path | str) -> Iterator[list[str]]:
 def encode_chunks(
     tokenizer: PreTrainedTokenizerFast, chunks: Iterable[Sequence[str]], length: int, eos_index: int
 ) -> Iterator[list[list[int]]]:
-    """Token ids of texts, cut to `length`, `eos_index` appended where there is room."""
+    """Token ids of texts, cut to `length`, `eos_index` appended where there is room.
+
+    Raises:
+        UserError: the tokenizer knows too few of the texts' tokens: what is learned of them would be no text.
+    """
     with text_only(tokenizer) as backend:
         encode = _encode_by_word(backend) if _splits_at_blanks(backend) else _encode_whole(backend)
         for texts in chunks:
-            yield [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
+            rows = [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
+            _check_known(tokenizer, rows)
+            yield rows
+
+
+def _check_known(tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]]) -> None:
+    unknown, count = tokenizer.unk_token_id, sum(map(len, rows))
+    if unknown is None or count < _FEW_TOKENS:
+        return
+    share = sum(row.count(unknown) for row in rows) / count
+    if share > _MOST_UNKNOWN:
+        name = f" {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
+        raise UserError(
+            f"the tokenizer{name} knows too little of these texts: {share:.0%} of their tokens are "
+            f"{tokenizer.unk_token}; give the tokenizer of such texts, or write them as it does (case, blanks)"
+        )
 
 
 def _splits_at_blanks(backend: Tokenizer) -> bool:

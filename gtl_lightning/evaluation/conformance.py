@@ -28,6 +28,8 @@ SURE = 0.1
 ELEMENTS = 1 << 24
 """Log-probabilities at most that a temperature is fitted on."""
 STEEPEST = 8.0
+FOREIGN = 0.05
+"""Share of unknown tokens from which texts are not the model's."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,13 @@ def lowest(cost: Callable[[float], float], low: float, high: float, rounds: int 
             b = low + ratio * (high - low)
             at_b = cost(b)
     return (low + high) / 2
+
+
+def known_check(rows: Sequence[Tensor], unknown: int | None) -> Check:
+    """Whether the texts, Long[l] each, are in the model's tokens: few are the `unknown` one."""
+    share = 0.0 if unknown is None else float((torch.cat(list(rows)) == unknown).float().mean())
+    mend = "give texts of the kind that it was trained on, or its own tokenizer: --tokenizer NAME"
+    return Check("texts are in its tokens", share < FOREIGN, f"{share:.1%} unknown", mend)
 
 
 def tokens_per_second(source: Source, batch: Tensor, rounds: int = 5) -> float:

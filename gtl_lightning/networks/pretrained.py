@@ -19,6 +19,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json
 from gtl_lightning.networks.adapters.decoders import blank_decoder, read_decoder
 from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading, linear
+from gtl_lightning.networks.adapters.origin import NOTE
 from gtl_lightning.networks.families import LORA_TARGETS, check_length, read_model
 from gtl_lightning.networks.source import carried, in_parts
 from gtl_lightning.networks.store import register
@@ -27,9 +28,6 @@ from gtl_lightning.records import read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-NOTE = "denoiser.json"
-"""What a folder says of a denoiser beside transformers' own files."""
 
 
 @register
@@ -44,6 +42,7 @@ class PretrainedDenoiser(ModelDenoiser):
     """
 
     model: PreTrainedModel
+    may_shift = True
 
     def __init__(self, model: PreTrainedModel, reading: Reading) -> None:
         super().__init__(model, reading)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from gtl_lightning.networks.adapters.model import ModelDenoiser
     from gtl_lightning.networks.adapters.origin import Origin
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
-"""Files that say that a folder has a tokenizer."""
 HASH = r"^[0-9a-f]{64}$"
 
 
@@ -34,7 +32,7 @@ class Hub(Section):
     name: Text | None = Field(None, description="folder, or OWNER/NAME of a hub")
     revision: Text | None = Field(None, description="commit of the hub's repository; null of a folder")
     sha256: Annotated[str, StringConstraints(strict=True, pattern=HASH)] | None = Field(
-        None, description="of its configuration and weights: another model is refused"
+        None, description="of its configuration, weights and tokenizer: another model is refused"
     )
     shift: Flag | None = Field(None, description="a state predicts the token after its own; null: as its kind does")
     copied: Flag = Field(False, description="keep the weights in models/source; else they stay where they lie")
@@ -101,17 +99,26 @@ def opened(
     from gtl_lightning.networks.adapters.decoders import shifted
     from gtl_lightning.networks.adapters.model import Reading
     from gtl_lightning.networks.adapters.opening import adapter, read_config
-    from gtl_lightning.networks.pretrained import NOTE, noted
+    from gtl_lightning.networks.adapters.origin import NOTE
+    from gtl_lightning.networks.pretrained import noted
 
     config = read_config(folder)
     kind = adapter(config, name)
+    if shift and not kind.may_shift:
+        raise UserError(
+            f"{name} ({config['model_type']}) has no states that predict the token after their own; leave --shift out "
+            "(shift=None in Python)"
+        )
     said = noted(folder) if (folder / NOTE).is_file() else None
     if said is not None and shift is not None:
         said = replace(said, shift=shift)
     if said is not None and tokenizer is None:
         return kind.open(folder, said)
     if tokenizer is None and not _has_tokenizer(folder):
-        raise UserError(f"{name} has no tokenizer of its own; give the one that it was trained with (tokenizer NAME)")
+        raise UserError(
+            f"{name} has no tokenizer of its own; give the one that it was trained with: --tokenizer NAME (in Python "
+            "tokenizer=NAME)"
+        )
     ids = _ids(folder, name, config, tokenizer)
     if said is not None:
         excluded = tuple(index for index in said.excluded if index < ids.size)
@@ -124,6 +131,8 @@ def opened(
 
 
 def _has_tokenizer(folder: Path) -> bool:
+    from gtl_lightning.networks.adapters.origin import TOKENIZERS
+
     return any((folder / file).is_file() for file in TOKENIZERS)
 
 

@@ -7,7 +7,7 @@ import resource
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from gtl_lightning.evaluation.conformance import (
     Check,
     Level,
     batch_check,
+    known_check,
     law_checks,
     levels,
     shift_check,
@@ -37,8 +38,13 @@ from gtl_lightning.sources.hub import opened
 from gtl_lightning.workspace.params import PARAMS, Params, write_params
 from gtl_lightning.workspace.reconfigure import describe_changes, requested_params
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 HOT = 1.25
 """Fitted temperature from which a denoiser is said to be too sure."""
+FEW = 64
+"""Places under which a fitted temperature says nothing."""
 MEGA = 1e6
 
 
@@ -71,7 +77,7 @@ class Conformance:
     Attributes:
         name: of the model, with its revision.
         adapter: class that reads it.
-        sha256: of its configuration and weights.
+        sha256: of its configuration, tokenizer and weights.
         reading: of its ids.
         parameters: how many.
         checks: what has to hold.
@@ -153,22 +159,32 @@ def check_source(
     found = checkpoint(asked.name, asked.revision, pickled=True)
     denoiser = opened(found.folder, found.name, asked.tokenizer, asked.shift)
     length = min(length, denoiser.most or length)
-    rows = _rows(denoiser, lines, asked.tokenizer or str(found.folder), length, seed)
+    tokenizer = load_tokenizer(asked.tokenizer or str(found.folder)) if lines else None
+    rows = _rows(denoiser, tokenizer, lines, length, seed)
+    known = [known_check(rows, tokenizer.unk_token_id)] if tokenizer else []
     with evaluating(denoiser):
-        report = _report(denoiser, found.name, files_hash(found.folder), rows, texts is not None, seed)
+        report = _report(denoiser, found.name, files_hash(found.folder), rows, known, seed)
     if out is not None:
         write_json(out, asdict(report))
     return report
 
 
-def _report(denoiser: ModelDenoiser, name: str, sha256: str, rows: list[Tensor], told: bool, seed: int) -> Conformance:
+def _report(
+    denoiser: ModelDenoiser, name: str, sha256: str, rows: list[Tensor], known: list[Check], seed: int
+) -> Conformance:
+    """`known` is what is said of the texts; nothing where there are none."""
+    told = bool(known)
     source, mask, pad = cast(Source, denoiser), denoiser.mask_index, denoiser.pad_index
     generator = torch.Generator().manual_seed(seed)
     cut = [row[: max(2, len(row) // (index + 1))] for index, row in enumerate(rows[:4])]
     noisy = [row.masked_fill(torch.rand(len(row), generator=generator) < 0.5, mask) for row in cut]
     for row in noisy:
         row[len(row) // 2] = mask
-    checks = [*law_checks(source, noisy[0][None], torch.ones(1), denoiser.excluded), batch_check(source, noisy, pad)]
+    checks = [
+        *known,
+        *law_checks(source, noisy[0][None], torch.ones(1), denoiser.excluded),
+        batch_check(source, noisy, pad),
+    ]
     checks.append(shift_check(source, rows, seed) if told else Check("shift", None, "not tried: give --texts FILE"))
     masking = Masking(mask_index=mask, pad_index=pad, draws=2, seed=seed)
     bound = nelbo(source, rows, masking) if told else None
@@ -198,13 +214,15 @@ def _verdict(checks: list[Check], by_level: list[Level]) -> str:
     for check in checks:
         if check.holds is False:
             return f"{check.name}: no ({check.found}); {check.mend}"
-    hot = [level for level in by_level if level.temperature > HOT]
+    hot = [level for level in by_level if level.temperature > HOT and level.positions >= FEW]
     if hot:
         worst = max(hot, key=lambda level: level.temperature)
         return (
             f"read as it was trained; too sure where {worst.low:.0%} to {worst.high:.0%} is masked: sample at "
             f"temperature {worst.temperature:.2f} (sampling.temperature), or let the ratio or a fine-tuning mend it"
         )
+    if by_level and min(level.positions for level in by_level) < FEW:
+        return f"read as it was trained; how sure it is, fewer than {FEW} places of a kind do not tell: give more texts"
     return "read as it was trained" if by_level else "nothing is wrong that shows without texts; give --texts FILE"
 
 
@@ -221,13 +239,18 @@ def _lines(path: Path, count: int) -> list[str]:
     return found
 
 
-def _rows(denoiser: ModelDenoiser, lines: list[str] | None, tokenizer: str, length: int, seed: int) -> list[Tensor]:
+def _rows(
+    denoiser: ModelDenoiser,
+    tokenizer: PreTrainedTokenizerFast | None,
+    lines: list[str] | None,
+    length: int,
+    seed: int,
+) -> list[Tensor]:
     """Token ids of the texts, Long[l] each; without texts, four rows of ids at random."""
-    if lines is None:
+    if tokenizer is None or lines is None:
         generator = torch.Generator().manual_seed(seed)
         allowed = (~denoiser.excluded).nonzero().squeeze(-1)
         sizes = [max(2, length // part) for part in (1, 2, 3, 4)]
         return [allowed[torch.randint(len(allowed), (size,), generator=generator)] for size in sizes]
-    words = load_tokenizer(tokenizer)
-    end = cast(int, words.eos_token_id)
-    return [torch.tensor(row) for chunk in encode_chunks(words, [lines], length, end) for row in chunk]
+    end = cast(int, tokenizer.eos_token_id)
+    return [torch.tensor(row) for chunk in encode_chunks(tokenizer, [lines], length, end) for row in chunk]

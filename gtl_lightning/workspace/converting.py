@@ -87,7 +87,7 @@ class Asked:
             )
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; give a folder")
-        from gtl_lightning.networks.pretrained import NOTE
+        from gtl_lightning.networks.adapters.origin import NOTE
 
         others = self.out.is_dir() and any(not path.name.startswith(".") for path in self.out.iterdir())
         if others and not (self.out / NOTE).exists():

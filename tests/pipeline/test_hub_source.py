@@ -24,7 +24,7 @@ from gtl_lightning.stages.train import train_causal, train_cell, train_classifie
 from gtl_lightning.workspace.corpus import load_denoiser as load_stored
 from gtl_lightning.workspace.params import load_params, write_params
 from gtl_lightning.workspace.paths import SOURCE
-from tests.adapters_kit import bert, words_of
+from tests.adapters_kit import bert, in_words, words_of
 from tests.oracle.test_adapters import PUBLISHED
 from tests.pipeline.conftest import inside, tiny
 
@@ -118,6 +118,21 @@ def test_another_model_in_its_place_is_refused(workspace: Path, tmp_path: Path) 
             load_stored("source")
 
 
+def test_the_same_weights_with_another_order_of_the_vocabulary_are_another_model(
+    workspace: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(workspace, tmp_path / "workspace"))
+    with inside(copy):
+        words = Path("somebody/bert/tokenizer.json")
+        said = json.loads(words.read_text())
+        vocabulary = said["model"]["vocab"]
+        (a, one), (b, other) = list(vocabulary.items())[10:12]
+        vocabulary[a], vocabulary[b] = other, one
+        words.write_text(json.dumps(said))
+        with pytest.raises(UserError, match=r"another model than the one that was imported"):
+            train_source(load_params())
+
+
 def test_tokens_of_another_tokenizer_are_refused(tokenised: Path, workspace: Path, tmp_path: Path) -> None:
     """The trained tokenizer of the sample has fewer ids than the BERT has rows: nothing else would say it."""
     copy = Path(shutil.copytree(tokenised, tmp_path / "workspace"))
@@ -154,6 +169,7 @@ def test_kinds_that_bring_code_become_the_source_and_none_of_it_is_run(
     copy = Path(shutil.copytree(tokenised, tmp_path / "workspace"))
     with inside(copy):
         PUBLISHED[kind](Path("somebody/model"))
+        in_words(Path("splits"))
         write_params(tiny(f"tokenizer.length={LENGTH}", "sampling.n_ratio=8"))
         words = ["--tokenizer", "somebody/model-words"] if kind == "mdlm" else []
         done = CliRunner().invoke(app, ["source", "import", "somebody/model", *words])

@@ -13,14 +13,17 @@ from typer.testing import CliRunner
 
 from gtl_lightning.cli import app
 from gtl_lightning.core.protocols import EVERYWHERE, Look
+from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.conformance import (
     batch_check,
     fitted_temperature,
+    known_check,
     law_checks,
     levels,
     lowest,
     shift_check,
 )
+from gtl_lightning.workspace.params import Params, validated, write_params
 from tests.adapters_kit import WORDS, bert, qwen
 
 V, MASK, PAD = 12, 10, 11
@@ -112,6 +115,13 @@ def test_the_fitted_temperature_is_the_one_that_the_logits_were_divided_by() -> 
     assert lowest(lambda x: (x - 1.25) ** 2, 0.1, 8.0) == pytest.approx(1.25, abs=1e-5)
 
 
+def test_texts_of_another_alphabet_are_found() -> None:
+    strange = [row.masked_fill(torch.arange(len(row)) % 5 == 0, V) for row in rows()]
+    found = known_check(strange, V)
+    assert found.holds is False and "unknown" in found.found
+    assert known_check(rows(), V).holds and known_check(strange, None).holds
+
+
 def test_levels_are_the_cross_entropy_of_each_band() -> None:
     """Next to nothing masked the neighbour is there; all masked nothing is, and the law is uniform over ten."""
     found = levels(Table(), [row for row in rows(400)])  # type: ignore[arg-type]
@@ -144,3 +154,35 @@ def test_without_texts_it_says_what_it_could_not_look_at(tmp_path: Path) -> None
     qwen(tmp_path / "dream", "Dream")
     said = check(str(tmp_path / "dream"))
     assert "give --texts FILE" in said and not (tmp_path / "executed").exists()
+
+
+def test_of_one_short_text_no_temperature_and_no_standard_error_is_told(tmp_path: Path) -> None:
+    bert(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(WORDS[:6]))
+    said = check(str(tmp_path / "model"), "--texts", str(tmp_path / "text.txt"))
+    assert "one text, no standard error" in said and "nan" not in said
+    assert "give more texts" in said and "sample at" not in said
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_refused(tmp_path: Path) -> None:
+    """All of them the unknown token, they would be learned and measured as if they were text."""
+    bert(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("quite other words than these\n" * 60)
+    done = CliRunner().invoke(app, ["source", "check", str(tmp_path / "model"), "--texts", str(tmp_path / "texts.txt")])
+    assert isinstance(done.exception, UserError) and "\n" not in str(done.exception)
+    assert "83% of their tokens are [UNK]" in str(done.exception)
+
+
+@pytest.mark.parametrize("command", ["check", "import"])
+def test_a_shift_of_a_kind_that_has_none_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken and not done, the report and params.yaml would say what is not so."""
+    monkeypatch.chdir(tmp_path)
+    bert(tmp_path / "model")
+    write_params(validated(Params, {"tokenizer": {"length": 16}}, "here"))
+    before = Path("params.yaml").read_text()
+    done = CliRunner().invoke(app, ["source", command, "model", "--shift"])
+    assert isinstance(done.exception, UserError) and "(bert) has no states that predict" in str(done.exception)
+    assert Path("params.yaml").read_text() == before
+    assert CliRunner().invoke(app, ["source", command, "model", "--no-shift"]).exit_code == 0

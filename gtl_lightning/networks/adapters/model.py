@@ -91,6 +91,8 @@ class ModelDenoiser(Stored, nn.Module):
 
     part = DENOISER
     normalised = True
+    may_shift = False
+    """Whether a model of this kind may predict the token after the one a state stands at."""
     excluded: Tensor
 
     def __init__(self, model: nn.Module, reading: Reading) -> None:

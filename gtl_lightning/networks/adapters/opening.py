@@ -10,6 +10,7 @@ from gtl_lightning.networks.adapters.decoders import native
 from gtl_lightning.networks.adapters.masked_lm import MaskedLMDenoiser, masked_lms
 from gtl_lightning.networks.adapters.mdlm import DiTDenoiser
 from gtl_lightning.networks.adapters.model import ModelDenoiser
+from gtl_lightning.networks.families import FAMILIES
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.records import read_record
 
@@ -32,10 +33,12 @@ def adapter(config: dict[str, Any], name: object) -> type[ModelDenoiser]:
     if kind in masked_lms() and not config.get("is_decoder"):
         return MaskedLMDenoiser
     if kind in causal_lms():
-        raise UserError(
-            f"{name} is a causal model ({kind}), which reads what comes before alone; make a denoiser of it: "
-            f"gtl ar2diff --from {name} --steps 0 --out FOLDER"
+        convert = (
+            f"make a denoiser of it: gtl ar2diff --from {name} --steps 0 --out FOLDER"
+            if kind in FAMILIES
+            else f"give a denoiser, or a causal model that gtl ar2diff makes one of ({', '.join(FAMILIES)})"
         )
+        raise UserError(f"{name} is a causal model ({kind}), which reads what comes before alone; {convert}")
     raise UserError(
         f"{name} is a model of type {kind!r}, for which there is no adapter; give a masked language model of "
         "transformers, an MDLM, LLaDA, Dream or dLLM, or what `gtl ar2diff` wrote"

@@ -15,6 +15,12 @@ ORIGIN: Shape = {"name": str, "revision?": (str, type(None)), "sha256": str}
 
 READ = ["*.json", "*.safetensors"]
 """Files of a hub's model that are read here."""
+NOTE = "denoiser.json"
+"""What a folder says of a denoiser beside transformers' own files: how its ids are read."""
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+"""Files that say that a folder has a tokenizer."""
+MEANING = (*TOKENIZERS, "merges.txt", "special_tokens_map.json", "added_tokens.json", NOTE)
+"""Files beside configuration and weights that decide what an id means."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Origin:
     Attributes:
         name: a folder, or OWNER/NAME of a hub.
         revision: of the hub's, the commit; None for a folder.
-        sha256: of its configuration and weights (`files_hash`).
+        sha256: of its configuration, weights and tokenizer (`files_hash`).
     """
 
     name: str
@@ -54,9 +60,13 @@ class Origin:
 
 
 def files_hash(folder: Path) -> str:
-    """Hash of a model's configuration and weights, by name and content; once for files that stay as they are."""
+    """Hash of a model's configuration, weights and tokenizer, by name and content; once for files that stay.
+
+    Of the same weights another order of the vocabulary makes another model.
+    """
     weights = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    files = sorted([folder / "config.json", *weights])
+    meaning = [folder / name for name in MEANING if (folder / name).is_file()]
+    files = sorted([folder / "config.json", *weights, *meaning])
     return digest({path.name: _hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}, 64)
 
 
