@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ __all__ = [
     "save_tokenizer",
     "tokenize_splits",
     "train_tokenizer",
+    "unknown_index",
 ]
 
 _CHUNK = 2048  # texts encoded at a time: enough for every core, few enough for memory
@@ -136,8 +137,14 @@ def encode_chunks(
             yield rows
 
 
+def unknown_index(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """Id of what a text has that is in no token; None where there is none, or where it ends every text too (gpt2)."""
+    unknown = cast("int | None", tokenizer.unk_token_id)
+    return None if unknown == tokenizer.eos_token_id else unknown
+
+
 def _check_known(tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]]) -> None:
-    unknown, count = tokenizer.unk_token_id, sum(map(len, rows))
+    unknown, count = unknown_index(tokenizer), sum(map(len, rows))
     if unknown is None or count < _FEW_TOKENS:
         return
     share = sum(row.count(unknown) for row in rows) / count

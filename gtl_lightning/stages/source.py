@@ -16,7 +16,7 @@ from gtl_lightning.core.guard import evaluating
 from gtl_lightning.core.protocols import Source
 from gtl_lightning.data.checkpoint import checkpoint
 from gtl_lightning.data.tokenizer import load_tokenizer
-from gtl_lightning.data.tokens import encode_chunks
+from gtl_lightning.data.tokens import encode_chunks, unknown_index
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation.conformance import (
     Check,
@@ -161,7 +161,7 @@ def check_source(
     length = min(length, denoiser.most or length)
     tokenizer = load_tokenizer(asked.tokenizer or str(found.folder)) if lines else None
     rows = _rows(denoiser, tokenizer, lines, length, seed)
-    known = [known_check(rows, tokenizer.unk_token_id)] if tokenizer else []
+    known = [known_check(rows, unknown_index(tokenizer))] if tokenizer else []
     with evaluating(denoiser):
         report = _report(denoiser, found.name, files_hash(found.folder), rows, known, seed)
     if out is not None:

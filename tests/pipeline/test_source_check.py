@@ -24,7 +24,7 @@ from gtl_lightning.evaluation.conformance import (
     shift_check,
 )
 from gtl_lightning.workspace.params import Params, validated, write_params
-from tests.adapters_kit import WORDS, bert, qwen
+from tests.adapters_kit import WORDS, bert, mdlm, qwen, tokenizer
 
 V, MASK, PAD = 12, 10, 11
 T = torch.ones(1)
@@ -171,6 +171,26 @@ def test_texts_that_the_tokenizer_does_not_know_are_refused(tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["source", "check", str(tmp_path / "model"), "--texts", str(tmp_path / "texts.txt")])
     assert isinstance(done.exception, UserError) and "\n" not in str(done.exception)
     assert "83% of their tokens are [UNK]" in str(done.exception)
+
+
+def test_an_end_that_is_the_unknown_token_too_is_not_counted_as_one(tmp_path: Path) -> None:
+    """As in gpt2's tokenizer, which an MDLM has: ends of short texts are known."""
+    mdlm(tmp_path / "model")
+    words = tokenizer({"unk_token": "<end>", "eos_token": "<end>", "bos_token": "<start>"})
+    words.save_pretrained(tmp_path / "words")
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    out = tmp_path / "r.json"
+    check(
+        str(tmp_path / "model"),
+        "--tokenizer",
+        str(tmp_path / "words"),
+        "--texts",
+        str(tmp_path / "texts.txt"),
+        "--json",
+        str(out),
+    )
+    found = {each["name"]: each["holds"] for each in json.loads(out.read_text())["checks"]}
+    assert found["texts are in its tokens"]
 
 
 @pytest.mark.parametrize("command", ["check", "import"])
