@@ -28,19 +28,33 @@ VALUES = frozenset(("_local_scalar_dense", "is_nonzero", "equal", "bincount", "_
 SHAPES = frozenset(("nonzero", "nonzero_numpy", "masked_select", "unique_consecutive", "repeat_interleave"))
 COPIES = frozenset(("lift_fresh", "lift_fresh_copy"))
 """A tensor of numbers that the host has."""
+PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm"))
 METHODS = frozenset(("tolist", "cpu", "numpy", "__array__"))
 """Of a tensor, what is no operator on a CPU."""
 
 
 @dataclass
 class Waits:
-    """What was seen: `file:line operator` of the package's innermost line -> how often."""
+    """What was seen.
+
+    Attributes:
+        seen: `file:line operator` of the package's innermost line -> how often.
+        late: those among them that came after a matrix product: the device was at work and is left without.
+        filling: whether a number is written into a tensor just now.
+        working: whether there was a product.
+    """
 
     seen: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
+    filling: bool = False
+    working: bool = False
 
     def add(self, what: str) -> None:
         """One more, at the line of the package that runs."""
-        self.seen[f"{_line()} {what}"] += 1
+        if not (self.filling and what in COPIES):
+            where = f"{_line()} {what}"
+            self.seen[where] += 1
+            self.late[where] += self.working
 
     @property
     def count(self) -> int:
@@ -63,6 +77,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name.partition("::")[2], kwargs or {}
+        self._found.working = self._found.working or name in PRODUCTS
         sized = name == "repeat_interleave" and kwargs.get("output_size") is not None
         if name in VALUES | COPIES or (name in SHAPES and not sized) or _chooses(name, args):
             self._found.add(name)
@@ -78,7 +93,12 @@ class _Methods(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in METHODS and isinstance(args[0], Tensor):
             self._found.add(name)
-        return func(*args, **(kwargs or {}))
+        # x[...] = number: torch makes a tensor of the number, on a GPU one of the host's, and fills with it.
+        self._found.filling = name == "__setitem__" and not isinstance(args[2], Tensor)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._found.filling = False
 
 
 def _chooses(name: str, args: Any) -> bool:
