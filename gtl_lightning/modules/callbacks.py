@@ -36,9 +36,9 @@ class Average(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, device: torch.device, decay: float) -> None:
-        super().__init__(model, device)
+        super().__init__(model)
+        self.module.to(device)
         self.decay = decay
-        self.n_averaged = self.n_averaged.cpu()
 
     def update_parameters(self, model: nn.Module) -> None:
         """Move towards the weights of a model of the same shape, on the same device; take its buffers."""
