@@ -162,6 +162,15 @@ def test_a_folder_is_of_one_run(run: Callable[..., bool], tmp_path: Path) -> Non
         run(lambda: None, data=other)
 
 
+def test_every_step_of_a_grid_has_a_name_of_its_own_and_stands_behind_what_it_reads() -> None:
+    steps = [what for what, _ in whole(tiny("sweep.seeds=[0, 1]", "sampling.planner=learned"), ("records", interrupt))]
+    assert len(set(steps)) == len(steps) and steps[0] == "records"
+    for cell in ("gtl on 30 % of the target data, seed 1", "finetune on 100 % of the target data, seed 0"):
+        before, after = steps.index(f"{cell}: train"), steps.index(f"{cell}: sample, measure")
+        assert steps.index("the learned reveal order") < before < after < steps.index("the report")
+    assert "the learned reveal order" not in [what for what, _ in whole(tiny())]
+
+
 def test_the_profile_for_one_gpu_lies_between_its_neighbours() -> None:
     small, own, large = (configure(name, profiles=ROOT / "profiles") for name in ("arxiv", "gpu", "paper"))
     sizes = [p.networks.denoiser.width**2 * p.networks.denoiser.depth for p in (small, own, large)]
