@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from gtl_lightning.core.blocks import Blocks
 from gtl_lightning.core.continuous import sample_continuous
 from gtl_lightning.core.guidance import LinearGamma
 from gtl_lightning.core.noise import Absorbing, Noise, Uniform
+from tests.unit import fit_kit
 from tests.unit.test_speed import tiny
 from tests.waits import Waits, waits
 
@@ -189,3 +191,13 @@ def test_a_step_of_training_asks_what_its_shapes_are_and_waits_for_nothing_else(
         assert not [where for where in seen.seen if where.startswith("bench")], f"{name}: {seen.seen}"
         found[name] = seen
     assert {name: (waits.count, waits.late.total()) for name, waits in found.items()} == WAITS_OF_A_STEP
+
+
+def test_a_fit_adds_no_wait_to_those_of_its_steps(tmp_path: Path) -> None:
+    """Loop, clipping, optimiser, moving average and the look at the loss; the average's count lies with the host."""
+    found = []
+    for steps in (3, 7):
+        with waits() as seen:
+            fit_kit.run(fit_kit.module(), tmp_path / str(steps), steps=steps, check_every=steps, progress=False)
+        found.append(sum(n for where, n in seen.seen.items() if not where.startswith("modules/callbacks.py")))
+    assert found[1] - found[0] == 4 * WAITS_OF_A_STEP["source"][0]
