@@ -23,6 +23,7 @@ from gtl_lightning.commands import (
     methods,
     reward,
     sample,
+    scale,
     share,
     source,
     timing,
@@ -35,7 +36,22 @@ from gtl_lightning.studies.tcsm import commands as tcsm
 from gtl_lightning.workspace.watched import watched
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _group in (demo, configure, data, budget, cells, sample, explore, share, source, ar2diff, reward, timing, methods):
+for _group in (
+    demo,
+    configure,
+    data,
+    budget,
+    cells,
+    sample,
+    explore,
+    share,
+    source,
+    ar2diff,
+    reward,
+    timing,
+    scale,
+    methods,
+):
     app.add_typer(_group.app)
 app.add_typer(markov.app, name="markov")
 app.add_typer(tcsm.app, name="tcsm")

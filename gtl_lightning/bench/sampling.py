@@ -94,6 +94,11 @@ class Bench:
         return self.settings.vocab_size or self.params.tokenizer.vocab_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' products while sampling, as the pipeline samples."""
+        return torch.bfloat16 if self.params.machine.sampling_precision == "bf16-mixed" else torch.float32
+
+    @property
     def length(self) -> int:
         """Tokens of a row in which the length is not varied."""
         return self.params.tokenizer.length
@@ -124,16 +129,21 @@ class Bench:
                 gamma=1.0,
                 generator=generator,
             )
-        return lambda: sample(
-            self.denoiser,
-            mask_index=MASK,
-            prompt=prompt,
-            guidance=self.guidance(case),
-            planner=self.planner if case.planner == "learned" else case.planner,
-            positions_per_step=case.k,
-            blocks=Blocks(case.block) if case.block else None,
-            generator=generator,
-        )
+
+        def call() -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                return sample(
+                    self.denoiser,
+                    mask_index=MASK,
+                    prompt=prompt,
+                    guidance=self.guidance(case),
+                    planner=self.planner if case.planner == "learned" else case.planner,
+                    positions_per_step=case.k,
+                    blocks=Blocks(case.block) if case.block else None,
+                    generator=generator,
+                )
+
+        return call
 
     def guidance(self, case: Case) -> Guidance | None:
         """The guidance that a case names."""
@@ -176,7 +186,7 @@ class Bench:
         """Time a group's cases against one another, and against a matrix product."""
         size = self.settings.matrix
         runs: dict[str, Callable[[], Tensor]] = {str(index): self.call(case) for index, case in enumerate(cases)}
-        runs["product"] = matrix_product(self.device, torch.float32, size)
+        runs["product"] = matrix_product(self.device, self.dtype, size)
         *times, product = paired(runs, self.settings.rounds, self.device, self.settings.seconds).values()
         rows = []
         for case, measured in zip(cases, times, strict=True):

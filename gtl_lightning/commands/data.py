@@ -45,7 +45,7 @@ def data_import(
     from gtl_lightning.stages import data
 
     if path is not None and source is None and target is None and text is None:
-        data.data_import(path, fields=_pairs(field))
+        data.data_import(path, fields=pairs(field))
     elif path is None and source and target and not field:
         data.data_import_pair(source, target, text=text)
     else:
@@ -65,7 +65,7 @@ def data_download(
     for option, value in (("DATASET", dataset), ("--split", split)):
         if not value.strip():
             raise UserError(f"{option} is empty; give the name of a data set and of one of its splits")
-    data.data_download(dataset, split=split, limit=limit, fields=_pairs(field))
+    data.data_download(dataset, split=split, limit=limit, fields=pairs(field))
 
 
 @app.command()
@@ -86,11 +86,12 @@ def tokenize() -> None:
     data.tokenize(params)
 
 
-def _pairs(values: list[str]) -> dict[str, str]:
-    pairs = {}
+def pairs(values: list[str]) -> dict[str, str]:
+    """ours=theirs, each once."""
+    found = {}
     for value in values:
         ours, equals, theirs = value.partition("=")
-        if not equals or not theirs or ours in pairs:
+        if not equals or not theirs or ours in found:
             raise UserError(f"--field {value}: write each field once, as ours=theirs: --field abstract=text")
-        pairs[ours] = theirs
-    return pairs
+        found[ours] = theirs
+    return found

@@ -80,7 +80,8 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
     """Without the stabiliser every masked position is weighed against staying masked.
 
     A token is drawn for each beforehand and kept, with its lift, as long as the row does not change: only rows that
-    changed are evaluated, which takes a look at them in every step.
+    changed are evaluated. The networks decide which these are, so that the host has to ask: once a step, for how many
+    masks of each.
     """
     token, lift = x.clone(), torch.zeros(x.shape, device=x.device)
     stale = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -91,9 +92,12 @@ def _raw_steps(proposal: Proposal, x: Tensor, alphas: Tensor) -> Tensor:
         proposal.guard.where = f"step {step + 1} of {len(alphas) - 1}"
         masked = x == proposal.mask_index
         where = masked & stale[:, None]
-        rows = where.any(-1).nonzero().squeeze(-1)
-        if len(rows):
-            row, position = where[rows].nonzero(as_tuple=True)
+        counts = where.sum(-1).tolist()
+        if any(counts):
+            # In order of rows, and of positions within one, as the masks' own indices would be.
+            rows = (~where).all(-1).int().argsort(stable=True)[: sum(map(bool, counts))]
+            masks = (~where[rows]).flatten().int().argsort(stable=True)[: sum(counts)]
+            row, position = masks // x.shape[1], masks % x.shape[1]
             drawn, gain = _propose(proposal, x[rows], row, position)
             token[rows[row], position], lift[rows[row], position] = drawn, gain.to(lift.dtype)
             if trace is not None:

@@ -236,5 +236,8 @@ def _log_ratios(guidance: Guidance, x: Tensor, t: Tensor, vocabulary: int, v: in
 
 
 def _gamma(guidance: Guidance, t: Tensor, schedule: NoiseSchedule) -> float:
-    """gamma at time t; all rows share the time."""
-    return strength_at(guidance.gamma, float(schedule.alpha(t)[0]))
+    """gamma at time t; all rows share the time.
+
+    A function of the share is the caller's, in Python: it alone is worth a look at the device in every step.
+    """
+    return strength_at(guidance.gamma, float(schedule.alpha(t)[0]) if callable(guidance.gamma) else 0.0)

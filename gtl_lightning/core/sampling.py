@@ -216,8 +216,8 @@ def _reveal(
     row = torch.arange(len(x), device=x.device)[:, None].expand_as(position)
     row, position = row.reshape(-1), position.reshape(-1)
     if left[-1] < width:  # some rows want fewer than the rest: their masks come first
-        wanted = [i * width + j for i, n in enumerate(left) for j in range(min(n, width))]
-        fits = torch.tensor(wanted, device=x.device)
+        beyond = torch.arange(width, device=x.device) >= masked.sum(-1, keepdim=True)
+        fits = beyond.flatten().int().argsort(stable=True)[: sum(min(n, width) for n in left)]
         row, position = row[fits], position[fits]
     log_w, ids, _ = proposal.weights(x, row, position, hidden)
     x[row, position] = proposal.draw(log_w, ids)

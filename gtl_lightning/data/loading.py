@@ -86,11 +86,16 @@ class _EpochDataModule(pl.LightningDataModule):
         if self.parts > 1:
             rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
             batches = batches.in_parts(self.parts, rank, world)
-        return DataLoader(batches, batch_size=None, shuffle=False)
+        return DataLoader(batches, batch_size=None, shuffle=False, pin_memory=self._to_gpu)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation batches."""
-        return DataLoader(self.val_batches(), batch_size=None, shuffle=False)
+        return DataLoader(self.val_batches(), batch_size=None, shuffle=False, pin_memory=self._to_gpu)
+
+    @property
+    def _to_gpu(self) -> bool:
+        """Whether batches go to a GPU: out of pinned memory Lightning copies them without waiting."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _shuffled(self, plan: Sequence[Rows], epoch: int) -> list[Rows]:
         order = np.random.default_rng((self.seed, epoch, _ORDER_STREAM)).permutation(len(plan))

@@ -187,10 +187,11 @@ def _log_prob_sums(
                 gamma = _strength(strength, step.revealed[row[at]], log_p.dtype)
                 # gamma = 0 is the denoiser itself, free of the rounding of a second normalisation; and a token that
                 # the denoiser excludes stays excluded, where the difference would be inf - inf.
-                same = (base == -math.inf) | torch.as_tensor(gamma == 0, device=base.device).flatten()
-                if same.all():
+                off = gamma == 0
+                if off is True:
                     terms.append(unguided)
                     continue
+                same = (base == -math.inf) | (off.flatten() if isinstance(off, Tensor) else off)
                 guided = guided_log_prob_true(log_p, log_r, true_ids[at], gamma, candidates, fill).double()
                 gain = torch.where(same, 0.0, guided - base) * scale[at]
                 guard.note("ratio", gain)

@@ -24,6 +24,8 @@ SCORE = "val_score"
 """Name under which every module logs what early stopping minimises."""
 LOSS = "train_loss"
 """And the mean loss of the steps before."""
+UNREAD = 32
+"""Losses at most that wait to be looked at: by so many steps the host runs ahead of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class TrainedModule(pl.LightningModule):
         self.total_steps = 1
         self._total = torch.zeros(2, dtype=torch.float64)
         self._losses: list[Tensor] = []
+        self._unread: list[tuple[int, Tensor]] = []
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Scalar to minimise: the mean of `held_out_loss` over the batch, where a subclass says nothing else."""
@@ -136,10 +139,10 @@ class TrainedModule(pl.LightningModule):
             check_weights(frozen.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One loss, checked.
+        """One loss, which is looked at soon.
 
         Raises:
-            UserError: it is NaN or infinite.
+            UserError: one of the last `UNREAD` is NaN or infinite.
         """
         step = self.global_step
         # Parts of one step, here and in other processes, have noise of their own.
@@ -148,13 +151,26 @@ class TrainedModule(pl.LightningModule):
         more = [part] if part else []
         _seed_dropout(mixed_seed(self.seed, step, 1, *more), self.device)
         loss = self.loss(batch, self.generator(self.seed, step, 0, *more))
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"{type(self).__name__}: the loss became {loss.item()} at step {step}; the last good checkpoint is "
-                "kept, lower the learning rate or look at the data"
-            )
         self._losses.append(loss.detach())
+        self._unread.append((step, self._losses[-1]))
+        if len(self._unread) >= UNREAD:
+            self._read_losses()
         return loss
+
+    def _read_losses(self) -> None:
+        """One look at the device for several steps.
+
+        Raises:
+            UserError: naming the first loss that is NaN or infinite.
+        """
+        unread, self._unread = self._unread, []
+        values = torch.stack([loss for _, loss in unread]).tolist() if unread else []
+        for (step, _), value in zip(unread, values, strict=True):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{type(self).__name__}: the loss became {value} at step {step}; the last good checkpoint is "
+                    "kept, lower the learning rate or look at the data"
+                )
 
     def score(self, batches: Iterable[Batch]) -> float:
         """The validation score of the network as it is, outside of a training: under the same noise.
@@ -179,10 +195,15 @@ class TrainedModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start collecting."""
-        self._losses = []
+        self._losses, self._unread = [], []
 
     def on_validation_epoch_start(self) -> None:
-        """Start summing."""
+        """Start summing, if all has gone well since the last time.
+
+        Raises:
+            UserError: a loss is NaN or infinite.
+        """
+        self._read_losses()
         self._total = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

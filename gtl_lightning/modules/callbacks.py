@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import remove, save_tensors, writing
@@ -28,20 +28,44 @@ logger = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
 
 
-def _average(decay: float, means: list[Tensor], news: list[Tensor], updates: Tensor | int) -> None:
-    warm = (1 + float(updates)) / (10 + float(updates))
-    torch._foreach_lerp_(means, news, 1 - min(decay, warm))
-
-
-class Averaging(WeightAveraging):
-    """Lightning's moving average of the weights (EMA) from step 0; validation sees the averaged weights.
+class Average(AveragedModel):
+    """torch's, on a device; how many updates there were stays with the host, which torch would let ask for it.
 
     The decay warms up as (1 + n) / (10 + n): without that, a run shorter than 1 / (1 - decay) steps would average in
     its initial weights.
     """
 
+    def __init__(self, model: nn.Module, device: torch.device, decay: float) -> None:
+        super().__init__(model)
+        self.module.to(device)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the weights of a model of the same shape, on the same device; take its buffers."""
+        means, news = ([weight.detach() for weight in each.parameters()] for each in (self.module, model))
+        if done := int(self.n_averaged):
+            torch._foreach_lerp_(means, news, 1 - min(self.decay, (1 + done) / (10 + done)))
+        else:
+            torch._foreach_copy_(means, news)
+        for mean, new in zip(self.module.buffers(), model.buffers(), strict=True):
+            mean.copy_(new)
+        self.n_averaged += 1
+
+
+class Averaging(WeightAveraging):
+    """Lightning's moving average of the weights (EMA) from step 0; validation sees the averaged weights."""
+
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=partial(_average, decay))
+        super().__init__(use_buffers=False)
+        self._decay = decay
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average where the weights will be.
+
+        Lightning makes it before they go there: it would stay with the host, and all weights come back at every step.
+        """
+        if stage == "fit":
+            self._average_model = Average(pl_module, trainer.strategy.root_device, self._decay)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The averaged module's state, under the module's own names."""

@@ -50,7 +50,7 @@ class ClassifierModule(TrainedModule):
             x, t, _ = noised(x, self.network.config, self.schedule, generator)
         # `bce_loss` takes a log-ratio and adds the log share itself; the network's output is the logit.
         terms = bce_loss(self.network(x, t), batch["is_target"], self.smoothing)
-        return terms.sum(), torch.tensor(len(x), device=x.device)
+        return terms.sum(), torch.full((), len(x), device=x.device)
 
 
 def frozen_log_ratio(

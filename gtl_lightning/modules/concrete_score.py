@@ -11,10 +11,9 @@ from torch import Tensor
 from gtl_lightning.core.protocols import EVERYWHERE, Attending, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch
-from gtl_lightning.modules.denoiser import DenoiserModule, noised, noised_uniformly, spread
+from gtl_lightning.modules.denoiser import DenoiserModule, noised, noised_uniformly, places, spread
 from gtl_lightning.networks import CausalLM, Decoder, Frozen, ids_of, in_parts, log_prob_of, log_probs
 from gtl_lightning.papers.tcsm import (
-    conditional,
     distillation_loss,
     first_order,
     mean_log_prob,
@@ -65,10 +64,12 @@ def distilled(
 
     `functools.partial` sets `teacher`. In nats above the teacher's own entropy.
     """
-    x_t, t, at = noised(x_0, ids_of(network), schedule, generator, ~target)
-    taught = conditional(cast(CausalLM, teacher.network), x_0, at, first_order)
+    x_t, t, masked = noised(x_0, ids_of(network), schedule, generator, ~target)
+    at = places(masked)
+    with torch.no_grad():
+        taught = first_order(cast(CausalLM, teacher.network), x_0, *at)
     terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None, attention)[at], taught)
-    return weighted(spread(terms, at), at, t, schedule).sum(), target.sum()
+    return weighted(spread(terms, masked), masked, t, schedule).sum(), target.sum()
 
 
 class ConcreteScoreModule(DenoiserModule):
@@ -88,7 +89,8 @@ class ConcreteScoreModule(DenoiserModule):
         network, x_0 = cast(Source, self.network), batch["x_0"]
         ids = ids_of(network)
         x_t, t, masked = noised(x_0, ids, self.schedule, generator)
-        terms = self.terms(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
+        at = places(masked)
+        terms = self.terms(network, network.encode(x_t, t, EVERYWHERE, None)[at], x_0[at])
         if self.by_level:
             return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
         return terms.sum() / masked.sum().clamp(min=1)
@@ -122,7 +124,8 @@ class UniformFirstModule(DenoiserModule):
             rows = (torch.arange(len(x_0), device=x_0.device) < count.to(x_0.device).floor())[:, None]
             x_t = torch.where(rows, noised_uniformly(network, x_0, t, text, self.schedule, generator), x_t)
             counted = torch.where(rows, text, counted)
-        terms = cross_entropy_terms(network, network.encode(x_t, t, EVERYWHERE, None)[counted], x_0[counted])
+        at = places(counted)
+        terms = cross_entropy_terms(network, network.encode(x_t, t, EVERYWHERE, None)[at], x_0[at])
         return terms.sum() / counted.sum().clamp(min=1)
 
 
@@ -132,8 +135,8 @@ class TaughtModule(DenoiserModule):
     Score: the NELBO on held-out data.
     """
 
-    def target(self, batch: Batch, masked: Tensor) -> Conditional:
-        """The laws of the positions marked in Bool[b,l], in their order."""
+    def target(self, batch: Batch, row: Tensor, position: Tensor) -> Conditional:
+        """The laws of m (row, position) pairs, Long[m] each."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -141,8 +144,9 @@ class TaughtModule(DenoiserModule):
         network, x_0 = cast(Source, self.network), batch["x_0"]
         ids = ids_of(network)
         x_t, t, masked = noised(x_0, ids, self.schedule, generator)
-        target = self.target(batch, masked)
-        terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None)[masked], target)
+        at = places(masked)
+        target = self.target(batch, *at)
+        terms = taught_terms(network, network.encode(x_t, t, EVERYWHERE, None)[at], target)
         return weighted(spread(terms, masked), masked, t, self.schedule).sum() / (x_0 != ids.pad_index).sum()
 
 
@@ -160,9 +164,10 @@ class DistilledModule(TaughtModule):
         super().__init__(*arguments, **options)
         self.teacher, self.how = Frozen(teacher), how
 
-    def target(self, batch: Batch, masked: Tensor) -> Conditional:
+    def target(self, batch: Batch, row: Tensor, position: Tensor) -> Conditional:
         """Found anew."""
-        return conditional(cast(CausalLM, self.teacher.network), batch["x_0"], masked, self.how)
+        with torch.no_grad():
+            return self.how(cast(CausalLM, self.teacher.network), batch["x_0"], row, position)
 
 
 class KeptModule(TaughtModule):
@@ -172,7 +177,7 @@ class KeptModule(TaughtModule):
     `ids` Long[b,l,k], `log_pi` Float[b,l,k] and `log_rest` Float[b,l] beside `x_0`.
     """
 
-    def target(self, batch: Batch, masked: Tensor) -> Conditional:
+    def target(self, batch: Batch, row: Tensor, position: Tensor) -> Conditional:
         """As they were kept."""
-        ids, log_pi, log_rest = (batch[name][masked] for name in ("ids", "log_pi", "log_rest"))
+        ids, log_pi, log_rest = (batch[name][row, position] for name in ("ids", "log_pi", "log_rest"))
         return Conditional(ids, log_pi, log_rest, cast(Source, self.network).vocab_size)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.protocols import Source
+from gtl_lightning.core.protocols import Look, PaddingOnce, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, OptimiserConfig
-from gtl_lightning.modules.denoiser import noised
+from gtl_lightning.modules.denoiser import noised, places
 from gtl_lightning.modules.ratio import TokenRatioModule
 from gtl_lightning.networks import TokenLevel, in_parts, log_probs
 from gtl_lightning.papers.tcsm import conditional_bce_loss
@@ -50,13 +50,14 @@ class ConditionalRatioModule(TokenRatioModule):
         """Nats per masked position."""
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
-        features = self._features(x_t, t)
-        h = self.network.encode(x_t, t, features=features)
+        where, look = places(masked), Look(padding=PaddingOnce(x_t))
+        features = self._features(x_t, t, look)
+        h = self.network.encode(x_t, t, look, features)
 
         def at(h: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
             with torch.no_grad():
                 log_p = log_probs(self._denoiser, features)
             return self.terms(self.network.decode(h), log_p, tokens)
 
-        found = in_parts(at, self._denoiser.vocab_size, h[masked], features[masked], x_0[masked])
+        found = in_parts(at, self._denoiser.vocab_size, h[where], features[where], x_0[where])
         return found.sum() / masked.sum().clamp(min=1)

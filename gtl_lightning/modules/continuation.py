@@ -12,7 +12,7 @@ from gtl_lightning.core.forward import level_nelbo_terms, level_sample, stratifi
 from gtl_lightning.core.protocols import EVERYWHERE, Attending
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
-from gtl_lightning.modules.denoiser import clean_ids, noised, noised_uniformly, spread
+from gtl_lightning.modules.denoiser import clean_ids, noised, noised_uniformly, places, spread
 from gtl_lightning.modules.uniform import EDGE
 from gtl_lightning.networks import ids_of, in_parts, likeliest, log_prob_of, log_probs
 from gtl_lightning.papers.ar2diff import (
@@ -61,10 +61,11 @@ def masked(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """The NELBO under masks (docs/method.md eq. 1), as `DenoiserModule` has it, over the targets."""
-    x_t, t, at = noised(x_0, ids_of(network), schedule, generator, ~target)
+    x_t, t, noise = noised(x_0, ids_of(network), schedule, generator, ~target)
+    at = places(noise)
     h = network.encode(x_t, t, EVERYWHERE, None, attention)
-    log_p_true = spread(log_prob_of(network, h[at], x_0[at]), at)
-    return masked_loss(log_p_true, at, target, t, schedule)
+    log_p_true = spread(log_prob_of(network, h[at], x_0[at]), noise)
+    return masked_loss(log_p_true, noise, target, t, schedule)
 
 
 def counted(
@@ -81,10 +82,11 @@ def counted(
     share in the place of t, so it is for those that know no t.
     """
     n = target.sum(-1)
-    x_t, at, count = level_sample(x_0, ids_of(network).mask_index, generator, frozen=~target)
+    x_t, noise, count = level_sample(x_0, ids_of(network).mask_index, generator, frozen=~target)
+    at = places(noise)
     h = network.encode(x_t, count / n.clamp(min=1), EVERYWHERE, None, attention)
-    log_p_true = spread(log_prob_of(network, h[at], x_0[at]), at)
-    return (n * level_nelbo_terms(log_p_true, at, count.clamp(min=1))).sum(), n.sum()
+    log_p_true = spread(log_prob_of(network, h[at], x_0[at]), noise)
+    return (n * level_nelbo_terms(log_p_true, noise, count.clamp(min=1))).sum(), n.sum()
 
 
 Again = Callable[[Attending, Tensor, torch.Generator], Tensor]
@@ -113,13 +115,13 @@ def sundae(
     """SUNDAE's two terms under uniform noise (docs/method.md eq. 22); `functools.partial` sets `again`."""
     t = stratified_times(len(x_0), generator, 0.0, device=x_0.device)
     t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
-    x_t = noised_uniformly(network, x_0, t, target, schedule, generator)
+    x_t, at = noised_uniformly(network, x_0, t, target, schedule, generator), places(target)
 
     def read(x: Tensor) -> Tensor:
-        return network.encode(x, t, EVERYWHERE, None, attention)[target]
+        return network.encode(x, t, EVERYWHERE, None, attention)[at]
 
     def log_prob(h: Tensor, x: Tensor) -> Tensor:
-        return spread(log_prob_of(network, h, x[target]), target)
+        return spread(log_prob_of(network, h, x[at]), target)
 
     def reread(h: Tensor) -> Tensor:
         return x_0.masked_scatter(target, again(network, h, generator))

@@ -57,6 +57,16 @@ def noised_uniformly(
     return torch.where(target, clean[noise], x_0)
 
 
+def places(masked: Tensor) -> tuple[Tensor, Tensor]:
+    """Long[n], Long[n]: rows and positions of what is marked in Bool[b,l], in order.
+
+    An index by the marks themselves asks the device for n, and its gradient again: a step asks once, before its
+    networks are under way.
+    """
+    row, position = masked.nonzero(as_tuple=True)
+    return row, position
+
+
 def spread(values: Tensor, masked: Tensor) -> Tensor:
     """Float[n] values of the n masked positions -> Float[b,l], zero elsewhere."""
     full = torch.zeros(masked.shape, dtype=values.dtype, device=values.device)
@@ -74,6 +84,7 @@ class DenoiserModule(TrainedModule):
         network = cast(Source, self.network)
         x_0, ids = batch["x_0"], ids_of(network)
         x_t, t, masked = noised(x_0, ids, self.schedule, generator)
-        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
+        at = places(masked)
+        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[at], x_0[at])
         nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
         return nelbo.sum(), (x_0 != ids.pad_index).sum()

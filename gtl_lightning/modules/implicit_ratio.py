@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.protocols import Look, PaddingOnce, Source
 from gtl_lightning.modules.base import Batch
 from gtl_lightning.modules.conditional_ratio import TokenLoss
-from gtl_lightning.modules.denoiser import DenoiserModule, noised
+from gtl_lightning.modules.denoiser import DenoiserModule, noised, places
 from gtl_lightning.networks import Frozen, ids_of, in_parts, log_probs
 from gtl_lightning.papers.tcsm import conditional_bce_loss, implicit_log_ratio
 
@@ -38,14 +38,15 @@ class ImplicitRatioModule(DenoiserModule):
         network, reference = cast(Source, self.network), cast(Source, self.reference.network)
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, ids_of(network), self.schedule, generator)
-        h = network.encode(x_t, t, EVERYWHERE, None)
+        where, look = places(masked), Look(padding=PaddingOnce(x_t))
+        h = network.encode(x_t, t, look, None)
         with torch.no_grad():
-            h_ref = reference.encode(x_t, t, EVERYWHERE, None)
+            h_ref = reference.encode(x_t, t, look, None)
 
         def at(h: Tensor, h_ref: Tensor, tokens: Tensor) -> Tensor:
             with torch.no_grad():
                 log_p_ref = log_probs(reference, h_ref)
             return self.terms(implicit_log_ratio(log_probs(network, h), log_p_ref), log_p_ref, tokens)
 
-        found = in_parts(at, network.vocab_size, h[masked], h_ref[masked], x_0[masked])
+        found = in_parts(at, network.vocab_size, h[where], h_ref[where], x_0[where])
         return found.sum() / masked.sum().clamp(min=1)

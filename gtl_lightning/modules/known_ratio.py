@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.modules.base import Batch, TrainedModule
-from gtl_lightning.modules.denoiser import noised, spread
+from gtl_lightning.modules.denoiser import noised, places, spread
 from gtl_lightning.networks import TokenRatioNetwork
 from gtl_lightning.papers.gtl import token_gkl_loss
 
@@ -33,6 +33,6 @@ class KnownRatioModule(TrainedModule):
         """Sum of the terms of all masked positions, and their number."""
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
-        h = self.network.encode(x_t, t)
-        g_true = spread(self.network.decode_at(h[masked], x_0[masked]), masked)
+        at = places(masked)
+        g_true = spread(self.network.decode_at(self.network.encode(x_t, t)[at], x_0[at]), masked)
         return token_gkl_loss(g_true, masked, self.log_ratio(x_0)).sum(), masked.sum().clamp(min=1)

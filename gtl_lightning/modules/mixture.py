@@ -11,7 +11,7 @@ from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch
-from gtl_lightning.modules.denoiser import DenoiserModule, spread
+from gtl_lightning.modules.denoiser import DenoiserModule, places, spread
 from gtl_lightning.networks import ids_of, log_prob_of
 
 
@@ -46,7 +46,8 @@ class MixtureModule(DenoiserModule):
         t, weight = self.levels(is_target, generator)
         x_t = absorbing_sample(x_0, t, self.schedule, ids.mask_index, generator, frozen=x_0 == ids.pad_index)
         masked = (x_t == ids.mask_index) & (x_0 != ids.mask_index)
-        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[masked], x_0[masked])
+        at = places(masked)
+        log_p_true = log_prob_of(network, network.encode(x_t, t, EVERYWHERE, None)[at], x_0[at])
         nelbo = nelbo_terms(spread(log_p_true, masked), masked, t, self.schedule)
         return (weight * nelbo).sum() / (x_0[is_target] != ids.pad_index).sum()
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.protocols import Look, PaddingOnce, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
-from gtl_lightning.modules.denoiser import noised
+from gtl_lightning.modules.denoiser import noised, places
 from gtl_lightning.networks import Frozen, PositionNetwork, likeliest
 
 
@@ -45,7 +45,8 @@ class PlannerModule(TrainedModule):
         x_0 = batch["x_0"]
         x_t, t, masked = noised(x_0, self.network.config, self.schedule, generator)
         denoiser = cast(Source, self.denoiser.network)
+        at, look = places(masked), Look(padding=PaddingOnce(x_t))
         with torch.no_grad():
-            right = likeliest(denoiser, denoiser.encode(x_t, t, EVERYWHERE, None)[masked]) == x_0[masked]
-        rho = self.network(x_t)[masked]
+            right = likeliest(denoiser, denoiser.encode(x_t, t, look, None)[at]) == x_0[at]
+        rho = self.network(x_t, look=look)[at]
         return binary_cross_entropy_with_logits(rho, right.to(rho.dtype), reduction="sum"), masked.sum()

@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.protocols import Look, PaddingOnce, Source
 from gtl_lightning.modules.base import Batch
-from gtl_lightning.modules.denoiser import DenoiserModule, spread
+from gtl_lightning.modules.denoiser import DenoiserModule, places, spread
 from gtl_lightning.networks import Frozen, ids_of, log_prob_of
 from gtl_lightning.papers.tcsm import noised_pairs, pair_elbo, preference_loss
 
@@ -44,13 +44,13 @@ class PreferenceModule(DenoiserModule):
         alpha = 1 - count / length
         t = self.schedule.inverse(alpha)
         true = torch.stack([winner, loser]).unsqueeze(1).expand(2, *x_w.shape)
-        noised, where = torch.stack([x_w, x_l]), masked.expand(2, *masked.shape)
+        noised, where = torch.stack([x_w, x_l]), masked.expand(2, *masked.shape).flatten(0, 2)
+        at, look = places(where), Look(padding=PaddingOnce(noised.flatten(0, 2)))
 
         def elbo(source: Source) -> Tensor:
             """Float[2,b]."""
-            h = source.encode(noised.flatten(0, 2), t.expand(2, *t.shape).flatten(), EVERYWHERE, None)
-            at = where.flatten(0, 2)
-            log_p = spread(log_prob_of(source, h[at], true.flatten(0, 2)[at]), at).view_as(noised)
+            h = source.encode(noised.flatten(0, 2), t.expand(2, *t.shape).flatten(), look, None)
+            log_p = spread(log_prob_of(source, h[at], true.flatten(0, 2)[at]), where).view_as(noised)
             return torch.stack([pair_elbo(part, masked, count, length) for part in log_p])
 
         model = elbo(network)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from gtl_lightning.core.forward import nelbo_terms
 from gtl_lightning.core.guidance import guided_log_prob_true
-from gtl_lightning.core.protocols import EVERYWHERE, Source
+from gtl_lightning.core.protocols import EVERYWHERE, Look, PaddingOnce, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.classifier import frozen_log_ratio
-from gtl_lightning.modules.denoiser import noised, spread
+from gtl_lightning.modules.denoiser import noised, places, spread
 from gtl_lightning.networks import (
     Frozen,
     Ids,
@@ -98,7 +98,7 @@ class SequenceRatioModule(TrainedModule):
         if self.eta_1 > 0 and self.timed is not None:
             log_r_t = frozen_log_ratio(self.timed.network, x_t, t, 0.0, self.share_target, self.clip)
             total = total + self.eta_1 * cycle_loss(f, log_r_t)[is_target].sum()
-        return total, torch.tensor(len(x_0), device=x_0.device)
+        return total, torch.full((), len(x_0), device=x_0.device)
 
     def _ratio_terms(self, f: Tensor, x_0: Tensor, is_target: Tensor) -> Tensor:
         if self.kind == "bce" or self.clean is None:
@@ -160,20 +160,22 @@ class TokenRatioModule(TrainedModule):
         """The weighted sum."""
         x_0 = batch["x_0"]
         is_target = batch.get("is_target", torch.ones(len(x_0), dtype=torch.bool, device=x_0.device))
+        rows = is_target.nonzero().squeeze(-1)
         if self.bce_weight == 0:
-            x_0, is_target = x_0[is_target], is_target[is_target]
+            x_0, is_target, rows = x_0[rows], is_target[rows], torch.arange(len(rows), device=x_0.device)
         x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
-        features = self._features(x_t, t) if isinstance(self.network, OnDenoiser) else None
-        h = self.network.encode(x_t, t, features=features)
+        # Whatever the host has to be told is asked for before the networks are under way.
+        at, of_target, look = places(masked), places(masked[rows]), Look(padding=PaddingOnce(x_t))
+        features = self._features(x_t, t, look) if isinstance(self.network, OnDenoiser) else None
+        h = self.network.encode(x_t, t, look, features)
         total = h[:0].sum()  # 0: a batch without target examples still has a gradient
         if self.bce_weight > 0:
-            g_true = spread(self.network.decode_at(h[masked], x_0[masked]), masked)
+            g_true = spread(self.network.decode_at(h[at], x_0[at]), masked)
             terms = token_bce_loss(g_true, masked, is_target, share_target=self.share_target)
             total = total + self.bce_weight * terms.sum() / masked.sum().clamp(min=1)
-        rows = is_target.nonzero().squeeze(-1)
         if len(rows) and (self.nll_weight > 0 or self.martingale_weight > 0):
             features = self._features(x_t[rows], t[rows]) if features is None else features[rows]
-            total = total + self._target_terms(h[rows], features, x_0[rows], t[rows], masked[rows])
+            total = total + self._target_terms(h[rows], features, x_0[rows], t[rows], masked[rows], of_target)
         return total
 
     def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -185,14 +187,16 @@ class TokenRatioModule(TrainedModule):
             zero = torch.zeros((), device=x_0.device)
             return zero, zero
         x_t, t, masked = noised(x_0, self._ids, self.schedule, generator)
-        features = self._features(x_t, t)
-        log_guided, _ = self._normalised(
-            self.network.encode(x_t, t, features=features)[masked], features[masked], x_0[masked]
-        )
+        at, look = places(masked), Look(padding=PaddingOnce(x_t))
+        features = self._features(x_t, t, look)
+        h = self.network.encode(x_t, t, look, features)
+        log_guided, _ = self._normalised(h[at], features[at], x_0[at])
         return self._guided_nelbo(log_guided, t, masked), (x_0 != self._ids.pad_index).sum()
 
-    def _target_terms(self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor) -> Tensor:
-        log_guided, log_r = self._normalised(h[masked], features[masked], x_0[masked])
+    def _target_terms(
+        self, h: Tensor, features: Tensor, x_0: Tensor, t: Tensor, masked: Tensor, at: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        log_guided, log_r = self._normalised(h[at], features[at], x_0[at])
         total = torch.zeros((), device=x_0.device)
         if self.nll_weight > 0:
             tokens = (x_0 != self._ids.pad_index).sum()
@@ -231,9 +235,9 @@ class TokenRatioModule(TrainedModule):
         stand_in = spread(log_r, masked)[..., None]
         return martingale_penalty(torch.zeros_like(stand_in), stand_in, masked).mean()
 
-    def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def _features(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE) -> Tensor:
         with torch.no_grad():
-            return self._denoiser.encode(x_t, t, EVERYWHERE, None)
+            return self._denoiser.encode(x_t, t, look, None)
 
     @property
     def _denoiser(self) -> Source:

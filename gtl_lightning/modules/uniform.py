@@ -26,4 +26,4 @@ class UniformDenoiserModule(TrainedModule):
         t = (1 - EDGE) * stratified_times(len(x_0), generator, EDGE, device=x_0.device)
         x_t = uniform_sample(x_0, t, self.schedule, v, generator)
         p = network(x_t, t)[..., :v].exp()
-        return uniform_nelbo_terms(p, x_0, x_t, t, self.schedule).sum(), torch.tensor(x_0.numel(), device=x_0.device)
+        return uniform_nelbo_terms(p, x_0, x_t, t, self.schedule).sum(), torch.full((), x_0.numel(), device=x_0.device)

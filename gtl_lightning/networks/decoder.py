@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,8 +84,10 @@ class Decoder(Stored, nn.Module):
         specials = self.config.specials
         count = self.vocab_size - len(specials)
         weight, bias = wide(self.output.weight), wide(self.output.bias)
-        row = (weight.sum(0) - weight[specials].sum(0)) / count
-        return wide(h) @ row + (bias.sum() - bias[specials].sum()) / count
+        # One index at a time: a list of them would travel to the device at every call.
+        special, own = (torch.stack([values[index] for index in specials]).sum(0) for values in (weight, bias))
+        row = (weight.sum(0) - special) / count
+        return wide(h) @ row + (bias.sum() - own) / count
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[...,d] -> log-probabilities of the token, Float[...,v] in fp32 at least; -inf at mask and pad."""

@@ -157,7 +157,9 @@ class CausalLM(Decoder):
     def log_prob(self, x_0: Tensor, embedded: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
         """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) in nats, 0 at pads; `embedded`, `attention` as in `encode`."""
         valid = x_0 != self.config.pad_index
-        values = log_prob_of(self, self.encode(x_0, embedded, attention)[valid], x_0[valid])
+        # Once, before the pass: an index by `valid` itself asks the device how many, and its gradient again.
+        at = valid.nonzero(as_tuple=True)
+        values = log_prob_of(self, self.encode(x_0, embedded, attention)[at], x_0[at])
         return torch.zeros(x_0.shape, dtype=values.dtype, device=x_0.device).masked_scatter(valid, values)
 
     def next_log_probs(self, x_0: Tensor, row: Tensor, position: Tensor) -> Tensor:

@@ -34,20 +34,24 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
         only: groups to measure; all if empty.
 
     Raises:
-        UserError: a case that does not fit the networks, an unknown group, an unwritable folder.
+        UserError: as `measure`; an unknown group, an unwritable folder.
     """
     if unknown := sorted(set(only) - set(GROUPS)):
         raise UserError(f"--only {unknown[0]} is no group of benchmarks; choose some of {', '.join(GROUPS)}")
-    _check(params)
-    for group, rows in _measure(params, command, only or GROUPS):
+    for group, rows in measure(params, command, only or GROUPS):
         others = [row for row in measured() if (row["profile"], row["group"]) != (params.profile, group)]
         write_json(ROWS, [*others, *({"profile": params.profile, **row} for row in rows)])
         write_page()
     log.info("benchmarks: %s and %s", PAGE, ROWS)
 
 
-def _measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(group, its rows): the machine, then in the order of `GROUPS`, then what is derived."""
+def measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(group, its rows): the machine, then in the order of `GROUPS`, then what is derived.
+
+    Raises:
+        UserError: a case that does not fit the networks.
+    """
+    _check(params)
     device = device_of(params)
     subject = Bench(params, device)
     size, rounds = params.bench.matrix, 2 * params.bench.rounds

@@ -17,7 +17,7 @@ HOST, PID, BORN = "gtl.host", "gtl.pid", "gtl.born"
 
 def origin() -> dict[str, str]:
     """Tags of the command, the commit and the user."""
-    commit = _commit()
+    commit = commit_of(Path())
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "mlflow.source.name": command,
@@ -33,9 +33,10 @@ def process() -> dict[str, str]:
     return {HOST: socket.gethostname(), PID: str(os.getpid()), BORN: repr(psutil.Process().create_time())}
 
 
-def _commit() -> str:
+def commit_of(folder: Path) -> str:
+    """The commit of the checkout that a folder lies in; empty where there is none."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return ""
     return done.stdout.strip()

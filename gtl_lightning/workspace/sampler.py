@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +125,9 @@ class Sampler:
         progress: Tell | None = None,
         watch: Watch | None = None,
     ) -> list[Tensor]:
-        """One sequence for every length, in that order; equal lengths share a batch.
+        """One sequence for every length, in that order; lengths that `sampling.length_spread` allows share a batch.
+
+        The shorter ones are padded, which leaves the law of a row as it is.
 
         Args:
             params: sampler settings.
@@ -141,6 +142,7 @@ class Sampler:
             UserError: a length above the model's, or a prompt that is longer.
         """
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
         from gtl_lightning.core.blocks import Blocks
         from gtl_lightning.core.choices import Draw, Order
@@ -154,36 +156,33 @@ class Sampler:
         blocks = Blocks(asked.block, margin=asked.block_margin) if asked.block else None
         planner = _planner(params, self.device, self.root)
         order = Order(planner, asked.positions_per_step, asked.planner_temperature, blocks)
-        by_length = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        counts, half = Counter(lengths), params.machine.sampling_precision == "bf16-mixed"
-        drawn: list[Tensor] = []
+        half = params.machine.sampling_precision == "bf16-mixed"
+        padded = getattr(self.denoiser, "pad_index", None) == self.corpus.pad_index
+        batches = together(lengths, params.evaluation.batch, asked.length_spread if padded else 0)
+        result: list[Any] = [None] * len(lengths)
         kept = 0 if prompt is None else int((prompt != self.corpus.mask_index).sum())
         total, done = sum(lengths) - kept * len(lengths), 0
-        for length in sorted(counts):
-            left = counts[length]
-            while left:
-                rows = min(left, params.evaluation.batch)
-                start = self.start(length, prompt).to(self.device).repeat(rows, 1)
-                observers: list[Observer] = [Progress(progress, done, total)] if progress else []
-                if watch is not None:
-                    observers.append(watch(by_length[len(drawn) : len(drawn) + rows]))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                    batch = sample(
-                        self.denoiser,
-                        mask_index=self.corpus.mask_index,
-                        prompt=start,
-                        guidance=guidance,
-                        order=order,
-                        draw=Draw(asked.temperature, asked.top_p),
-                        schedule=schedule(params.schedule),
-                        generator=generator,
-                        observe=observers or None,
-                    )
-                drawn.extend(batch.cpu())
-                left, done = left - rows, done + rows * (length - kept)
-        result: list[Any] = [None] * len(lengths)
-        for index, sequence in zip(by_length, drawn, strict=True):
-            result[index] = sequence
+        for places in batches:
+            starts = [self.start(lengths[place], prompt) for place in places]
+            start = pad_sequence(starts, batch_first=True, padding_value=self.corpus.pad_index).to(self.device)
+            observers: list[Observer] = [Progress(progress, done, total)] if progress else []
+            if watch is not None:
+                observers.append(watch(places))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                batch = sample(
+                    self.denoiser,
+                    mask_index=self.corpus.mask_index,
+                    prompt=start,
+                    guidance=guidance,
+                    order=order,
+                    draw=Draw(asked.temperature, asked.top_p),
+                    schedule=schedule(params.schedule),
+                    generator=generator,
+                    observe=observers or None,
+                )
+            for place, sequence in zip(places, batch.cpu(), strict=True):
+                result[place] = sequence[: lengths[place]]
+            done += sum(lengths[place] - kept for place in places)
         return result
 
     def passes(self, params: Params, lengths: list[int], guidance: Guidance | None) -> dict[str, float]:
@@ -240,6 +239,18 @@ def at_gamma(params: Params, guidance: Guidance | None, gamma: float | None) -> 
     if guidance is None or gamma is None:
         return guidance
     return replace(guidance, gamma=linear_gamma(gamma, params.sampling.gamma_end))
+
+
+def together(lengths: list[int], batch: int, spread: int) -> list[list[int]]:
+    """Places of the texts that are drawn together, shortest first: `batch` at most, `spread` tokens apart at most."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        last = batches[-1] if batches else []
+        if last and len(last) < batch and lengths[place] - lengths[last[0]] <= spread:
+            last.append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 def draw_lengths(lengths: Any, count: int, seed: int) -> list[int]:

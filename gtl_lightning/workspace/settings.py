@@ -213,6 +213,9 @@ class Sampling(Section):
     gamma_end: Strength = Field(
         1.0, description="gamma with all revealed over gamma with nothing revealed, linear between; 1: constant"
     )
+    length_spread: Margin = Field(
+        0, description="tokens by which lengths in one batch may differ, where the denoiser knows its padding"
+    )
     n_ratio: Candidates | None = Field(None, description="tokens the ratio scores at a position; null: all")
     n_ratio_sequence: Candidates = Field(16, description="the same for sequence-level ratios, one forward pass each")
 

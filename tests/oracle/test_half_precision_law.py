@@ -41,7 +41,7 @@ def networks(kind: str) -> tuple[MaskedDenoiser, Any]:
 
 
 def drawn(denoiser: MaskedDenoiser, ratio: Any, precision: str, watch: Any = None) -> Tensor:
-    corpus: Any = SimpleNamespace(mask_index=STATES, length=LENGTH)
+    corpus: Any = SimpleNamespace(mask_index=STATES, pad_index=STATES + 1, length=LENGTH)
     sampler = Sampler(denoiser, None, corpus, torch.device("cpu"), {}, {}, Path())
     params = configure(overrides=(f"evaluation.batch={DRAWS}", f"machine.sampling_precision={precision}"))
     guidance = None if ratio is None else Guidance(TokenRatio(ratio))

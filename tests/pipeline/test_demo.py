@@ -45,7 +45,7 @@ def test_a_demo_ends_in_a_report_that_says_so_and_touches_nothing_else(
         assert text.index(DEMO) < text.index("is best") < text.index("Next, the comparison itself")
         assert "sweep.seeds=" not in text and "make ui" not in text, "that is the checkout's next step, not a demo's"
     lines = [record.getMessage() for record in caplog.records]
-    assert lines.count(DEMO) == 2 and lines.index(DEMO) < lines.index("[2 of 13] disjoint splits")
+    assert lines.count(DEMO) == 2 and lines.index(DEMO) < lines.index("[2 of 15] disjoint splits")
     last = lines[-3:]
     assert last[0] == f"report: {page} (opened in the browser)"
     assert last[1].startswith("next: make repro ") and "gtl data import" in last[2]

@@ -27,6 +27,7 @@ CELL = ("--fraction", "0.05", "--seed", "0")
 LENGTH = ("--reward", "length")
 FROM, ONE = ("--from", "model"), ("--from", "model", "--steps", "1")
 NAMED = ("gtl-0.05-0",)
+HERE = ("--profile", "default")
 FOLDERS = {"snapshot": "no folder", ".": "a folder that is not empty"}
 Case = tuple[tuple[str, ...], str]
 
@@ -313,6 +314,31 @@ TABLE: dict[str, dict[str, list[Case]]] = {
     },
     "methods": {},
     "demo": {},
+    "scale": {
+        "data": [
+            ((), "data"),
+            (("nowhere.jsonl", "new", *HERE), "nowhere.jsonl does not exist or is no file; give a snapshot"),
+            ((".", "new", *HERE), ". does not exist or is no file"),
+        ],
+        "folder": [
+            (("snapshot",), "folder"),
+            (("snapshot", "snapshot", *HERE), "snapshot is a file; name a folder"),
+            (("snapshot", ".", *HERE), ". is not empty and holds no run of `gtl scale`; name another folder"),
+        ],
+        "minutes": [
+            (("snapshot", "new", *HERE, "--minutes", value), f"--minutes {value}; give more than 0")
+            for value in ("0", "-8", "nan")
+        ],
+        "profile": [(("snapshot", "new", "--profile", "nosuch"), "unknown profile 'nosuch'")],
+        "field": [
+            (("snapshot", "new", *HERE, "--field", "nosuch=text"), "nosuch"),
+            (("snapshot", "new", *HERE, "--field", "title"), "--field title: write each field once"),
+        ],
+        "overrides": [
+            (("snapshot", "new", *HERE, "--set", "nosuch=1"), "unknown parameter nosuch"),
+            (("snapshot", "new", *HERE, "--set", "machine.accelerator=gpu"), "no GPU is to be seen; set it to auto or"),
+        ],
+    },
     "reconcile": {
         "lost_host": [(("--lost-host", ""), "--lost-host")],
         "crashed": [(("--crashed=perhaps",), "--crashed")],

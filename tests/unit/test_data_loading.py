@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,15 @@ def test_batches_are_a_function_of_seed_and_epoch() -> None:
     assert epoch(first, 3) != epoch(first, 4)
     assert epoch(first, 3) != epoch(text_module(seed=1), 3)
     assert len(epoch(first, 0)) == 10
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_come_out_of_pinned_memory(device: str) -> None:
+    module = text_module()
+    assert not module.val_dataloader().pin_memory, "without a trainer nothing is said of a device"
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), current_epoch=0)
+    module.trainer = trainer  # type: ignore[assignment]
+    assert {loader.pin_memory for loader in (module.train_dataloader(), module.val_dataloader())} == {device == "cuda"}
 
 
 def test_validation_is_whole_fixed_and_in_order() -> None:

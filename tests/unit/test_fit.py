@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from filelock import FileLock
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import write_json
+from gtl_lightning.modules import base
 from gtl_lightning.modules import fit as fitting
 from gtl_lightning.modules.base import OptimiserConfig, mixed_seed
 from gtl_lightning.modules.callbacks import Averaging
@@ -218,6 +220,16 @@ def test_nan_loss_names_module_and_step_and_keeps_the_last_good_checkpoint(tmp_p
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
+def test_a_nan_loss_is_noticed_within_some_steps_though_none_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "UNREAD", 4)
+    trained, steps = interrupting(None, at=None), []
+    spoil = type(trained)
+    spoil.loss = lambda self, batch, generator: self.network.output.bias.sum() * (steps.append(1) or float("nan"))
+    with pytest.raises(UserError, match="Once: the loss became nan at step 0"):
+        run(trained, tmp_path, check_every=15)
+    assert len(steps) == 4
+
+
 def test_nan_score_is_refused_before_it_is_kept(tmp_path):
     trained = interrupting(None, at=None)
     cls = type(trained)
@@ -272,11 +284,16 @@ def test_impossible_settings_are_refused(tmp_path, change, match):
         run(module(), tmp_path, **change)
 
 
+def on(device):
+    """As much of a Trainer as says where it trains."""
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+
+
 def test_average_is_the_recursion_with_a_warm_decay():
     """mean <- mean + (1 - min(decay, (1 + n) / (10 + n))) (new - mean); the first update copies."""
     averaging = Averaging(0.5)
     trained = module()
-    averaging.setup(None, trained, "fit")
+    averaging.setup(on("cpu"), trained, "fit")
     expected, name = None, "output.bias"
     for n in range(8):
         with torch.no_grad():
@@ -285,6 +302,17 @@ def test_average_is_the_recursion_with_a_warm_decay():
         decay = min(0.5, (1 + n) / (10 + n))
         expected = float(n * n) if expected is None else decay * expected + (1 - decay) * n * n
         torch.testing.assert_close(averaging.averaged_state()[f"network.{name}"], torch.full((10,), expected))
+
+
+def test_the_average_lies_where_the_weights_will_be_and_asks_the_device_nothing():
+    """On a device without values whoever asks for one fails; Lightning's own stays where the weights were."""
+    averaging, trained = Averaging(0.5), module()
+    averaging.setup(on("meta"), trained, "fit")
+    trained.to("meta")
+    for _ in range(3):
+        averaging._average_model.update_parameters(trained)
+    assert {value.device.type for value in averaging.averaged_state().values()} == {"meta"}
+    assert averaging._average_model.state_dict()["n_averaged"] == 3, "a checkpoint keeps it"
 
 
 def test_learning_rate_warms_up_and_falls_to_its_share():

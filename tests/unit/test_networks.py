@@ -510,3 +510,4 @@ def test_projections_in_parts_are_the_whole_ones(monkeypatch):
     sizes = []
     projection.in_parts(lambda rows: sizes.append(len(rows)) or rows.sum(-1), V, torch.zeros(5, 3))
     assert sizes == [2, 2, 1]
+    assert projection.rows_of_part(V, torch.device("cuda")) == projection.ON_GPU * 2

@@ -154,7 +154,7 @@ def test_the_samples_of_a_cell_tell_of_every_step() -> None:
     with seeded(0):
         config = BackboneConfig(vocab_size=7, length=6, width=8, depth=1, heads=1, mask_index=MASK, pad_index=6)
         denoiser = MaskedDenoiser(config).eval()
-    corpus: Any = SimpleNamespace(mask_index=MASK, length=6)
+    corpus: Any = SimpleNamespace(mask_index=MASK, pad_index=6, length=6)
     sampler = Sampler(denoiser, None, corpus, torch.device("cpu"), {}, {}, Path())
     params = configure(overrides=("evaluation.batch=2", "sampling.positions_per_step=1"))
     seen: list[tuple[int, int]] = []

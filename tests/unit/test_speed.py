@@ -142,6 +142,17 @@ def test_a_timed_call_takes_the_stated_steps(case: Case) -> None:
     assert (x != MASK).all()
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_sampling_is_timed_in_the_precision_in_which_the_pipeline_samples(precision: str, dtype: torch.dtype) -> None:
+    params = tiny()
+    machine = params.machine.model_copy(update={"sampling_precision": precision})
+    subject = Bench(params.model_copy(update={"machine": machine}), CPU)
+    found: set[torch.dtype] = set()
+    subject.denoiser.backbone.blocks[0].up.register_forward_hook(lambda *given: found.add(given[2].dtype))
+    subject.call(Case(guidance="token", length=12, n_ratio=8))()
+    assert found == {dtype} == {subject.dtype}
+
+
 def test_operations_do_not_grow_with_the_candidates_and_fall_with_k() -> None:
     """Counted: pruning costs a token ratio nothing, k positions share a pass, a window is cheaper than a pass."""
     subject = Bench(tiny(), CPU)

@@ -77,7 +77,7 @@ def count(tree: Any) -> int:
 
 def test_the_shipped_file_states_few_values() -> None:
     """One for each method, as their own stand in their files, and a hundred."""
-    assert count(SHIPPED) <= 104 + len(METHODS)
+    assert count(SHIPPED) <= 105 + len(METHODS)
     assert len(whole(Params())) > 2 * count(SHIPPED)
 
 

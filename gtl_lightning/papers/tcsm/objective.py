@@ -62,7 +62,7 @@ def score_terms(log_p_true: Tensor, mean_log_p: Tensor, vocab_size: int | Tensor
     if not 0 < floor < 1:
         raise UserError(f"the floor of the score form must lie strictly between 0 and 1, got {floor}")
     log_p_true, mean_log_p = wide(log_p_true), wide(mean_log_p)
-    log_v = torch.as_tensor(vocab_size, dtype=log_p_true.dtype, device=log_p_true.device).log()
+    log_v = torch.zeros((), dtype=log_p_true.dtype, device=log_p_true.device).add(vocab_size).log()
     least = math.log(floor)
     return -log_p_true + capped_exp(-log_p_true - log_v, -least) + torch.maximum(mean_log_p, least - log_v)
 
