@@ -35,7 +35,7 @@ def ar2diff_report(settings: AR2Diff, params: Params) -> None:
     note = f"Bars: 95 % t-interval over {seeds} seeds." if seeds > 1 else "One seed."
     folder = REPORTS / "ar2diff"
     written = [
-        *save_figure(folder, "chains", chain_panels(chains), note),
+        *save_figure(folder, "chains", chain_panels(chains), f"Means over {seeds} seeds." if seeds > 1 else note),
         *save_figure(folder, "text", curve_panels(text), note),
         *save_figure(folder, "tasks", task_panels(text), note),
         *save_figure(folder, "speed", speed_panels(speed), "One seed."),

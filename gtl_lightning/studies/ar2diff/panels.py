@@ -62,7 +62,7 @@ def chain_panels(chains: Sequence[Row]) -> list[Panel]:
                 shade = colours if shift else (GREEN if start == "AR2Diff" else GREY)
                 series.append(Series(label, points, shade, marker, shift and start == "AR2Diff"))
         ends = [one.y for line in series for one in line.points] or [0.0]
-        marks = [(math.log10(value), f"{value:g}") for value in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)]
+        marks = [(math.log10(value), f"{value:g}") for value in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)]
         low, high = min(ends) - 0.1, max(ends) + 0.1
         panels.append(
             Panel(
