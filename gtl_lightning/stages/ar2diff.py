@@ -26,6 +26,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import digest, replacing, write_json
 from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
+from gtl_lightning.modules.blank import choose_blank, frequent
 from gtl_lightning.modules.continuation import Attending, ContinuationModule, Objective, counted
 from gtl_lightning.modules.lora import add_lora, merge_lora
 from gtl_lightning.networks.adapters.model import Reading
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HEALTH = "ar2diff.json"
+BLANK_TEXTS = 256
+"""Training texts whose frequent tokens are tried as the mask's row."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         parts=params.machine.devices * params.machine.accumulate,
     )
     device = device_of(params)
+    blank = _blank(asked, denoiser.to(device), tokenizer, ids) if ids.mask_index in ids.unread else None
 
     def measured(denoiser: PretrainedDenoiser) -> Health:
         module = ContinuationModule(denoiser.to(device), after(asked.prefix), **given)
@@ -108,7 +112,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         denoiser = merge_lora(network) if asked.lora else network
         denoiser.recompute(False)
     ended = measured(denoiser) if asked.steps else before
-    row = _row(asked, found, ids, val, trained, before, ended)
+    row = _row(asked, found, ids, val, trained, before, ended) | {"mask_read_as": blank}
     with replacing(asked.out) as staged:
         denoiser.cpu().eval().save(staged)
         save_tokenizer(tokenizer, staged)
@@ -121,6 +125,23 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         "after %d steps; %s",
         len(val), before.ar, ended.ar, before.nelbo, ended.nelbo, asked.steps, asked.out,
     )  # fmt: skip
+
+
+def _blank(
+    asked: Asked, denoiser: PretrainedDenoiser, tokenizer: PreTrainedTokenizerFast, ids: Roles
+) -> list[str] | None:
+    """The tokens whose mean the mask is read as from now on; None where the mean of all rows is better."""
+    some = _texts(asked, "train", tokenizer, ids, BLANK_TEXTS)
+    device = denoiser.output_embedding.device
+    x_0 = some.batch(range(min(asked.batch, len(some)))).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bf16-mixed"):
+        found = choose_blank(denoiser, x_0, frequent(some.flat, denoiser.excluded))
+    words = [str(token) for token in tokenizer.convert_ids_to_tokens(list(found.tokens))]
+    log.info(
+        "mask: read as the mean of %s; NELBO of %d training texts %.3f, in place of %.3f",
+        ", ".join(words) or "all rows", len(x_0), found.after, found.before,
+    )  # fmt: skip
+    return words or None
 
 
 def after(prefix: int, objective: Objective = counted) -> Objective:

@@ -19,11 +19,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from gtl_lightning import UserError, load_pretrained, sample
+from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.data.checkpoint import checkpoint, roles
 from gtl_lightning.data.tokens import load_tokenizer, read_texts
-from gtl_lightning.modules.continuation import ContinuationModule
+from gtl_lightning.modules.blank import DRAWS, choose_blank, frequent
+from gtl_lightning.modules.continuation import ContinuationModule, counted
 from gtl_lightning.networks.families import FAMILIES, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
+from gtl_lightning.papers.ar2diff import targets
 from gtl_lightning.stages.ar2diff import convert, with_rows
 from gtl_lightning.workspace.converting import Asked
 from gtl_lightning.workspace.params import Params
@@ -135,7 +138,10 @@ def test_low_rank_updates_change_the_projections_alone_and_new_rows_are_said(
     assert not made.reading.shift
     table = after["transformer.wte.weight"]
     assert torch.equal(table[:rows], before["transformer.wte.weight"])
-    torch.testing.assert_close(table[rows:], table[:rows].mean(0).expand(2, -1))
+    said = json.loads(Path("out/ar2diff.json").read_text())
+    words = load_tokenizer("out").convert_tokens_to_ids(said["mask_read_as"] or [])
+    torch.testing.assert_close(table[rows], (table[words] if words else table[:rows]).mean(0))
+    torch.testing.assert_close(table[rows + 1], table[:rows].mean(0))
     changed = {name for name, value in before.items() if "wte" not in name and "lm_head" not in name
                and not torch.equal(after[name], value)}  # fmt: skip
     assert changed == {name for name in before if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))}
@@ -168,6 +174,48 @@ def test_an_id_that_no_text_had_is_read_as_the_mean_of_all_and_the_others_as_bef
         torch.testing.assert_close(after[[3, 40]], before.mean(0).expand(2, -1))
         others = [index for index in range(40) if index != 3]
         assert torch.equal(after[others], before[others])
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_the_mask_is_read_as_the_mean_of_frequent_tokens_that_the_texts_are_likeliest_with(shift: bool) -> None:
+    """Every choice is scored anew, by the bound itself under the same masks; no other weight is touched."""
+    made, x = denoiser("llama", shift=shift), texts()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    row = cast(torch.nn.Embedding, made.model.get_input_embeddings()).weight
+
+    def bound() -> float:
+        target, total, count = targets(x, made.pad_index), 0.0, 0
+        for draw in range(DRAWS):
+            generator = torch.Generator().manual_seed(draw)
+            with torch.no_grad():
+                found = counted(made, x, target, None, LogLinear(), generator)
+            total, count = total + float(found[0]), count + int(found[1])
+        return total / count
+
+    candidates = frequent(x, made.excluded, 6)
+    own = bound()
+    found = choose_blank(made, x, candidates)
+    assert found.before == pytest.approx(own) and found.after == pytest.approx(bound()) and found.after <= own
+    after = made.state_dict()
+    for name, value in before.items():
+        changed = (after[name] != value).reshape(len(value), -1).any(-1)
+        assert changed.nonzero().flatten().tolist() in ([], [made.mask_index])
+    chosen, singles = row.detach()[made.mask_index].clone(), {}
+    for token in candidates:
+        with torch.no_grad():
+            row[made.mask_index] = row[token]
+        singles[token] = bound()
+    assert found.after <= min(singles.values()) + 1e-6
+    if found.tokens:
+        best = sorted(candidates, key=singles.__getitem__)[: len(found.tokens)]
+        assert list(found.tokens) == best
+        torch.testing.assert_close(chosen, row.detach()[best].mean(0))
+
+
+def test_frequent_tokens_are_counted_without_those_that_no_text_has() -> None:
+    tokens, excluded = torch.tensor([3, 1, 1, 0, 0, 0, 2, 2, 2, 2]), torch.tensor([True, False, False, False, False])
+    assert frequent(tokens, excluded) == [2, 1, 3]
+    assert frequent(tokens, excluded, 1) == [2]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 BLUE, ORANGE = ("#0067a5", "#5cb8f0"), ("#c8500a", "#ff8f52")
 GREY, GREEN = ("#5f6368", "#a9b0b8"), ("#1b7f4b", "#58c98c")
 STEP_COLOURS = (BLUE, ORANGE, GREEN, ("#7b4fa3", "#b78ee0"), ("#a3223c", "#ef7087"))
+MARKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 LEAST = 1e-3
 """Gaps below it, which noise may take below 0, are drawn there."""
 
@@ -62,7 +63,7 @@ def chain_panels(chains: Sequence[Row]) -> list[Panel]:
                 shade = colours if shift else (GREEN if start == "AR2Diff" else GREY)
                 series.append(Series(label, points, shade, marker, shift and start == "AR2Diff"))
         ends = [one.y for line in series for one in line.points] or [0.0]
-        marks = [(math.log10(value), f"{value:g}") for value in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)]
+        marks = [(math.log10(value), f"{value:g}") for value in MARKS]
         low, high = min(ends) - 0.1, max(ends) + 0.1
         panels.append(
             Panel(
