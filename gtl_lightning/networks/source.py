@@ -67,8 +67,10 @@ def likeliest(source: Predicts, h: Tensor) -> Tensor:
 
 def carried(log_p: Tensor, x_t: Tensor, mask_index: int) -> Tensor:
     """Float[b,l,v], Long[b,l] -> Float[b,l,v]: where x_t is no mask, all mass is on x_t (MDLM, arXiv 2406.07524)."""
-    own = torch.arange(log_p.shape[-1], device=x_t.device) == x_t[..., None]
-    return torch.where((x_t == mask_index)[..., None], log_p, torch.where(own, 0.0, float("-inf")))
+    masked, own = x_t == mask_index, x_t[..., None]
+    kept = torch.where(masked[..., None], log_p.gather(-1, own), 0.0)
+    # One pass over the vocabulary: as `where` over a law that holds all mass on x_t it would take two.
+    return log_p.masked_fill(~masked[..., None], float("-inf")).scatter_(-1, own, kept)
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -23,7 +23,7 @@ from gtl_lightning.workspace.params import write_params
 from tests.pipeline.conftest import inside, tiny
 
 ROOT = Path(__file__).parents[2]
-LONGER = "train.causal={steps: 60, batch: 16, lr: 0.002, warmup: 2, check_every: 2, patience: 40}"
+LONGER = "train.causal={steps: 160, batch: 16, lr: 0.002, warmup: 2, check_every: 2, patience: 80}"
 TRAIN = ("train", "causal")
 WEIGHTS = Path("models/causal/network.safetensors")
 CURRENT = "PYTEST_CURRENT_TEST"
