@@ -56,7 +56,7 @@ def checkout(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def warm(checkout: Path) -> Iterator[psutil.Process]:
     os.environ.pop(CURRENT, None)
     with standing_by(checkout, stage_environment()):
-        (process,) = _warm_processes(psutil.Process())
+        process = _warm_process(psutil.Process())
         yield process
     assert not process.is_running()
     assert not list((checkout / ".dvc" / "tmp").glob("warm-*"))
@@ -194,7 +194,7 @@ def test_it_ends_with_a_sweep_that_is_killed(checkout: Path) -> None:
     )
     assert sweep.stdout is not None
     assert sweep.stdout.readline() == "up\n"
-    (warm,) = _warm_processes(psutil.Process(sweep.pid))
+    warm = _warm_process(psutil.Process(sweep.pid))
     sweep.kill()
     sweep.wait()
     _wait_until(lambda: not warm.is_running())
@@ -203,6 +203,13 @@ def test_it_ends_with_a_sweep_that_is_killed(checkout: Path) -> None:
 
 def _warm_processes(owner: psutil.Process) -> list[psutil.Process]:
     return [child for child in owner.children() if "flows.warm" in " ".join(child.cmdline())]
+
+
+def _warm_process(owner: psutil.Process) -> psutil.Process:
+    """The one of an owner, which is called so once it runs its own program: it is forked a moment before."""
+    _wait_until(lambda: bool(_warm_processes(owner)))
+    (process,) = _warm_processes(owner)
+    return process
 
 
 def _forget(checkout: Path) -> None:
