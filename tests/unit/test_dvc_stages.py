@@ -238,7 +238,7 @@ def test_every_matrix_reads_the_one_grid(stage: str) -> None:
 
 
 def test_the_studies_stand_in_their_own_files_alone() -> None:
-    assert set(STUDY) == {"markov-source", "markov-cells", "markov-overlap", "markov-report"}
+    assert set(STUDY) == {"markov-source", "markov-cells", "markov-repeats", "markov-overlap", "markov-report"}
     assert set(TCSM) == {"tcsm-law", "tcsm-chains", "tcsm-text", "tcsm-report"}
     assert set(AR2DIFF) == {"ar2diff-chains", "ar2diff-text", "ar2diff-speed", "ar2diff-report"}
     assert len(STAGES) == len(STUDY) + len(TCSM) + len(AR2DIFF) + len(MAIN)

@@ -369,7 +369,7 @@ def test_the_level_nelbo_is_eq_1_at_the_time_of_the_level() -> None:
 
 
 def level_scores(gains: dict[float, float], spread: float) -> tuple[list[float], Tensor]:
-    """Held-out scores of 2 folds of 20 sequences at each gamma: its gain over gamma = 1, and what sequences differ by."""
+    """Held-out scores of 2 folds of 20 sequences at each gamma: its gain over gamma = 1, and how sequences differ."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(2, 20, generator=generator)
     noise = torch.randn(2, 20, generator=generator)
