@@ -38,7 +38,7 @@ def cut(n: int, parts: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]
 def plausible_gamma(gammas: Sequence[float], scores: Tensor) -> int:
     """Index of the gamma nearest to 1 whose held-out score is within one standard error of the least.
 
-    Few held-out sequences leave neighbouring strengths level, and what is level the last digits would decide. At
+    Few held-out sequences leave neighbouring strengths level, and among what is level chance would decide. At
     gamma = 1 guidance is what eq. 5 says (docs/method.md 2.1), so another strength has to earn its place: the
     one-standard-error rule (Breiman et al. 1984, section 3.4.3) with gamma = 1 as the simplest model.
 
