@@ -13,7 +13,7 @@ from gtl_lightning.studies.markov.models import METHODS
 from gtl_lightning.studies.markov.overlap import measure_overlap
 from gtl_lightning.studies.markov.page import markov_report
 from gtl_lightning.studies.markov.settings import Markov
-from gtl_lightning.studies.markov.study import markov_cells, markov_source
+from gtl_lightning.studies.markov.study import markov_cells, markov_repeats, markov_source
 from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside
 
@@ -26,6 +26,7 @@ TINY = (
     "lora={rank: 2, alpha: 4.0}",
     "sizes=[8, 12]",
     "seeds=[0]",
+    "repeats=[0, 1, 2]",
     "parts=4",
     "held_out=4",
     "length=6",
@@ -45,6 +46,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         markov_source(tiny())
         markov_cells(tiny(), 0, Params())
         measure_overlap(tiny())
+        markov_repeats(tiny())
         markov_report(tiny(), Params())
     return folder
 
@@ -88,6 +90,21 @@ def test_calibration_and_overlap_are_flat_rows(study: Path) -> None:
     # The exact effective share falls as the target moves away.
     shares = {row["diagonal_target"]: row["ess_share_exact"] for row in overlap}
     assert shares[0.9] < shares[0.3] < 1
+
+
+def test_the_page_gives_the_repetitions_quantiles(study: Path) -> None:
+    repeats = read(study / "reports/markov_repeats.json")
+    assert [(row["method"], row["n"], row["seed"]) for row in repeats] == [
+        ("gtl-token", n, seed) for n in (8, 12) for seed in range(3)
+    ]
+    first = next(row for row in read(study / "reports/markov.json") if row["method"] == "gtl-token" and row["n"] == 8)
+    assert repeats[0]["row_kl"] == first["row_kl"]  # the cell of the same seed
+    values = sorted(row["row_kl"] for row in repeats if row["n"] == 8)
+    low, high = (sum(pair) / 2 for pair in (values[:2], values[1:]))  # quartiles of three
+    words = [f"{value:.4f}" for value in (values[0], low, values[1], high, values[2])]
+    page = (study / "reports/markov.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("| 8 | 3 |")]
+    assert [word.strip() for word in line.split("|")[3:8]] == words
 
 
 def test_the_page_names_every_method_and_its_figures(study: Path) -> None:

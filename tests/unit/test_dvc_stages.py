@@ -238,7 +238,7 @@ def test_every_matrix_reads_the_one_grid(stage: str) -> None:
 
 
 def test_the_studies_stand_in_their_own_files_alone() -> None:
-    assert set(STUDY) == {"markov-source", "markov-cells", "markov-overlap", "markov-report"}
+    assert set(STUDY) == {"markov-source", "markov-cells", "markov-repeats", "markov-overlap", "markov-report"}
     assert set(TCSM) == {"tcsm-law", "tcsm-chains", "tcsm-text", "tcsm-report"}
     assert set(AR2DIFF) == {"ar2diff-chains", "ar2diff-text", "ar2diff-speed", "ar2diff-report"}
     assert len(STAGES) == len(STUDY) + len(TCSM) + len(AR2DIFF) + len(MAIN)
@@ -273,13 +273,20 @@ def test_a_parameter_of_ar2diff_makes_the_stages_stale_that_read_it_and_the_repo
     assert stale == own
 
 
+RATIOS_OF_SEQUENCES = ("sequence", "classifier", "clip", "eta_1")
+"""Settings of the study that no token-level ratio reads."""
+
+
 @pytest.mark.parametrize("key", [key for key in flat(Markov().model_dump()) if not key.endswith(".also_lr")])
 def test_every_parameter_of_the_study_makes_something_of_it_stale_and_nothing_else(key: str) -> None:
     stale = {stage for stage in STAGES if reads(stage, key, file=PARAMS)}
     assert stale <= set(STUDY)
     grid = key in ("seeds", "sizes")
     assert stale if not grid else "markov-report" in stale
-    assert ("markov-cells" in stale) == (key != "seeds" and key.split(".")[0] not in ("denoiser", "source", "overlap"))
+    others = ("seeds", "repeats", "denoiser", "source", "overlap")
+    assert ("markov-cells" in stale) == (key.split(".")[0] not in others)
+    trained_alike = key.split(".")[0] not in ("vanilla", "finetune", "low_rank", "lora", "probe", *RATIOS_OF_SEQUENCES)
+    assert ("markov-repeats" in stale) == (key == "repeats" or ("markov-cells" in stale and trained_alike))
 
 
 @pytest.mark.parametrize("stage", [name for name in STUDY if any(reads(name, key, file=PARAMS) for key in DIFFERENCES)])

@@ -21,7 +21,7 @@ from gtl_lightning.networks import MaskedDenoiser
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig, seeded
 from gtl_lightning.papers import gtl
 from gtl_lightning.studies.markov import stacked as stacked_losses
-from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count
+from gtl_lightning.studies.markov.folds import FoldData, cut, fold_count, plausible_gamma
 from gtl_lightning.studies.markov.local import LocalConfig, LocalSequenceRatio, LocalTokenRatio, Uninformed
 from gtl_lightning.studies.markov.stack import Stack
 from gtl_lightning.studies.markov.stacked import (
@@ -366,3 +366,34 @@ def test_the_level_nelbo_is_eq_1_at_the_time_of_the_level() -> None:
     )
     torch.testing.assert_close(level_nelbo_terms(log_true, masked, count).flatten(), per_token / LENGTH)
     assert level_nelbo_terms(log_true.fill_(-1.0), masked, count).eq(1).all()  # a mean over what is masked
+
+
+def level_scores(gains: dict[float, float], spread: float) -> tuple[list[float], Tensor]:
+    """Held-out scores of 2 folds of 20 sequences at each gamma: its gain over gamma = 1, and how sequences differ."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(2, 20, generator=generator)
+    noise = torch.randn(2, 20, generator=generator)
+    noise = spread * (noise - noise.mean()) / noise.std()
+    return list(gains), torch.stack([common - gain + (gamma != 1) * noise for gamma, gain in gains.items()])
+
+
+@pytest.mark.parametrize("gain", [-1e-5, 1e-5, 0.005])
+def test_a_gamma_that_validation_cannot_tell_from_one_is_one(gain: float) -> None:
+    """The standard error of the difference is .04 / sqrt(40) = .0063: last digits decide nothing."""
+    gammas, scores = level_scores({0.85: gain, 1.0: 0.0, 1.15: -0.02}, spread=0.04)
+    assert gammas[plausible_gamma(gammas, scores)] == 1.0
+
+
+def test_a_gamma_that_validation_tells_from_one_is_chosen() -> None:
+    gammas, scores = level_scores({0.85: -0.05, 1.0: 0.0, 1.15: 0.03, 1.3: 0.06, 1.5: 0.057}, spread=0.04)
+    assert gammas[plausible_gamma(gammas, scores)] == 1.3  # 1.5 is level with it, 1 and 1.15 are not
+    assert plausible_gamma([0.7, 1.3], torch.tensor([[[1.0]], [[0.9]]])) == 1  # one sequence says no error: the least
+
+
+def test_repeats_of_a_sequence_count_as_one() -> None:
+    folds = data(rows(20, masks=False))
+    assert folds.val["x_0"].shape[:2] == (2, 15)
+    of_rows = folds.val["x_0"].float().mean(-1)
+    torch.testing.assert_close(folds.by_sequence(of_rows), of_rows[:, :5])
+    noisy = torch.cat([torch.full((2, 5), value) for value in (0.0, 1.0, 5.0)], dim=1)
+    torch.testing.assert_close(folds.by_sequence(noisy), torch.full((2, 5), 2.0))

@@ -42,6 +42,15 @@ def markov_cells(seed: Annotated[int, typer.Option(help="repetition, as in seeds
     study.markov_cells(settings, seed, params)
 
 
+@app.command("repeats")
+def markov_repeats() -> None:
+    """The token-level ratio alone, many repetitions: how its figures scatter."""
+    _, settings = _open()
+    from gtl_lightning.studies.markov import study
+
+    study.markov_repeats(settings)
+
+
 @app.command("overlap")
 def markov_overlap() -> None:
     """The target moved away from the source, and the advisor's word on it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
+
+import numpy as np
 
 from gtl_lightning.files import write_text
 from gtl_lightning.report.document import Block, Figure, Group, Heading, Table, TableCell, Text, to_markdown
@@ -36,6 +38,7 @@ def write_markov_report(
     rows: Sequence[Row],
     calibration: Sequence[Row],
     overlap: Sequence[Row],
+    repeats: Sequence[Row],
     target: Sequence[Sequence[float]],
     settings: Mapping[str, Any],
 ) -> list[Path]:
@@ -46,6 +49,7 @@ def write_markov_report(
         rows: of reports/markov.json.
         calibration: of reports/markov_calibration.json.
         overlap: of reports/markov_overlap.json.
+        repeats: of reports/markov_repeats.json.
         target: the true transition matrix.
         settings: the study's parameters, as plain values.
     """
@@ -74,6 +78,8 @@ def write_markov_report(
             (),
         ),
         _table(rows, sizes),
+        Heading("How far do repetitions scatter?"),
+        _quantiles(repeats),
         Heading("Against the exact ratio"),
         Figure(
             f"{FOLDER}/calibration.svg",
@@ -181,6 +187,23 @@ def _table(rows: Sequence[Row], sizes: Sequence[int]) -> Table:
         "Seconds: training (all folds) + sampling. Published: read off the paper's figure (arXiv 2512.10877)."
     )
     return Table("All methods", columns, tuple(lines), (0,), note)
+
+
+def _quantiles(repeats: Sequence[Row]) -> Table:
+    """Row-KL of the token-level ratio over its repetitions: what a mean hides."""
+    lines = []
+    for n in sorted({int(row["n"]) for row in repeats}):
+        own = [row for row in repeats if row["n"] == n]
+        values = [float(row["row_kl"]) for row in own]
+        first, third = np.quantile(values, (0.25, 0.75)).tolist()
+        shown = (min(values), first, median(values), third, max(values), fmean(values))
+        moved = sum(row["gamma"] != 1 for row in own)
+        lines.append((f"{n}", f"{len(own)}", *[number(value, 4) for value in shown], f"{moved}"))
+    columns = ("n", "seeds", "least", "first quartile", "median", "third quartile", "worst", "mean", "gamma not 1")
+    note = (
+        "Row-KL of the samples, nats; quartiles are linear between neighbours. Last: seeds with another gamma than 1."
+    )
+    return Table("GTL token-level over repetitions", columns, tuple(lines), (), note)
 
 
 def _overlap_sentence(overlap: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -32,6 +33,27 @@ def cut(n: int, parts: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]
     size = n // parts
     held = [order[fold * size : (fold + 1) * size] for fold in range(folds)]
     return [(order[torch.isin(order, part, invert=True)], part) for part in held]
+
+
+def plausible_gamma(gammas: Sequence[float], scores: Tensor) -> int:
+    """Index of the gamma nearest to 1 whose held-out score is within one standard error of the least.
+
+    Few held-out sequences leave neighbouring strengths level, and among what is level chance would decide. At
+    gamma = 1 guidance is what eq. 5 says (docs/method.md 2.1), so another strength has to earn its place: the
+    one-standard-error rule (Breiman et al. 1984, section 3.4.3) with gamma = 1 as the simplest model.
+
+    Args:
+        gammas: g strengths.
+        scores: Float[g,k,h], nats per token of each held-out sequence at each; one value a sequence, which is what is
+            independent. The error is that of the difference from the least, paired by sequence.
+    """
+    values = scores.double().flatten(1)
+    means = values.mean(1)
+    least = int(means.argmin())
+    excess = values - values[least]
+    error = excess.std(1) / math.sqrt(values.shape[1]) if values.shape[1] > 1 else torch.zeros_like(means)
+    level = [index for index in range(len(gammas)) if means[index] - means[least] <= error[index]]
+    return min(level, key=lambda index: (abs(gammas[index] - 1), float(means[index])))
 
 
 class FoldData(pl.LightningDataModule):
@@ -69,11 +91,15 @@ class FoldData(pl.LightningDataModule):
         self.members = [target[kept] for kept, _ in folds] + ([target] if refit else [])
         self.source, self.batch, self.steps_per_epoch, self.seed = source, batch, steps_per_epoch, seed
         held = torch.stack([target[rows] for _, rows in folds])
-        repeats = max(1, round(rows_scored / held.shape[1]))
+        self.repeats = max(1, round(rows_scored / held.shape[1]))
         self.val: Batch = {
-            "x_0": held.repeat(1, repeats, 1),
+            "x_0": held.repeat(1, self.repeats, 1),
             "source": source_val[:rows_scored].expand(len(folds), -1, -1),
         }
+
+    def by_sequence(self, values: Tensor) -> Tensor:
+        """Float[...,k,r] of the rows scored -> Float[...,k,h]: the mean over each held-out sequence's repeats."""
+        return values.unflatten(-1, (self.repeats, -1)).mean(-2)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the trainer's current epoch (of epoch 0 without a trainer)."""

@@ -225,23 +225,22 @@ class Problem:
 
     def _guided(self, module: StackedModule, result: FitResult, kind: str) -> Model:
         """Select gamma on the held-out rows of the folds, at the cross-validated steps; then use the refit."""
-        import torch
-
         from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
+        from gtl_lightning.studies.markov.folds import plausible_gamma
 
         assert module.source_denoiser is not None
         data = self.batches(self.settings.token)
         gammas = self.settings.gammas
         module.eval()
-        curve = module.held_out(data.val, generator(self.seed, self.n, CHOICE_STREAM), gammas).mean((1, 2))
-        best = int(torch.argmin(curve))
+        scores = module.held_out(data.val, generator(self.seed, self.n, CHOICE_STREAM), gammas)
+        best = plausible_gamma(gammas, data.by_sequence(scores))
         network = module.network.member(len(self.folds))
         ratio = TokenRatio(network) if kind == "token" else SequenceRatio(network)
         return Model(
             module.source_denoiser.network,
             Guidance(ratio, gammas[best], chunk=5 * CHUNK),
             result.best_step,
-            float(curve[best]),
+            float(scores[best].mean()),
             sum(weight.numel() for weight in network.parameters()),
             result.seconds,
         )

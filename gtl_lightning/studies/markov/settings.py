@@ -113,6 +113,9 @@ class Markov(Section):
     source_sequences: Positive = Field(10000, description="source sequences")
     sizes: tuple[Sequences, ...] = Field((20, 100, 1000), min_length=1, description="target sequences n")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="repetitions")
+    repeats: tuple[Seed, ...] = Field(
+        tuple(range(10)), min_length=1, description="repetitions of the token-level ratio alone, for its quantiles"
+    )
     parts: Annotated[int, Field(strict=True, ge=2, le=1024)] = Field(
         5, description="equal parts that the target is cut into, one held out"
     )
@@ -155,7 +158,7 @@ class Markov(Section):
         several = [name for name, value in self if isinstance(value, Training) and value.also_lr]
         if several:
             raise ValueError(f"{several[0]}.also_lr: trainings of this study take one learning rate; leave it empty")
-        no_repeats(self, ("sizes", "seeds", "gammas"))
+        no_repeats(self, ("sizes", "seeds", "repeats", "gammas"))
         return self
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("markov")
 OVERLAP = FOLDER / "overlap.json"
+REPEATS = FOLDER / "repeats.json"
 SIDE_BY_SIDE = (
     ("classifier", *SEQUENCE_LOSSES),  # all of them read the classifiers
     ("lora",),
@@ -124,6 +125,18 @@ def markov_cells(settings: Markov, seed: int, params: Params) -> None:
     write_json(cells_file(seed), {"rows": [timeless(row) for row, _ in found], "calibration": calibration})
     took = [{key: value for key, value in row.items() if key.endswith(SECONDS)} for row, _ in found]
     note_run(cells_file(seed), {"rows": took})
+
+
+def markov_repeats(settings: Markov) -> None:
+    """The token-level ratio at every size, many repetitions: markov/repeats.json.
+
+    Raises:
+        UserError: a bad matrix, or no source denoiser yet.
+    """
+    chains(settings)  # refuses a bad matrix before any process starts
+    jobs = [(settings, n, seed, ("gtl-token",)) for n in settings.sizes for seed in settings.repeats]
+    found = [row for pairs in spread("chains, token-level ratio", _cells, jobs) for row, _ in pairs]
+    write_json(REPEATS, [timeless(row) for row in found])
 
 
 def _cells(settings: Markov, n: int, seed: int, methods: tuple[str, ...]) -> list[tuple[Row, list[Row]]]:
