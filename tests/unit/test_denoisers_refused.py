@@ -37,6 +37,24 @@ def test_a_causal_model_is_told_how_it_becomes_a_denoiser(tmp_path: Path) -> Non
     assert "is a causal model (llama)" in refusal(name) and f"gtl ar2diff --from {name}" in refusal(name)
 
 
+def test_a_causal_model_that_nothing_converts_is_not_sent_there(tmp_path: Path) -> None:
+    name = causal(tmp_path / "model")
+    for other in ({"model_type": "mistral"}, {"model_type": "bert", "is_decoder": True}):
+        change(tmp_path / "model" / "config.json", **other)
+        said = refusal(name)
+        assert "is a causal model" in said and f"--from {name}" not in said and "llama, qwen2" in said
+
+
+def test_a_name_that_is_empty_and_a_configuration_that_is_cut_are_named(tmp_path: Path) -> None:
+    assert "the name of the model is empty" in refusal("")
+    bert(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    for damaged in (config.read_text()[:40], "[]"):
+        config.write_text(damaged)
+        said = refusal(tmp_path / "model")
+        assert f"{config} is no JSON object" in said and "delete" not in said
+
+
 def test_any_other_code_is_refused_and_none_is_run(tmp_path: Path) -> None:
     """A BERT with code of its own; and a kind that no class here reads."""
     bert(tmp_path / "bert")
@@ -89,7 +107,8 @@ def test_no_mask_or_another_one_or_fewer_rows_than_ids(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "llada")
     assert "disagree: the mask is id 2 of the one, 26 of the other" in refusal(tmp_path / "llada")
     mdlm(tmp_path / "mdlm")
-    assert "has no tokenizer of its own" in refusal(tmp_path / "mdlm")
+    said = refusal(tmp_path / "mdlm")
+    assert "has no tokenizer of its own" in said and "--tokenizer NAME" in said
     bert(tmp_path / "own")
     tokenizer(BERT, "[CLS]", "[SEP]", words=["a", "b"]).save_pretrained(tmp_path / "words")
     assert "has a tokenizer of its own" in refusal(tmp_path / "own", tokenizer=str(tmp_path / "words"))
