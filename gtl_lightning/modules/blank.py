@@ -57,21 +57,25 @@ def choose_blank(denoiser: PretrainedDenoiser, x_0: Tensor, candidates: Sequence
     score = _scorer(denoiser, x_0, seed)
     given = weight.detach()[denoiser.mask_index].clone()
 
-    def tried(row: Tensor) -> float:
+    def put(row: Tensor) -> None:
         with torch.no_grad():
             weight[denoiser.mask_index] = row
+
+    def tried(row: Tensor) -> float:
+        put(row)
         return score()
 
-    before = tried(given)
-    best = sorted(range(len(rows)), key=[tried(row) for row in rows].__getitem__)
+    before, alone = tried(given), [tried(row) for row in rows]
+    best = sorted(range(len(rows)), key=alone.__getitem__)
     choices: list[tuple[float, Tensor, tuple[int, ...]]] = [(before, given, ())]
     for count in (1, *MOST):
         if count <= len(best):
             some = best[:count]
             row = rows[some].mean(0)
-            choices.append((tried(row), row, tuple(candidates[index] for index in some)))
+            value = alone[some[0]] if count == 1 else tried(row)
+            choices.append((value, row, tuple(candidates[index] for index in some)))
     after, row, tokens = min(choices, key=lambda choice: choice[0])
-    tried(row)
+    put(row)
     return Blank(tokens, before, after)
 
 
