@@ -14,7 +14,7 @@ from gtl_lightning.methods.method import Recipe
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
-    from torch import nn
+    from torch import Tensor, nn
 
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.modules.fit import FitResult
@@ -80,7 +80,7 @@ class Trained:
         network: at its best step.
         result: of its own fit.
         lr: of its own fit.
-        parameters: weights that are trained.
+        parameters: weights that are trained, numbers that are counted in their place.
         kept_bytes: what they take, which is what has to be kept beside the source for the cell's domain.
         steps: of all fits.
         spent: by all fits.
@@ -115,6 +115,7 @@ class Trained:
     ) -> Trained:
         """Of one fit, `name`, of a part."""
         weights = [weight for weight in module.network.parameters() if weight.requires_grad]
+        kept = [*weights, *_tables(module.network)]
 
         def score(network: nn.Module) -> float:
             module.network = network.to(module.device)
@@ -124,8 +125,8 @@ class Trained:
             module.network,
             result,
             lr,
-            sum(weight.numel() for weight in weights),
-            sum(weight.numel() * weight.element_size() for weight in weights),
+            sum(one.numel() for one in kept),
+            sum(one.nbytes for one in kept),
             result.steps,
             Spent.on(result),
             made_with,
@@ -140,9 +141,13 @@ class Trained:
         scores = {name: self.score(network) for name, network in networks.items()}
         spent = Spent(time.monotonic() - begun, time.process_time() - computed)
         best = min(scores, key=lambda name: scores[name])
+        # Tables may have been counted anew, of more texts; of weights a choice has those that were trained.
+        new, old = _tables(networks[best]), _tables(self.network)
         return replace(
             self,
             network=networks[best],
+            parameters=self.parameters + sum(one.numel() for one in new) - sum(one.numel() for one in old),
+            kept_bytes=self.kept_bytes + sum(one.nbytes for one in new) - sum(one.nbytes for one in old),
             result=replace(self.result, best_score=scores[best]),
             spent=self.spent + spent,
             tried={**self.tried, **scores},
@@ -176,6 +181,11 @@ def fit_recipe(
         best = best.chosen(recipe.choices(best.network)) if recipe.choices else best
         members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
     return members
+
+
+def _tables(network: nn.Module) -> tuple[Tensor, ...]:
+    """What is counted of the target's texts in the place of weights."""
+    return getattr(network, "counted", ())
 
 
 def _built(

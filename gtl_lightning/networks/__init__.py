@@ -5,6 +5,7 @@ from torch import nn
 from gtl_lightning.networks.adapters.opening import ADAPTERS
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig, seeded
+from gtl_lightning.networks.counted import CountTokenRatio
 from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.ensemble import RatioEnsemble
 from gtl_lightning.networks.heads import (
@@ -31,6 +32,7 @@ __all__ = [
     "Backbone",
     "BackboneConfig",
     "CausalLM",
+    "CountTokenRatio",
     "Decoder",
     "DifferenceTokenRatio",
     "FeatureTokenRatio",
