@@ -1,7 +1,8 @@
 """A pretrained decoder of another library as a denoiser: transformers' own classes, read from both sides.
 
 Nothing of the model is changed: its configuration says `is_causal = False`, and an attention that is asked for goes in
-as a mask of four dimensions. What is written is the native class, which transformers alone loads (docs/ar2diff.md).
+as a mask of four dimensions, and so does a start that reads itself alone. What is written is the native class, which
+transformers alone loads (docs/ar2diff.md).
 """
 
 from __future__ import annotations

@@ -349,7 +349,7 @@ def test_a_sink_without_a_start_is_refused_and_its_file_named(broken: dict[str, 
     with pytest.raises(UserError, match=r"denoiser\.json: sink = true.* set shift and start_index") as caught:
         load_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="there is none"):
+    with pytest.raises(UserError, match="and none is read"):
         Reading(MASK, PAD, None, sink=True)
 
 

@@ -62,7 +62,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.sink and not (self.shift and self.start_index is not None):
             raise UserError(
-                "sink = true, the start reads itself alone, and there is none: set shift and start_index, or no sink"
+                "sink = true says that the start reads itself alone, and none is read: set shift and start_index, or "
+                "sink = false"
             )
 
     @classmethod
