@@ -60,9 +60,12 @@ def folder(path: Path, kind: str = "llama", *special: str, rows: int = ROWS, **c
 MASK, PAD, START = ROWS - 1, ROWS - 2, 1
 
 
-def denoiser(kind: str, shift: bool = True, excluded: tuple[int, ...] = (0,), **changed: Any) -> PretrainedDenoiser:
+def denoiser(
+    kind: str, shift: bool = True, excluded: tuple[int, ...] = (0,), *, sink: bool = False, **changed: Any
+) -> PretrainedDenoiser:
     """Of such a decoder."""
-    return PretrainedDenoiser(decoder(kind, **changed), Reading(MASK, PAD, START, excluded, shift)).eval()
+    reading = Reading(MASK, PAD, START, excluded, shift, sink=sink)
+    return PretrainedDenoiser(decoder(kind, **changed), reading).eval()
 
 
 def texts(count: int = 3, length: int = 7, seed: int = 0) -> torch.Tensor:

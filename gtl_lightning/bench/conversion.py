@@ -72,7 +72,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = read_model(sys.argv[1])
     rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
-    denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0))
+    denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0, sink=True))
     for precision in ("bf16-mixed", "32-true"):
         found = conversion(denoiser, batch=8, length=48, rounds=7, precision=precision)
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())

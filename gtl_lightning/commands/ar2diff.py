@@ -27,6 +27,12 @@ def ar2diff(
         int | None, typer.Option(help="steps between checks and resumable states", show_default="50, or all steps")
     ] = None,
     shift: Annotated[bool, typer.Option(help="a state predicts the token after the one it stands at")] = True,
+    sink: Annotated[
+        bool | None,
+        typer.Option(
+            "--sink/--no-sink", help="the start reads itself alone, as it did", show_default="sink, with shift"
+        ),
+    ] = None,
     anneal: Annotated[float, typer.Option(help="share of the steps over which later tokens are let in")] = 0.0,
     lora: Annotated[int, typer.Option(help="rank of low-rank updates, which alone train; 0: every weight")] = 0,
     checkpointing: Annotated[bool, typer.Option(help="less memory, more time: compute states again")] = False,
@@ -43,7 +49,7 @@ def ar2diff(
     convert(
         params,
         Asked(
-            name, out, steps, domain, length, prefix, batch, lr, warmup, check_every, shift, anneal, lora,
-            checkpointing, precision, seed,
+            name, out, steps, domain, length, prefix, batch, lr, warmup, check_every, shift, sink, anneal,
+            lora, checkpointing, precision, seed,
         ),
     )  # fmt: skip

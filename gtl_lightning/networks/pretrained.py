@@ -1,7 +1,8 @@
 """A pretrained decoder of another library as a denoiser: transformers' own classes, read from both sides.
 
 Nothing of the model is changed: its configuration says `is_causal = False`, and an attention that is asked for goes in
-as a mask of four dimensions. What is written is the native class, which transformers alone loads (docs/ar2diff.md).
+as a mask of four dimensions, and so does a start that reads itself alone. What is written is the native class, which
+transformers alone loads (docs/ar2diff.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gtl_lightning.networks.adapters.origin import NOTE
 from gtl_lightning.networks.families import LORA_TARGETS, check_length, read_model
 from gtl_lightning.networks.source import carried, in_parts
 from gtl_lightning.networks.store import register
-from gtl_lightning.papers.ar2diff import begun, causal_mask
+from gtl_lightning.papers.ar2diff import begun, causal_mask, full_mask, sink_mask
 from gtl_lightning.records import read_record
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class PretrainedDenoiser(ModelDenoiser):
     """p_theta(x_0^l | x_t) of a decoder's weights, which know no t; a `protocols.Source` (docs/method.md section 4).
 
     With shift a start is read before the first token, and the state of a token stands where the one before it is read.
+    As a sink the start reads itself alone, whatever the attention.
 
     Args:
         model: a causal language model of `families.FAMILIES`, with its head; it is made bidirectional, no copy of it.
@@ -49,7 +51,7 @@ class PretrainedDenoiser(ModelDenoiser):
         config = model.config
         config.is_causal = False
         config.mask_token_id, config.pad_token_id = reading.mask_index, reading.pad_index
-        config.shift = reading.shift
+        config.shift, config.sink = reading.shift, reading.sink
 
     @property
     def output(self) -> nn.Linear:
@@ -87,7 +89,7 @@ class PretrainedDenoiser(ModelDenoiser):
         """Long[b,l] -> hidden states Float[b,n,d] where `look` wants them; it reads neither t nor `features`.
 
         `attention` Bool[r,r] or Bool[b,r,r], True = attend, r = `reads(l)`: None is everywhere; padding is attended to
-        in no case, and does not count in the positions.
+        in no case, and does not count in the positions; a sink attends to itself alone.
 
         Raises:
             UserError: more tokens than the model has positions.
@@ -97,8 +99,13 @@ class PretrainedDenoiser(ModelDenoiser):
         pad = self.reading.pad_index
         read = self.begun(x_t) if self.reading.shift else x_t
         valid = read != pad
+        padded = not valid.all()
+        if self.reading.sink:
+            everywhere = full_mask(read.shape[1], read.device) if attention is None else attention
+            # One mask does for all rows where all begin with the start.
+            attention = sink_mask(everywhere, (valid if padded else valid[:1]).int().argmax(-1))
         given: dict[str, Tensor] = {}
-        if not valid.all():
+        if padded:
             # Pads attend to themselves: an empty softmax would be NaN.
             alone = torch.eye(read.shape[1], dtype=torch.bool, device=read.device)
             allowed = valid[:, None, :] if attention is None else valid[:, None, :] & attention

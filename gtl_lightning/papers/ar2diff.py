@@ -68,6 +68,20 @@ def prefix_mask(attention: Tensor, prefix: Tensor) -> Tensor:
     return given[:, None, :] | (attention & ~given[:, :, None])
 
 
+def sink_mask(attention: Tensor, start: Tensor) -> Tensor:
+    """Bool[b,n,n]: the start reads itself alone, as it did causally; the rest reads by `attention`.
+
+    Its state is then the same for every text, and it stays what the others attend to when they have nothing to attend
+    to: their attention sink (arXiv 2309.17453). Read by all, it is a prefix of its own (`prefix_mask`).
+
+    Args:
+        attention: Bool[n,n] or Bool[b,n,n].
+        start: Long[b], its place in each row, behind the padding on the left; Long[1] where it is the same in all.
+    """
+    first = torch.arange(attention.shape[-1], device=attention.device) == start.to(attention.device)[:, None]
+    return torch.where(first[:, :, None], first[:, None, :], attention)
+
+
 def random_prefix(length: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Long[b]: how many of `length` Long[b] tokens at the front are given, 0..length - 1 equally often."""
     return (uniform_noise(tuple(length.shape), generator, length.device) * length).long()

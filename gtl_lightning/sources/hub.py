@@ -96,7 +96,7 @@ def opened(
     Raises:
         UserError: as `api.denoiser.load_denoiser`.
     """
-    from gtl_lightning.networks.adapters.decoders import shifted
+    from gtl_lightning.networks.adapters.decoders import shifted, sunk
     from gtl_lightning.networks.adapters.model import Reading
     from gtl_lightning.networks.adapters.opening import adapter, read_config
     from gtl_lightning.networks.adapters.origin import NOTE
@@ -111,7 +111,7 @@ def opened(
         )
     said = noted(folder) if (folder / NOTE).is_file() else None
     if said is not None and shift is not None:
-        said = replace(said, shift=shift)
+        said = replace(said, shift=shift, sink=shift and said.sink)
     if said is not None and tokenizer is None:
         return kind.open(folder, said)
     if tokenizer is None and not _has_tokenizer(folder):
@@ -125,8 +125,9 @@ def opened(
         return kind.open(folder, replace(said, excluded=excluded, size=ids.size))
     shift = shifted(config) if shift is None else shift
     start = ids.first_index if shift else ids.start_index
+    sink = shift and sunk(config)
     return kind.open(
-        folder, Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size)
+        folder, Reading(ids.mask_index, ids.pad_index, start, ids.excluded, shift, ids.end_index, ids.size, sink)
     )
 
 

@@ -85,7 +85,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
     )
     denoiser = PretrainedDenoiser(
         with_rows(read_model(found.folder, found.gguf), ids.rows, ids.unread),
-        Reading(ids.mask_index, ids.pad_index, ids.start_index, ids.excluded, asked.shift),
+        Reading(ids.mask_index, ids.pad_index, ids.start_index, ids.excluded, asked.shift, sink=asked.start_alone),
     )
     given = scoring(params, val)
     data = TextDataModule(
@@ -254,6 +254,7 @@ def _row(
         "from": found.name,
         "ids": ids.said,
         **said,
+        "sink": asked.start_alone,
         "held_out_texts": len(val),
         "held_out_tokens": int(val.lengths.sum()),
         "trained_parameters": trained.parameters if trained else 0,

@@ -30,6 +30,7 @@ class Asked:
         warmup: steps of linear warm-up, at most a quarter of all.
         check_every: steps between checks; None takes `CHECK_EVERY`, or all steps where there are fewer.
         shift: whether a state predicts the token after the one it stands at, as in the decoder.
+        sink: whether the start reads itself alone, as in the decoder; None: where one is read, with the shift.
         anneal: share of the steps over which attention to later tokens is let in.
         lora: rank of low-rank updates, which alone train; 0 trains every weight.
         checkpointing: whether states are computed again on the way back, instead of kept.
@@ -48,6 +49,7 @@ class Asked:
     warmup: int = 50
     check_every: int | None = None
     shift: bool = True
+    sink: bool | None = None
     anneal: float = 0.0
     lora: int = 0
     checkpointing: bool = False
@@ -72,6 +74,8 @@ class Asked:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few; give at least 1")
         if not 0 < self.lr <= 10:
             raise UserError(f"--lr {self.lr} is no learning rate; give a number above 0 and up to 10")
+        if self.sink and not self.shift:
+            raise UserError("--sink is of the start, and with --no-shift none is read; leave one of the two out")
         if not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal {self.anneal} is no share of the steps; give a number from 0 to 1")
         if self.warmup < 0 or not 0 <= self.lora <= 65536:
@@ -97,6 +101,11 @@ class Asked:
     def checks(self) -> int:
         """Steps between checks."""
         return self.check_every or min(CHECK_EVERY, self.steps)
+
+    @property
+    def start_alone(self) -> bool:
+        """Whether the start reads itself alone: where there is one, unless it is asked not to."""
+        return self.shift if self.sink is None else self.sink
 
     @property
     def training(self) -> Training:

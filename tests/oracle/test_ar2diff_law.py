@@ -27,6 +27,7 @@ from gtl_lightning.papers.ar2diff import (
     masked_loss,
     prefix_mask,
     random_prefix,
+    sink_mask,
     sundae_loss,
     targets,
     unrolled,
@@ -90,6 +91,22 @@ def test_a_prefix_is_read_by_all_and_reads_itself_alone(attention: Tensor) -> No
         assert row[:, :m].all()
         assert not row[:m, m:].any()
         assert torch.equal(row[m:, m:], attention[m:, m:])
+
+
+@pytest.mark.parametrize("attention", [causal_mask(5), full_mask(5), annealed_mask(5, 1, 4, seed(1)), ~full_mask(5)])
+def test_a_start_reads_itself_alone_wherever_it_stands_and_the_rest_as_before(attention: Tensor) -> None:
+    start = torch.tensor([0, 2, 4])
+    for given in (attention, attention.expand(3, -1, -1)):
+        mask = sink_mask(given, start)
+        assert mask.shape == (3, 5, 5) and torch.equal(sink_mask(mask, start), mask)
+        for row, s in zip(mask, start.tolist(), strict=True):
+            assert row[s].nonzero().flatten().tolist() == [s]
+            others = torch.arange(5) != s
+            assert torch.equal(row[others], attention[others])
+    first = torch.tensor([0])
+    assert torch.equal(sink_mask(causal_mask(5), first)[0], causal_mask(5))  # the decoder's start does
+    if attention[:, 0].all():  # read by all, it is a prefix of its own
+        assert torch.equal(sink_mask(attention, first), prefix_mask(attention, first + 1))
 
 
 def test_a_start_stands_before_the_first_token_of_every_row() -> None:

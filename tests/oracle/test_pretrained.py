@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +18,23 @@ from gtl_lightning.modules.continuation import ContinuationModule
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.lora import add_lora, merge_lora
 from gtl_lightning.networks import FeatureTokenRatio, ids_of, log_prob_of
+from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import FAMILIES
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
-from gtl_lightning.papers.ar2diff import annealed_mask, annealed_share, begun, causal_mask, full_mask, prefix_mask
+from gtl_lightning.papers.ar2diff import (
+    annealed_mask,
+    annealed_share,
+    begun,
+    causal_mask,
+    full_mask,
+    prefix_mask,
+)
 from tests.oracle.test_looks import MODES
 from tests.pretrained_kit import MASK, PAD, POSITIONS, ROWS, START, decoder, denoiser, texts
 
 KINDS = tuple(FAMILIES)
 every = pytest.mark.parametrize("kind", KINDS)
+either = pytest.mark.parametrize("sink", [True, False])
 L = 7
 
 
@@ -33,11 +43,12 @@ def upper(mask: Tensor) -> Tensor:
 
 
 @every
-def test_causal_shifted_and_unmasked_it_gives_the_models_own_logits_exactly(kind: str) -> None:
+@either
+def test_causal_shifted_and_unmasked_it_gives_the_models_own_logits_exactly(kind: str, sink: bool) -> None:
     x = texts()
     with torch.no_grad():
         own = decoder(kind)(begun(x, START, PAD), use_cache=False).logits[:, :L]
-        made = denoiser(kind)
+        made = denoiser(kind, sink=sink)
         h = made.encode(x, attention=causal_mask(made.reads(L)))
         assert torch.equal(made.logits(h), own)
         torch.testing.assert_close(made.logits(h, x), own.gather(-1, x[..., None]).squeeze(-1))
@@ -60,9 +71,10 @@ def test_unshifted_it_reads_the_tokens_alone_from_both_sides(kind: str) -> None:
 
 
 @every
-def test_suffix_masks_give_the_conditionals_and_their_sum_the_likelihood(kind: str) -> None:
+@either
+def test_suffix_masks_give_the_conditionals_and_their_sum_the_likelihood(kind: str, sink: bool) -> None:
     """Causal attention, the suffix masked: the law at the first mask is the model's own, in fp64 to 1e-10."""
-    made, x = denoiser(kind, excluded=()).double(), texts()
+    made, x = denoiser(kind, excluded=(), sink=sink).double(), texts()
     attention = causal_mask(made.reads(L))
     with torch.no_grad():
         own = made.causal_log_prob(x)
@@ -74,10 +86,10 @@ def test_suffix_masks_give_the_conditionals_and_their_sum_the_likelihood(kind: s
 
 
 @every
-@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize(("shift", "sink"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("left", [True, False])
-def test_rows_of_a_padded_batch_are_those_that_stand_alone(kind: str, shift: bool, left: bool) -> None:
-    made, x = denoiser(kind, shift).double(), texts()
+def test_rows_of_a_padded_batch_are_those_that_stand_alone(kind: str, shift: bool, sink: bool, left: bool) -> None:
+    made, x = denoiser(kind, shift, sink=sink).double(), texts()
     x[0, 2] = MASK
     lengths = (L, 4, 1)
     for row, length in enumerate(lengths):
@@ -103,6 +115,39 @@ def test_prefix_states_do_not_depend_on_what_follows(kind: str) -> None:
     with torch.no_grad():
         a, b = made.encode(x, attention=attention), made.encode(other, attention=attention)
     assert torch.equal(a[:, :3], b[:, :3]) and not torch.allclose(a[:, 4:], b[:, 4:])
+
+
+@every
+def test_the_start_that_reads_itself_alone_is_the_same_for_every_text_masked_or_not(kind: str) -> None:
+    """To the bit, under any attention, and the state that the causal model has of it; what follows reads both sides."""
+    made, other, x = denoiser(kind, sink=True), denoiser(kind), texts()
+    n = made.reads(L)
+    some = annealed_mask(n, 1, 4, torch.Generator().manual_seed(0))
+    rows = prefix_mask(full_mask(n), torch.tensor([0, 3, 5]))
+    masked = torch.where(torch.arange(L) % 2 == 0, MASK, texts(seed=1))
+    with torch.no_grad():
+        own = other.encode(x, attention=causal_mask(n))[:, 0]
+        for attention in (None, full_mask(n), some, rows, causal_mask(n)):
+            h = made.encode(x, attention=attention)
+            assert torch.equal(h[:, 0], own)
+            assert torch.equal(made.encode(masked, attention=attention)[:, 0], own)
+        assert torch.equal(made.encode(x, attention=full_mask(n)), made.encode(x))
+        assert not torch.allclose(other.encode(x)[:, 0], own, atol=1e-2)
+        changed = x.clone()
+        changed[:, -1] = (x[:, -1] + 1) % PAD
+        assert not torch.allclose(made.encode(changed)[:, 1], made.encode(x)[:, 1])
+
+
+@every
+@pytest.mark.parametrize("left", [True, False])
+def test_read_causally_nothing_is_changed_by_it(kind: str, left: bool) -> None:
+    made, other, x = denoiser(kind, sink=True), denoiser(kind), texts()
+    with torch.no_grad():
+        assert torch.equal(made.causal_log_prob(x), other.causal_log_prob(x))
+        x[0, : 3 if left else 0] = PAD
+        x[1, 7 if left else 3 :] = PAD
+        assert torch.equal(made.causal_log_prob(x), other.causal_log_prob(x))
+        assert not torch.allclose(made.encode(x), other.encode(x), atol=1e-2)
 
 
 def test_its_law_has_neither_mask_nor_padding_nor_what_no_text_has() -> None:
@@ -149,6 +194,31 @@ def test_at_every_step_the_model_is_handed_the_annealed_share(kind: str, monkeyp
     full = annealed_mask(21, 4, 5, None)
     with torch.no_grad():
         assert torch.equal(made.encode(x, attention=full), made.encode(x))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_masks_that_the_model_is_handed_have_the_start_read_itself_alone(kind: str) -> None:
+    """One for all rows without padding; behind padding its row is where it stands; all else is as it was asked for."""
+    seen: list[Tensor] = []
+    made, x = denoiser(kind, sink=True), texts()
+    made.model.base_model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["attention_mask"]), with_kwargs=True
+    )
+    n, alone = made.reads(L), torch.eye(made.reads(L), dtype=torch.bool)
+    some = annealed_mask(n, 2, 4, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for attention in (full_mask(n), some, causal_mask(n)):
+            made.encode(x, attention=attention)
+            (mask,) = seen.pop()[:, 0]  # one for the batch
+            assert torch.equal(mask[0], alone[0]) and torch.equal(mask[1:], attention[1:])
+        x[0, :3], x[1, 4:] = PAD, PAD
+        made.encode(x, attention=some)
+    masks = seen.pop()[:, 0]
+    valid = begun(x, START, PAD) != PAD
+    for mask, real, place in zip(masks, valid, (3, 0, 0), strict=True):
+        assert torch.equal(mask[place], alone[place])
+        others = real & (torch.arange(n) != place)
+        assert torch.equal(mask[others], (some & real)[others] | alone[others])
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -243,7 +313,7 @@ def test_to_write_from_left_to_right_is_refused() -> None:
 
 @every
 def test_what_is_written_is_read_again_here(kind: str, tmp_path: Path) -> None:
-    made, x = denoiser(kind, excluded=(0, 3), shift=kind != "qwen2"), texts()
+    made, x = denoiser(kind, excluded=(0, 3), shift=kind != "qwen2", sink=kind in ("llama", "gpt2")), texts()
     made.save(tmp_path)
     again = load_pretrained(tmp_path)
     assert type(again) is PretrainedDenoiser and not again.training
@@ -251,14 +321,42 @@ def test_what_is_written_is_read_again_here(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(x, torch.ones(3)), made(x, torch.ones(3)))
     config = again.model.config
-    assert (config.is_causal, config.mask_token_id, config.shift) == (False, MASK, made.reading.shift)
+    assert (config.is_causal, config.mask_token_id) == (False, MASK)
+    assert (config.shift, config.sink) == (made.reading.shift, made.reading.sink)
     assert config.vocab_size == ROWS and made.encode(x, None, EVERYWHERE).shape == (3, L, made.width)
+
+
+def test_a_folder_without_a_word_on_the_sink_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Those of before had none, whether transformers' configuration says the key or not."""
+    made, x = denoiser("llama"), texts()
+    made.save(tmp_path)
+    note = tmp_path / "denoiser.json"
+    said = json.loads(note.read_text())
+    assert said.pop("sink") is False
+    note.write_text(json.dumps(said))
+    again = load_pretrained(tmp_path)
+    assert again.reading == made.reading and not again.reading.sink
+    with torch.no_grad():
+        assert torch.equal(again(x, torch.ones(3)), made(x, torch.ones(3)))
+        assert not torch.allclose(denoiser("llama", sink=True).encode(x), made.encode(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("broken", [{"shift": False}, {"start_index": None}])
+def test_a_sink_without_a_start_is_refused_and_its_file_named(broken: dict[str, Any], tmp_path: Path) -> None:
+    denoiser("llama", sink=True).save(tmp_path)
+    note = tmp_path / "denoiser.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | broken))
+    with pytest.raises(UserError, match=r"denoiser\.json: sink = true.* set shift and start_index") as caught:
+        load_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="and none is read"):
+        Reading(MASK, PAD, None, sink=True)
 
 
 @every
 def test_the_step_that_a_conversion_is_timed_beside_is_the_decoders_own(kind: str) -> None:
     """Its loss is the mean of the decoder's own nats, though the model reads both sides elsewhere."""
-    made, x = denoiser(kind), texts()
+    made, x = denoiser(kind, sink=True), texts()
     with torch.no_grad():
         own = OwnLoss(made).loss({"x_0": x}, torch.Generator())
         torch.testing.assert_close(own, -made.causal_log_prob(x).mean())

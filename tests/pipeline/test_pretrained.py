@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from gtl_lightning import UserError, load_pretrained, sample
+from gtl_lightning import UserError, load_denoiser, load_pretrained, sample
 from gtl_lightning.core.schedule import LogLinear
 from gtl_lightning.data.checkpoint import checkpoint, roles
 from gtl_lightning.data.tokens import load_tokenizer, read_texts
@@ -108,6 +108,7 @@ def test_a_run_that_was_stopped_ends_as_the_unbroken_one_and_says_its_health(
     health = next(line for line in caplog.messages if line.startswith("health"))
     for key in ("ar_before", "ar_after", "nelbo_before", "nelbo_after"):
         assert f"{said[key]:.3f}" in health
+    assert said["shift"] and said["sink"] and stopped.reading.sink
     assert "<|reserved_1|> (reserved)" in said["ids"] and said["ids"] in caplog.text
     words = load_tokenizer("models/ar2diff")
     assert (words.mask_token_id, words.pad_token_id) == (stopped.mask_index, stopped.pad_index)
@@ -135,7 +136,7 @@ def test_low_rank_updates_change_the_projections_alone_and_new_rows_are_said(
     made = load_pretrained("out")
     after, rows = made.model.state_dict(), len(before["transformer.wte.weight"])
     assert made.mask_index == rows and made.pad_index == rows + 1 and made.vocab_size == rows + 2
-    assert not made.reading.shift
+    assert not made.reading.shift and not made.reading.sink
     table = after["transformer.wte.weight"]
     assert torch.equal(table[:rows], before["transformer.wte.weight"])
     said = json.loads(Path("out/ar2diff.json").read_text())
@@ -146,11 +147,36 @@ def test_low_rank_updates_change_the_projections_alone_and_new_rows_are_said(
                and not torch.equal(after[name], value)}  # fmt: skip
     assert changed == {name for name in before if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))}
     said = json.loads(Path("out/ar2diff.json").read_text())
+    assert said["sink"] is False
     assert 0 < said["trained_parameters"] < sum(value.numel() for value in before.values()) / 2
     convert(params(), asked("gpt2", "untrained", steps=0, check_every=None))
     said = json.loads(Path("untrained/ar2diff.json").read_text())
     assert said["nelbo_before"] == said["nelbo_after"]
     assert said["ar_before"] == pytest.approx(own_nats("gpt2"), abs=1e-5)
+
+
+def test_the_start_reads_itself_alone_unless_it_is_not_wanted_and_whoever_opens_the_folder_does_so(
+    workspace: Path,
+) -> None:
+    """By its note, with another tokenizer, or by the configuration where there is no note; unshifted there is none."""
+    bounds, x = [], torch.randint(4, 20, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    for sink in (None, True, False):
+        out = f"sink-{sink}"
+        convert(params(), asked("gpt2", out, steps=0, check_every=None, sink=sink))
+        said = json.loads(Path(out, "ar2diff.json").read_text())
+        assert said["ar_before"] == said["ar_after"] == pytest.approx(own_nats("gpt2"), abs=1e-5)
+        assert said["sink"] == (sink is not False)
+        bounds.append(said["nelbo_after"])
+        own = load_denoiser(out)
+        assert not load_denoiser(out, shift=False).reading.sink
+        found = [load_denoiser(out, tokenizer=out)]
+        Path(out, "denoiser.json").unlink()
+        found.append(load_denoiser(out))
+        for again in (own, *found):
+            assert again.reading.sink == said["sink"]
+            with torch.no_grad():
+                assert torch.equal(again.encode(x), own.encode(x))
+    assert bounds[0] == bounds[1] != bounds[2]
 
 
 def test_a_new_row_leaves_the_decoders_logits_and_ties() -> None:
@@ -256,19 +282,28 @@ torch.set_num_threads(1)
 for kind in {kinds}:
     expected = load_file(kind + ".safetensors")
     model = AutoModelForCausalLM.from_pretrained(kind, trust_remote_code=False)
+    ids, given = expected["read"], {{}}
+    if model.config.sink:
+        n = ids.shape[1]
+        attention = torch.ones(1, 1, n, n, dtype=torch.bool)
+        attention[..., 0, 1:] = False
+        given = {{"attention_mask": attention}}
     with torch.no_grad():
-        logits = model(expected["read"], use_cache=False).logits
+        logits = model(ids, use_cache=False, **given).logits[:, :expected["logits"].shape[1]]
     print(type(model).__name__, (logits - expected["logits"]).abs().max().item())
 """
 
 
-def test_others_load_what_is_written_with_transformers_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shift", "sink"), [(True, True), (True, False), (False, False)])
+def test_others_load_what_is_written_with_transformers_alone(tmp_path: Path, shift: bool, sink: bool) -> None:
+    """As docs/ar2diff.md says it: without a mask, or with the start's."""
     x = texts()
     for kind in FAMILIES:
-        made = denoiser(kind, shift=False)
+        made = denoiser(kind, shift, sink=sink)
         made.save(tmp_path / kind)
         with torch.no_grad():
-            save_file({"read": x, "logits": made.logits(made.encode(x))}, tmp_path / f"{kind}.safetensors")
+            said = {"read": made.begun(x) if shift else x, "logits": made.logits(made.encode(x))}
+        save_file(said, tmp_path / f"{kind}.safetensors")
     done = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE.format(kinds=tuple(FAMILIES))],
         cwd=tmp_path,

@@ -222,6 +222,10 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             ((*ONE, "--check-every", "3"), "--steps 1 are no whole checks of 3 steps"),
         ],
         "shift": [((*ONE, "--shift=perhaps"), "--shift")],
+        "sink": [
+            ((*ONE, "--sink=perhaps"), "--sink"),
+            ((*ONE, "--no-shift", "--sink"), "--sink is of the start, and with --no-shift none is read; leave one of"),
+        ],
         "anneal": [((*ONE, "--anneal", value), f"--anneal {value}") for value in ("-0.1", "1.5", "nan")],
         "lora": [((*ONE, "--lora", "-1"), "--lora -1"), ((*ONE, "--lora", "1.5"), "--lora")],
         "checkpointing": [((*ONE, "--checkpointing=perhaps"), "--checkpointing")],

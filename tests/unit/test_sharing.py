@@ -139,7 +139,7 @@ def test_a_guided_model_is_one_folder_and_its_parts_are_in_it(
 
 def test_another_librarys_denoiser_stays_its_librarys(tmp_path: Path, hub: Hub) -> None:
     """transformers reads the folder alone, and a guided model holds it as it is."""
-    denoiser = pretrained_kit.denoiser("llama")
+    denoiser = pretrained_kit.denoiser("llama", sink=True)
     x = pretrained_kit.texts()
     x[:, ::2] = denoiser.mask_index
     denoiser.save_pretrained(tmp_path / "native")

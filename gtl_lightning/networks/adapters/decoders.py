@@ -51,6 +51,11 @@ def shifted(config: dict[str, Any]) -> bool:
     return config["model_type"] == DREAM or config.get("shift") is True
 
 
+def sunk(config: dict[str, Any]) -> bool:
+    """Whether the start, where one is read, reads itself alone: what says so of itself."""
+    return config.get("sink") is True
+
+
 def native(config: dict[str, Any]) -> str | None:
     """The family of transformers that a model of both sides is of; None for any other."""
     kind = str(config.get("model_type"))

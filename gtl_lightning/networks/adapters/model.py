@@ -26,7 +26,7 @@ from gtl_lightning.sharing.shareable import DENOISER
 READING: Shape = {
     **dict.fromkeys(("mask_index", "pad_index"), COUNT),
     **dict.fromkeys(("start_index?", "end_index?", "size?"), (int, type(None))),
-    "shift": bool,
+    **dict.fromkeys(("shift", "sink?"), bool),
     "excluded": Each(COUNT),
 }
 """A `Reading` as it is stored."""
@@ -44,6 +44,10 @@ class Reading:
         shift: whether a state predicts the token after the one it stands at, as in the autoregressive model.
         end_index: of what stands behind the last token, where that is no end itself; None where nothing does.
         size: ids that there are, v; None takes all rows of the embedding, which may be more than tokens.
+        sink: whether the start that is read with a shift reads itself alone, as in the autoregressive model.
+
+    Raises:
+        UserError: a sink, and no start that is read with a shift.
     """
 
     mask_index: int
@@ -53,16 +57,27 @@ class Reading:
     shift: bool = True
     end_index: int | None = None
     size: int | None = None
+    sink: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sink and not (self.shift and self.start_index is not None):
+            raise UserError(
+                "sink = true says that the start reads itself alone, and none is read: set shift and start_index, or "
+                "sink = false"
+            )
 
     @classmethod
     def of(cls, said: object, where: Path | str) -> Self:
         """What `asdict` made of one.
 
         Raises:
-            UserError: of another shape, naming `where`.
+            UserError: of another shape, or a sink without a start, naming `where`.
         """
         found = record(said, where, READING)
-        return cls(**{**found, "excluded": tuple(found["excluded"])})
+        try:
+            return cls(**{**found, "excluded": tuple(found["excluded"])})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def check(self, rows: int, where: Path | str) -> None:
         """Refuse ids that a model of so many rows has not.
