@@ -20,7 +20,8 @@ class CountTokenRatio(TokenLevel):
     """g(v) = s_0 log r(v) + sum_d s_d log r_d(v | u_d), u_d the visible tokens up to `reach` places away.
 
     The tables are counted (`core.counts`), the strengths s are all that is trained; a product over neighbours counts
-    what they share more than once, which strengths below 1 make up for. `encode` says who the neighbours are.
+    what they share more than once, which strengths below 1 make up for. `encode` says who the neighbours are. On a GPU
+    `decode` waits for the device once: it asks how many pairs the neighbours have.
 
     Args:
         vocab_size: v, mask and padding counted.
