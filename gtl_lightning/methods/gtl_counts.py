@@ -32,7 +32,7 @@ class CountRatio(Settings):
     token_prior: PositiveFloat = Field(5000.0, description="tokens' worth of the source's law in the target's")
     pair_prior: PositiveFloat = Field(1.0, description="the same of each token's neighbours, once a place away")
     source_texts: Positive = Field(100_000, description="source texts that are counted, at most")
-    train: Training = Training(steps=100, batch=32, lr=0.02, weight_decay=0.0, warmup=10, ema=0.0, check_every=25)
+    train: Training = Training(steps=100, batch=32, lr=0.02, weight_decay=0.0, warmup=10, ema=0.0, check_every=20)
 
 
 class TunedCountRatio(CountRatio):
