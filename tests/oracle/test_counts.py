@@ -89,9 +89,7 @@ def test_one_token_and_all_tokens_have_the_same_log_ratio() -> None:
     for v in range(V):
         torch.testing.assert_close(ratio.decode_at(h, torch.full((5, 7), v)), whole[..., v])
     some = torch.tensor([[0, 3, 5]]).expand(35, 3)
-    torch.testing.assert_close(
-        ratio.decode_at(h.flatten(0, 1)[:, None], some), whole.flatten(0, 1).gather(-1, some)
-    )
+    torch.testing.assert_close(ratio.decode_at(h.flatten(0, 1)[:, None], some), whole.flatten(0, 1).gather(-1, some))
 
 
 def test_what_is_read_are_the_visible_neighbours_by_their_places() -> None:
