@@ -49,6 +49,8 @@ class PretrainedDenoiser(ModelDenoiser):
     def __init__(self, model: PreTrainedModel, reading: Reading) -> None:
         super().__init__(model, reading)
         config = model.config
+        # The masks are of booleans, which transformers' `eager` attention would add to the scores, True as 1.
+        model.set_attn_implementation("sdpa")
         config.is_causal = False
         config.mask_token_id, config.pad_token_id = reading.mask_index, reading.pad_index
         config.shift, config.sink = reading.shift, reading.sink

@@ -108,6 +108,18 @@ def test_rows_of_a_padded_batch_are_those_that_stand_alone(kind: str, shift: boo
 
 
 @every
+@either
+def test_a_decoder_that_comes_with_another_attention_reads_the_same_masks(kind: str, sink: bool) -> None:
+    """transformers' `eager` adds what it is handed: under a mask of booleans everything would still be read."""
+    made, x = denoiser(kind, sink=sink), texts()
+    other = PretrainedDenoiser(decoder(kind, attn_implementation="eager"), made.reading).eval()
+    x[1, 5:] = PAD
+    with torch.no_grad():
+        for attention in (None, causal_mask(made.reads(L))):
+            assert torch.equal(other.encode(x, attention=attention), made.encode(x, attention=attention))
+
+
+@every
 def test_prefix_states_do_not_depend_on_what_follows(kind: str) -> None:
     made, x = denoiser(kind), texts()
     attention = prefix_mask(full_mask(made.reads(L)), torch.full((len(x),), 4))
