@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
+from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Few, Positive, PositiveFloat, Training
 from gtl_lightning.methods.method import Context, Denoiser, Method, Recipe, Settings
 
@@ -40,9 +41,18 @@ class TunedCountRatio(CountRatio):
 
 
 def recipe(context: Context, settings: CountRatio, beside: Denoiser = "source") -> Recipe:
-    """The strengths on texts that are not counted yet, then counts of all."""
+    """The strengths on texts that are not counted yet, then counts of all.
+
+    Raises:
+        UserError: a single target text.
+    """
     from gtl_lightning.modules.ratio import TokenRatioModule
 
+    if len(context.target) < 2:
+        raise UserError(
+            "a counted ratio learns its strengths on target texts that it has not counted, and there is 1 text; "
+            "raise the fraction"
+        )
     source, texts, target = context.frozen(beside), context.source(), context.target
     of_source = counted(texts.subset(min(len(texts), settings.source_texts)), source.vocab_size, settings.reach)
     held = max(1, len(target) // HELD)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gtl_lightning.data.dataset import TokenDataset
+from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.gtl_counts import HELD, counted
@@ -50,7 +51,10 @@ def test_strengths_are_learned_on_texts_that_are_not_counted_and_then_all_are(
         params = everything()
         corpus, cell = Corpus.open(params), Cell(name, 0.3, 0)
         train, val = corpus.target(0.3, params.data.min_examples)
-        recipe = METHODS[name].recipe(context_of(params, corpus, cell, train, val, set()), params.methods.of(name))
+        settings = params.methods.of(name)
+        recipe = METHODS[name].recipe(context_of(params, corpus, cell, train, val, set()), settings)
+        with pytest.raises(UserError, match="there is 1 text; raise the fraction"):
+            METHODS[name].recipe(context_of(params, corpus, cell, train.subset(1), val, set()), settings)
         part = cast(CountTokenRatio, recipe.builds["network"](OptimiserConfig(), 0).network)
         train_cell(params, name, 0.3, 0)
         whole = cast(CountTokenRatio, load_network(Path("models") / cell.name / "network.safetensors"))
