@@ -22,6 +22,7 @@ _KEPT = 1 << 30
 """Bytes of freed memory that a process keeps."""
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CPUINFO = Path("/proc/cpuinfo")
 _RESET_PEAK = "5"  # what the kernel takes as: set the peak of the resident memory to its present value
 
 LEAST_ADDRESS_SPACE = 3 << 29
@@ -43,6 +44,21 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def has_bf16(kind: str) -> bool:
+    """Whether devices of a kind multiply in bf16 themselves; what emulates it takes up to a hundred times as long.
+
+    Measured: a product of 256 rows of 768 by 768 in bf16, 110 times fp32's time on a Zen 3, which has AVX2 alone.
+    """
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu" or not _CPUINFO.exists():
+        return False
+    flags = next((line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 class PeakMemory:

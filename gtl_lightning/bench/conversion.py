@@ -19,6 +19,7 @@ from gtl_lightning.modules.continuation import ContinuationModule
 from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
+from gtl_lightning.resources import has_bf16
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,12 @@ def conversion(
 
 
 def main() -> None:
-    """Measure the checkpoint that the command names, 8 texts of 48 tokens, in both precisions."""
+    """Measure the checkpoint that the command names, 8 texts of 48 tokens, in fp32 and, where there is one, in bf16."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = read_model(sys.argv[1])
     rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
     denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0, sink=True))
-    for precision in ("bf16-mixed", "32-true"):
+    for precision in ("bf16-mixed", "32-true") if has_bf16("cpu") else ("32-true",):
         found = conversion(denoiser, batch=8, length=48, rounds=7, precision=precision)
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         log.info("%s, %s: %s", hardware(torch.device("cpu")), precision, said)

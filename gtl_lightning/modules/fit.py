@@ -23,7 +23,7 @@ from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Averaging, Keeper, Reporter
 from gtl_lightning.modules.state import RESULT, finished, kept_best, locked, restore_best, resumable
 from gtl_lightning.records import sealed
-from gtl_lightning.resources import lacks_memory
+from gtl_lightning.resources import has_bf16, lacks_memory
 
 log = logging.getLogger(__name__)
 MakesTrainer = Callable[..., pl.Trainer]
@@ -225,17 +225,9 @@ def resolve_precision(precision: str, width: int, accelerator: str = "auto") -> 
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        return "bf16-mixed" if has_bf16("cuda") else "32-true"
     on_cpu = accelerator in ("auto", "cpu") and not torch.backends.mps.is_available()
-    return "bf16-mixed" if on_cpu and width >= BF16_WIDTH and _cpu_has_bf16() else "32-true"
-
-
-def _cpu_has_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bf16-mixed" if on_cpu and width >= BF16_WIDTH and has_bf16("cpu") else "32-true"
 
 
 def _run(trainer: pl.Trainer, module: TrainedModule, datamodule: pl.LightningDataModule, resume: Path | None) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.evaluation import features
@@ -50,6 +52,19 @@ def test_rows_keep_their_order_whatever_the_batch(default: Featurizer) -> None:
     assert (default(TEXTS) * alone).sum(1) == pytest.approx(1, abs=2e-3)  # bf16
 
 
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_in_bf16_where_the_device_has_it_and_features_are_the_same(
+    default: Featurizer, has: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "has_bf16", lambda kind: has)
+    made, seen = minilm(), set()
+    for layer in made._model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda *passed: seen.add(passed[-1].dtype))
+    assert (made(TEXTS) * default(TEXTS)).sum(1) == pytest.approx(1, abs=1e-3)
+    assert seen == {dtype}
+
+
 def test_texts_are_cut_at_max_tokens() -> None:
     short = minilm(max_tokens=16)
     start = "boson " * 30
@@ -57,7 +72,6 @@ def test_texts_are_cut_at_max_tokens() -> None:
 
 
 def tiny_model(folder: Path) -> Path:
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

@@ -346,14 +346,13 @@ def test_lightning_is_silent(tmp_path, capfd, recwarn):
 
 def test_auto_precision_takes_bf16_where_it_pays(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fitting, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(fitting, "has_bf16", lambda kind: kind == "cpu")
     assert fitting.resolve_precision("auto", 128) == "bf16-mixed"
     assert fitting.resolve_precision("auto", 96) == "32-true"
     assert fitting.resolve_precision("32-true", 512) == "32-true"
-    monkeypatch.setattr(fitting, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(fitting, "has_bf16", lambda kind: kind == "cuda")
     assert fitting.resolve_precision("auto", 128) == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert fitting.resolve_precision("auto", 8) == "bf16-mixed"
     assert fitting.resolve_precision("auto", 8, accelerator="cpu") == "32-true"
 

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from gtl_lightning import cli
+from gtl_lightning import cli, resources
 
 BLOCK = 16 << 20
 HOLD = f"""
@@ -41,6 +42,34 @@ def test_a_freed_block_stays_in_the_heap_only_where_that_was_asked_for(keep: boo
     told = subprocess.run([sys.executable, "-c", HOLD.format(keep=keep)], capture_output=True, text=True, check=True)
     # What lay free at the heap's top before serves the first part of the block, so that the heap grows by less than it.
     assert (int(told.stdout) >= BLOCK // 2) == keep
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("fpu avx2 fma", False),
+        ("fpu avx2 avx512f avx512_bf16", True),
+        ("amx_bf16 avx2", True),
+        ("avx512_bf16_emulated", False),
+        (None, False),
+    ],
+)
+def test_a_processor_has_bf16_if_its_flags_say_so(
+    flags: str | None, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that says nothing of its processor has none, nor has a device that is neither processor nor CUDA's."""
+    said = tmp_path / "cpuinfo"
+    if flags is not None:
+        said.write_text(f"model name : one\nflags\t\t: {flags}\nbugs : none\n")
+    monkeypatch.setattr(resources, "_CPUINFO", said)
+    assert resources.has_bf16("cpu") is has
+    assert not resources.has_bf16("mps")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_of_a_gpu_torch_is_asked_and_emulation_does_not_count(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
+    assert resources.has_bf16("cuda") is has
 
 
 @pytest.mark.parametrize(("asked", "environment", "threads"), [(1, None, 1), (2, "1", 1), (None, "1", 1)])
