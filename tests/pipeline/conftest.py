@@ -1,6 +1,7 @@
 """A tiny workspace on generated text: every stage runs for real, in seconds."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.methods import ROLLS, names
@@ -99,18 +101,35 @@ def prepare(folder: Path) -> None:
         tokenize(tiny())
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the run that the first of its processes makes, and the others wait for."""
+    run = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    folder, made = run / name, run / f"{name}.made"
+    with FileLock(run / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace up to its tokens. Read only."""
-    folder = tmp_path_factory.mktemp("tokenised")
-    prepare(folder)
-    return folder
+    return once(tmp_path_factory, "tokenised", prepare)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which every stage of the main job has run. Read only."""
-    folder = tmp_path_factory.mktemp("trained")
+    return once(tmp_path_factory, "trained", train)
+
+
+def train(folder: Path) -> None:
+    """Every stage of the main job, on sample data."""
     prepare(folder)
     with inside(folder):
         params = tiny()
@@ -128,7 +147,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ablation(params, 0)
         make_report(params)
         register_best(params)
-    return folder
 
 
 Gtl = Callable[..., subprocess.CompletedProcess[str]]
