@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,19 @@ def _check(value: Any, left: list[int], depth: int = 0) -> None:
 
 def flow(value: Any) -> str:
     """A value on one line, which `parse` reads as it was."""
+    return _flow(value) if isinstance(value, list | dict) else _flow_of_one(value)
+
+
+def _flow(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
     text = text.removesuffix("\n").removesuffix("\n...")
     if parse(text, "YAML") != value:  # PyYAML knows YAML 1.1, to which 1e5 is a word
         text = json.dumps(value)
     return text
+
+
+# The values of a file are few, and to read one back takes a millisecond.
+_flow_of_one = lru_cache(maxsize=1 << 12, typed=True)(_flow)
 
 
 def entry(key: str, value: Any, indent: str = "") -> list[str]:

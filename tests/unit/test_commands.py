@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -373,15 +375,24 @@ def test_the_table_has_every_option_of_every_command() -> None:
     assert tabled == {(name, option) for name, option in asked if option != "help"}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace's own files. Read only."""
+    folder = tmp_path_factory.mktemp("written")
+    with contextlib.chdir(folder):
+        write_params(configure(), Path("params.yaml"))
+        write_settings(Markov())
+        write_tcsm(Tcsm())
+        write_ar2diff(AR2Diff())
+    return folder
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    write_params(configure(), tmp_path / "params.yaml")
-    write_settings(Markov())
-    write_tcsm(Tcsm())
-    write_ar2diff(AR2Diff())
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     (tmp_path / "snapshot").write_text('{"id": "1"}\n')
     return tmp_path
 
