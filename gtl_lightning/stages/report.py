@@ -75,6 +75,8 @@ def make_report(params: Params) -> None:
     measured = read_record(REAL_VALUES, SHAPE)["measured"]
     ablation = with_times(ABLATION / ROWS, read_records(ABLATION / ROWS, Row({**POINT, "axis": str}, TEXTS)))
     advisor = [row for cell in _classifiers(params) for row in _advice(cell)]
+    summary, provenance = read_record(SPLITS / "summary.json", SUMMARY), read_provenance(DATA)
+    samples = _samples(params)
     tracked, demo = study(params), params.profile == DEMO_PROFILE
     write_json(REPORTS / "transfer.json", rows)
     write_json(REPORTS / "ablation.json", ablation)
@@ -85,9 +87,9 @@ def make_report(params: Params) -> None:
         transfer=rows,
         ablation=ablation,
         advisor=advisor,
-        samples=_samples(params),
-        data_summary=read_record(SPLITS / "summary.json", SUMMARY),
-        provenance=read_provenance(DATA),
+        samples=samples,
+        data_summary=summary,
+        provenance=provenance,
         settings={
             "profile": params.profile,
             "methods": ["source", *params.sweep.methods],
