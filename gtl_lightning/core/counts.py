@@ -33,6 +33,10 @@ class Pairs:
         keys, counts = torch.unique(beside * vocab_size + tokens, return_counts=True)
         return cls(keys, counts.float())
 
+    def where(self, kept: Tensor) -> Pairs:
+        """Those of Bool[n]."""
+        return Pairs(self.keys[kept], self.counts[kept])
+
     def at(self, keys: Tensor) -> Tensor:
         """Float[m], the counts of Long[m] keys."""
         if not len(self.keys):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
     from gtl_lightning.networks import CountTokenRatio
 
+NUMBERS = 2
+"""Of a pair in a table: its key and its value."""
 HELD = 5
 """One target text of so many is not counted while the strengths are learned: of counted ones they come too high."""
 
@@ -33,6 +35,9 @@ class CountRatio(Settings):
     token_prior: PositiveFloat = Field(5000.0, description="tokens' worth of the source's law in the target's")
     pair_prior: PositiveFloat = Field(1.0, description="the same of each token's neighbours, once a place away")
     source_texts: Positive = Field(100_000, description="source texts that are counted, at most")
+    table_share: PositiveFloat | None = Field(
+        None, description="numbers in the tables, of the denoiser's weights, at most: frequent pairs stay; null: all"
+    )
     train: Training = Training(steps=100, batch=32, lr=0.02, weight_decay=0.0, warmup=10, ema=0.0, check_every=20)
 
 
@@ -96,21 +101,40 @@ def counted(texts: TokenDataset, vocab_size: int, reach: int) -> Counts:
     return Counts(torch.bincount(flat, minlength=vocab_size).float(), pairs)
 
 
+def frequent(pairs: Mapping[int, Pairs], most: int) -> dict[int, Pairs]:
+    """The `most` most frequent pairs of all places together, those at nearer places first where they are level."""
+    import torch
+
+    order = sorted(pairs, key=abs)
+    counts = torch.cat([pairs[place].counts for place in order])
+    kept = torch.zeros(len(counts), dtype=torch.bool)
+    kept[counts.sort(descending=True, stable=True).indices[: max(0, most)]] = True
+    chosen = kept.split([len(pairs[place].counts) for place in order])
+    return {place: pairs[place].where(here) for place, here in zip(order, chosen, strict=True)}
+
+
 def ratio_of(target: Counts, of_source: Counts, source: Source, settings: CountRatio) -> CountTokenRatio:
     """The ratio of two counts, its strengths as they are before any training."""
     from gtl_lightning.core.counts import pair_log_ratio, source_law, token_log_ratio
     from gtl_lightning.networks import CountTokenRatio, ids_of
 
+    ids = ids_of(source)
+
+    def empty(size: int) -> CountTokenRatio:
+        return CountTokenRatio(source.vocab_size, ids.mask_index, ids.pad_index, settings.reach, size)
+
+    pairs = target.pairs
+    if settings.table_share is not None:
+        weights = sum(weight.numel() for weight in cast("nn.Module", source).parameters())
+        fixed = sum(table.numel() for table in empty(0).state_dict().values())
+        pairs = frequent(pairs, (int(settings.table_share * weights) - fixed) // NUMBERS)
     p = source_law(of_source.tokens)
     log_r = token_log_ratio(target.tokens, of_source.tokens, settings.token_prior)
     tables = {
-        place: (pairs.keys, pair_log_ratio(pairs, of_source.pairs[place], p, log_r, settings.pair_prior * abs(place)))
-        for place, pairs in target.pairs.items()
+        place: (kept.keys, pair_log_ratio(kept, of_source.pairs[place], p, log_r, settings.pair_prior * abs(place)))
+        for place, kept in pairs.items()
     }
-    size = sum(len(keys) for keys, _ in tables.values())
-    ids = ids_of(source)
-    empty = CountTokenRatio(source.vocab_size, ids.mask_index, ids.pad_index, settings.reach, size)
-    return empty.fill(log_r, tables)
+    return empty(sum(len(keys) for keys, _ in tables.values())).fill(log_r, tables)
 
 
 METHODS = (

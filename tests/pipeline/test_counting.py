@@ -14,9 +14,9 @@ from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json
 from gtl_lightning.methods import METHODS
-from gtl_lightning.methods.gtl_counts import HELD, counted
+from gtl_lightning.methods.gtl_counts import HELD, CountRatio, counted, frequent, ratio_of
 from gtl_lightning.modules.base import OptimiserConfig
-from gtl_lightning.networks import CountTokenRatio, load_network
+from gtl_lightning.networks import BackboneConfig, CountTokenRatio, MaskedDenoiser, load_network
 from gtl_lightning.stages.train import context_of, train_cell
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.paths import Cell
@@ -76,3 +76,39 @@ def test_texts_of_one_token_have_no_pairs_and_are_counted_all_the_same() -> None
     texts = TokenDataset.from_arrays(np.array([1, 2, 2]), np.array([0, 1, 2, 3]), 0)
     found = counted(texts, V, 3)
     assert found.tokens.sum() == 3 and all(len(pairs.keys) == 0 for pairs in found.pairs.values())
+
+
+def test_of_more_pairs_than_may_be_kept_the_most_frequent_stay() -> None:
+    """Of all places together; where they are as frequent, at the nearer places."""
+    texts = TokenDataset.from_arrays(np.array([1, 2, 1, 2, 1, 2, 3]), np.array([0, 7]), 0)
+    pairs = counted(texts, V, 2).pairs
+    beside = [
+        (place, key, count)
+        for place, one in pairs.items()
+        for key, count in zip(one.keys.tolist(), one.counts.tolist(), strict=True)
+    ]
+    for most in range(len(beside) + 2):
+        kept = frequent(pairs, most)
+        found = {(place, key) for place in kept for key in kept[place].keys.tolist()}
+        left = [(count, abs(place)) for place, key, count in beside if (place, key) not in found]
+        stay = [(count, abs(place)) for place, key, count in beside if (place, key) in found]
+        assert len(stay) == min(most, len(beside))
+        assert all(count > other or (count == other and near <= far) for count, near in stay for other, far in left)
+    assert all(len(one.keys) == 0 for one in frequent(pairs, -3).values())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0, 1e6])
+def test_tables_hold_no_more_numbers_than_their_share_of_the_denoisers_weights(share: float) -> None:
+    ids = {"vocab_size": V, "mask_index": V - 1, "pad_index": 0}
+    denoiser = MaskedDenoiser(BackboneConfig(**ids, width=8, depth=1, heads=2, length=8))
+    texts = TokenDataset.from_arrays(torch.randint(0, 7, (4000,)).numpy(), np.arange(0, 4001, 8), 0)
+    counts = counted(texts, V, 2)
+    whole = ratio_of(counts, counts, denoiser, CountRatio())
+    part = ratio_of(counts, counts, denoiser, CountRatio(table_share=share))
+    weights, numbers = (sum(one.numel() for one in net.state_dict().values()) for net in (denoiser, part))
+    assert numbers <= share * weights or len(part.values) == 1
+    assert len(whole.values) == len(part.values) or share * weights - numbers < 2
+    rows = dict(zip(whole.keys.tolist(), whole.values.tolist(), strict=True))
+    assert all(
+        rows[key] == value for key, value in zip(part.keys[:-1].tolist(), part.values[:-1].tolist(), strict=True)
+    )
