@@ -56,7 +56,7 @@ def other(key: str) -> str:
     elif isinstance(value, int):
         changed = value // 2 if value > 1 else value + 1
     else:
-        changed = value / 2 or 0.5
+        changed = (value or 0.0) / 2 or 0.5
     return f"{key}={json.dumps(changed)}"
 
 
