@@ -23,7 +23,8 @@ from gtl_lightning.workspace.params import write_params
 from tests.pipeline.conftest import inside, tiny
 
 ROOT = Path(__file__).parents[2]
-LONGER = "train.causal={steps: 160, batch: 16, lr: 0.002, warmup: 2, check_every: 2, patience: 80}"
+CAUSAL = "train.causal={{steps: {0}, batch: 16, lr: 0.002, warmup: 2, check_every: 2, patience: {0}}}"
+LONGER, ENDLESS = CAUSAL.format(160), CAUSAL.format(100_000)
 TRAIN = ("train", "causal")
 WEIGHTS = Path("models/causal/network.safetensors")
 CURRENT = "PYTEST_CURRENT_TEST"
@@ -136,14 +137,27 @@ def test_nobody_else_may_ask(checkout: Path, warm: psutil.Process) -> None:
     assert stat.S_IMODE(address.stat().st_mode) == 0o600
 
 
-def test_ctrl_c_reaches_the_stage_which_keeps_its_checkpoint(checkout: Path, warm: psutil.Process) -> None:
+@pytest.fixture
+def endless(checkout: Path, warm: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Process]:
+    """A warm process of its own, whose training ends by itself in no time that a test waits for."""
+    monkeypatch.setenv(WARM, os.environ[WARM])  # which is the module's again afterwards
+    said = (checkout / "params.yaml").read_bytes()
+    write_params(tiny("source.kind=ar2diff", ENDLESS), checkout / "params.yaml")
+    os.environ.pop(CURRENT, None)
+    with standing_by(checkout, stage_environment()):
+        *_, process = _warm_processes(psutil.Process())  # the last that was started
+        yield process
+    (checkout / "params.yaml").write_bytes(said)
+
+
+def test_ctrl_c_reaches_the_stage_which_keeps_its_checkpoint(checkout: Path, endless: psutil.Process) -> None:
     asking = asked(*TRAIN)
     _wait_until(lambda: bool(list(checkout.glob(".state/causal-*/last.ckpt"))))
     asking.send_signal(signal.SIGINT)
     said, _ = asking.communicate(timeout=60)
-    assert asking.returncode == 130
+    assert asking.returncode == 130, said
     assert "stopped; the same command goes on from the last checkpoint" in said
-    _wait_until(lambda: not warm.children())
+    _wait_until(lambda: not endless.children())
 
 
 def test_a_stage_whose_client_is_killed_is_killed_and_goes_on_later(
