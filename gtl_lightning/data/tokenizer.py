@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PAD, UNK, MASK, EOS = SPECIALS = ("[PAD]", "[UNK]", "[MASK]", "[EOS]")
 
+PROBE = "We show that, for 3.14 of 10^5 words,\n  it's w1 (e.g. Uebergang);  state-of-the-art."
+"""What two tokenizers that split texts differently read differently."""
+
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, kind: Literal["wordpiece", "bpe"] = "wordpiece"
@@ -90,8 +93,31 @@ def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
                 ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {str(name)!r} has no fast form (tokenizer.json); give one that has")
-    loaded: PreTrainedTokenizerFast = tokenizer
-    return loaded
+    return tokenizer if "gguf_file" in options else _as_written(tokenizer, where, options)
+
+
+def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer, which reads a text as its tokenizer.json says.
+
+    transformers' class of a family builds its own out of the vocabulary, as that family has it; a model of the family
+    may come with another (Qwen2's weights and Llama's words), and would be handed other tokens than it was trained on.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    here = {"local_files_only": True, "revision": options.get("revision")}
+    written = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **here)
+    if written is None or _ids(Tokenizer.from_file(written)) == _ids(tokenizer.backend_tokenizer):
+        return tokenizer
+    plain: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(name, **options, local_files_only=True)
+    return plain
+
+
+def _ids(backend: Tokenizer) -> list[int]:
+    backend.no_truncation()
+    backend.no_padding()
+    return list(backend.encode(PROBE, add_special_tokens=False).ids)
 
 
 def _loader(name: str, local_only: bool, revision: str) -> Any:

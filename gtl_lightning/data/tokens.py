@@ -132,7 +132,9 @@ def encode_chunks(
     with text_only(tokenizer) as backend:
         encode = _encode_by_word(backend) if _splits_at_blanks(backend) else _encode_whole(backend)
         for texts in chunks:
-            rows = [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in encode(texts)]
+            read = list(encode(texts))
+            _check_read(tokenizer, texts, read)
+            rows = [[*ids, eos_index] if len(ids) < length else ids[:length] for ids in read]
             _check_known(tokenizer, rows)
             yield rows
 
@@ -141,6 +143,17 @@ def unknown_index(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """Id of what a text has that is in no token; None where there is none, or where it ends every text too (gpt2)."""
     unknown = cast("int | None", tokenizer.unk_token_id)
     return None if unknown == tokenizer.eos_token_id else unknown
+
+
+def _check_read(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], read: Sequence[list[int]]) -> None:
+    """A tokenizer that has no unknown token leaves out what it does not know."""
+    nothing = sum(not ids and not text.isspace() and text != "" for text, ids in zip(texts, read, strict=True))
+    if nothing > _MOST_UNKNOWN * len(texts):
+        name = f" {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
+        raise UserError(
+            f"the tokenizer{name} makes no token at all of {nothing} of {len(texts)} texts; give the tokenizer of such "
+            "texts"
+        )
 
 
 def _check_known(tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]]) -> None:

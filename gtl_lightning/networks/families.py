@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_config(folder: Path | str, gguf: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    with loading(folder):
+    with loading(Path(folder) / (gguf or "")):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf)
     family(config.to_dict(), folder)
     return config
@@ -75,7 +76,7 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
 
     config = read_config(folder, gguf)
     cls: Any = getattr(transformers, family(config.to_dict(), folder))
-    with loading(folder):
+    with loading(Path(folder) / (gguf or "")):
         model = cls.from_pretrained(
             str(folder),
             trust_remote_code=False,
@@ -98,7 +99,19 @@ def loading(folder: Path | str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        struct.error,
+        SafetensorError,
+    ) as error:
         if lacks_memory(error):
             raise
         if "ignore_mismatched_sizes" in str(error):

@@ -24,7 +24,7 @@ from gtl_lightning.data.checkpoint import checkpoint, roles
 from gtl_lightning.data.tokens import load_tokenizer, read_texts
 from gtl_lightning.modules.blank import DRAWS, choose_blank, frequent
 from gtl_lightning.modules.continuation import ContinuationModule, counted
-from gtl_lightning.networks.families import FAMILIES, read_model
+from gtl_lightning.networks.families import FAMILIES, read_config, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import targets
 from gtl_lightning.stages.ar2diff import convert, with_rows
@@ -411,6 +411,14 @@ def test_gguf_without_its_package_is_refused_and_a_hub_out_of_reach_is_not_waite
         with pytest.raises(UserError, match=message):
             checkpoint(name)
     assert time.monotonic() - began < 60  # its client alone would try again for longer
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"GGUF0000", b"GGUF" + bytes(range(64)), b"no such thing"])
+def test_a_damaged_gguf_is_one_line_that_names_the_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.gguf holds no model that can be loaded \(") as caught:
+        read_config(tmp_path, "model.gguf")
+    assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_names_the_options_that_take_less(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
