@@ -115,9 +115,13 @@ def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str
 
 
 def _ids(backend: Tokenizer) -> list[int]:
-    backend.no_truncation()
-    backend.no_padding()
-    return list(backend.encode(PROBE, add_special_tokens=False).ids)
+    """Of `PROBE`, whole, whatever the tokenizer cuts or fills up to; it stays as it is."""
+    from tokenizers import Tokenizer
+
+    other = Tokenizer.from_str(backend.to_str())
+    other.no_truncation()
+    other.no_padding()
+    return list(other.encode(PROBE, add_special_tokens=False).ids)
 
 
 def _loader(name: str, local_only: bool, revision: str) -> Any:

@@ -147,11 +147,10 @@ def unknown_index(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 def _check_read(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], read: Sequence[list[int]]) -> None:
     """A tokenizer that has no unknown token leaves out what it does not know."""
-    nothing = sum(not ids and not text.isspace() and text != "" for text, ids in zip(texts, read, strict=True))
+    nothing = sum(not ids and bool(text.strip()) for text, ids in zip(texts, read, strict=True))
     if nothing > _MOST_UNKNOWN * len(texts):
-        name = f" {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise UserError(
-            f"the tokenizer{name} makes no token at all of {nothing} of {len(texts)} texts; give the tokenizer of such "
+            f"{_named(tokenizer)} makes no token at all of {nothing} of {len(texts)} texts; give the tokenizer of such "
             "texts"
         )
 
@@ -162,11 +161,14 @@ def _check_known(tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]]) 
         return
     share = sum(row.count(unknown) for row in rows) / count
     if share > _MOST_UNKNOWN:
-        name = f" {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise UserError(
-            f"the tokenizer{name} knows too little of these texts: {share:.0%} of their tokens are "
+            f"{_named(tokenizer)} knows too little of these texts: {share:.0%} of their tokens are "
             f"{tokenizer.unk_token}; give the tokenizer of such texts, or write them as it does (case, blanks)"
         )
+
+
+def _named(tokenizer: PreTrainedTokenizerFast) -> str:
+    return f"the tokenizer {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
 
 
 def _splits_at_blanks(backend: Tokenizer) -> bool:

@@ -23,6 +23,8 @@ FAMILIES = {
     "gpt2": "GPT2LMHeadModel",
 }
 """`model_type` of a configuration -> transformers' class."""
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, struct.error)
+"""What reading a damaged model raises; the last where a GGUF is cut."""
 LORA_TARGETS = {
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     **dict.fromkeys(
@@ -99,19 +101,7 @@ def loading(folder: Path | str) -> Iterator[None]:
 
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        ImportError,
-        struct.error,
-        SafetensorError,
-    ) as error:
+    except (*_DAMAGE, SafetensorError) as error:
         if lacks_memory(error):
             raise
         if "ignore_mismatched_sizes" in str(error):

@@ -43,7 +43,7 @@ AGAIN = (
     "register",
 )
 ALIKE = ("", "finetune", "finetune-borrowed", "gtl", "gtl-sequence-gkl", "finetune-two", "gtl-finetuned")
-"""Methods by which all that there are sample; a stage of none has the empty name."""
+"""Methods, one of each way in which they sample; a stage of none has the empty name."""
 NAMES_THE_STUDY = "data/provenance.json"
 """Its hash names the MLflow run that a stage is tracked in; other data would have other tokens."""
 
