@@ -110,7 +110,9 @@ def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str
     written = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **here)
     if written is None or _ids(Tokenizer.from_file(written)) == _ids(tokenizer.backend_tokenizer):
         return tokenizer
-    plain: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(name, **options, local_files_only=True)
+    plain: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        name, **options, local_files_only=True, trust_remote_code=False
+    )
     return plain
 
 
