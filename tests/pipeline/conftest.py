@@ -1,11 +1,14 @@
 """A tiny workspace on generated text: every stage runs for real, in seconds."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -150,24 +153,52 @@ def train(folder: Path) -> None:
 
 
 Gtl = Callable[..., subprocess.CompletedProcess[str]]
+COMMAND_SECONDS = 240.0
+
+
+@pytest.fixture(scope="session")
+def forks() -> ForkServerContext:
+    """Processes forked from one that has the imports, which are most of what a command takes here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [__name__, "mlflow.store.tracking.sqlalchemy_store", "pytorch_lightning.loggers.mlflow"]
+    )
+    return context
 
 
 @pytest.fixture
-def gtl(tmp_path: Path) -> Gtl:
+def gtl(tmp_path: Path, forks: ForkServerContext) -> Gtl:
     """The command line, run as a user runs it: in a folder, as a process of its own."""
 
     def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "gtl_lightning.cli", *arguments],
-            cwd=cwd,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        with tempfile.TemporaryDirectory() as written:
+            streams = [Path(written) / name for name in ("stdout", "stderr")]
+            process = forks.Process(
+                target=_become, args=(arguments, cwd, {**os.environ, **environment}, streams), daemon=False
+            )
+            process.start()
+            process.join(COMMAND_SECONDS)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                raise subprocess.TimeoutExpired(arguments, COMMAND_SECONDS)
+            return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in streams))
 
     return run
+
+
+def _become(arguments: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[Path]) -> None:
+    """Be `gtl ARGUMENTS` in a folder, in the process that was forked."""
+    from gtl_lightning.cli import main
+
+    for path, stream in zip(streams, (sys.stdout, sys.stderr), strict=True):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv[:] = ["gtl", *arguments]
+    main()
 
 
 @pytest.fixture(scope="session")
