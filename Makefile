@@ -12,7 +12,7 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo repro markov tcsm ar2diff test bench lint ui serve env lock clean-env
+.PHONY: demo repro markov tcsm ar2diff test test-slow bench lint ui serve env lock clean-env
 
 demo: $(READY)  ## a first look in three minutes: .demo/reports/report.html; touches nothing else
 	@gtl demo
@@ -38,6 +38,10 @@ ar2diff: $(READY)  ## the study of AR2Diff, a causal model continued as a denois
 test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## the whole test suite
 	@pytest --numprocesses 2 --dist loadfile
+
+test-slow: export OMP_NUM_THREADS := 1
+test-slow: $(READY)  ## tests of minutes each, which the suite leaves out
+	@pytest -m slow
 
 bench: $(READY)  ## time sampling and training on this machine; PROFILE=paper takes the published sizes
 	@gtl bench $(if $(PROFILE),--profile $(PROFILE))

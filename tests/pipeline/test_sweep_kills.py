@@ -1,6 +1,6 @@
 """SIGKILL of worker, flow, stage, server or of everything in mid sweep: the sweep ends as if nothing had happened.
 
-One round of each by default; `pytest tests/pipeline/test_sweep_kills.py --kills 10` runs ten, each at another moment.
+A stage and everything once each, by `make test-slow` the other parts; `--kills 10 -m ""` ten times, at other moments.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 
 from tests.pipeline.lab import CELLS, STEPS, Lab, kill, wait_until
 
+PARTS = ("worker", "flow", "server")  # of what "everything" kills
 KEPT_UP = ("stage", "server")  # the flow survives these; after the others its run has to be brought back
 LATEST_SECONDS = 4.0  # after the first cell is trained
 PATIENCE_SECONDS = 250.0  # a machine that does other things beside is slow; nothing here waits for its own sake
@@ -49,7 +50,9 @@ def undisturbed(lab: Lab) -> Expected:
     return Expected(lab.results(), lab.tracked("undisturbed"))
 
 
-@pytest.mark.parametrize("what", ["worker", "flow", "stage", "server", "everything"])
+@pytest.mark.parametrize(
+    "what", [*(pytest.param(name, marks=pytest.mark.slow) for name in PARTS), "stage", "everything"]
+)
 def test_killed_in_mid_sweep(lab: Lab, undisturbed: Expected, what: str, kill_round: int) -> None:
     experiment = f"{what}-{kill_round}"
     lab.begin(experiment)

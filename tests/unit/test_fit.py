@@ -388,7 +388,6 @@ def test_accumulated_parts_make_the_steps_of_whole_batches(tmp_path):
     assert abs(parts.best_score - whole.best_score) < 0.25 * whole.history[0]["score"]
 
 
-@pytest.mark.slow
 def test_two_processes_share_each_batch(tmp_path):
     """DDP on two processes of the CPU: one run's files, the steps of whole batches, and the best weights come back."""
     trained = module()
