@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +25,8 @@ FAMILIES = {
 """`model_type` of a configuration -> transformers' class."""
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, struct.error)
 """What reading a damaged model raises; the last where a GGUF is cut."""
+_TABLES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+"""What older versions wrote beside the weights: the class makes it by itself."""
 LORA_TARGETS = {
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     **dict.fromkeys(
@@ -72,14 +74,14 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
     """A model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF. Arguments as in `read_config`.
 
     Raises:
-        UserError: as `read_config`; weights that are damaged or do not fit.
+        UserError: as `read_config`; weights that are damaged or do not fit, are not there or are of another model.
     """
     import transformers
 
     config = read_config(folder, gguf)
     cls: Any = getattr(transformers, family(config.to_dict(), folder))
-    with loading(Path(folder) / (gguf or "")):
-        model = cls.from_pretrained(
+    with loading(Path(folder) / (gguf or "")), quiet():
+        model, info = cls.from_pretrained(
             str(folder),
             trust_remote_code=False,
             local_files_only=True,
@@ -87,7 +89,10 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
             attn_implementation="sdpa",
             dtype=torch.float32,
             gguf_file=gguf,
+            output_loading_info=True,
         )
+    whole(info, folder, cls.__name__)
+    _refuse_left(info["unexpected_keys"], f"{model.base_model_prefix}.", folder, cls.__name__)
     # What was read out of quantised weights has none of them: it is written in full.
     vars(model.config).pop("quantization_config", None)
     vars(model).pop("hf_quantizer", None)
@@ -111,6 +116,49 @@ def loading(folder: Path | str) -> Iterator[None]:
             ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says nothing of what is looked at here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) -> None:
+    """Refuse a model of which transformers would have drawn weights at random.
+
+    Args:
+        info: what `from_pretrained` says of its loading.
+        folder: where the weights came from.
+        name: the class.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give a checkpoint with its head"
+        )
+
+
+def _refuse_left(keys: Collection[str], own: str, folder: Path | str, name: str) -> None:
+    """Refuse weights of the body that the class has no place for: it would compute something else without a word."""
+    left = sorted(key for key in keys if key.startswith(own) and not key.endswith(_TABLES))
+    if left:
+        raise UserError(
+            f"{folder} holds weights that a {name} of its config.json has no place for ({left[0]}, {len(left)} in "
+            "all); fetch both again, of one revision"
+        )
 
 
 def family(config: dict[str, Any], name: object) -> str:

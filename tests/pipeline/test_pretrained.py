@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -387,6 +387,61 @@ def test_weights_that_are_cut_off_are_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="holds no model that can be loaded") as caught:
         read_model(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+def reweighed(path: Path, rename: Callable[[str], str | None]) -> None:
+    """The same weights under other names; none for those without."""
+    named = {rename(name): tensor for name, tensor in load_file(path / "model.safetensors").items()}
+    kept = {name: tensor for name, tensor in named.items() if name is not None}
+    save_file(kept, path / "model.safetensors", {"format": "pt"})
+
+
+def without_head(path: Path) -> None:
+    reweighed(path, lambda name: None if name == "lm_head.weight" else name)
+
+
+def without_block(path: Path) -> None:
+    reweighed(path, lambda name: None if ".layers.1." in name else name)
+
+
+def shallower(path: Path) -> None:
+    change(path / "config.json", num_hidden_layers=1)
+
+
+def with_biases(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    save_file(
+        {**weights, "model.layers.0.self_attn.q_proj.bias": torch.ones(16)},
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (without_head, r"lacks weights of a LlamaForCausalLM .lm_head\.weight, 1 in all."),
+        (without_block, r"lacks weights of a LlamaForCausalLM .model\.layers\.1\."),
+        (shallower, r"LlamaForCausalLM of its config\.json has no place for .model\.layers\.1\."),
+        (with_biases, r"no place for .model\.layers\.0\.self_attn\.q_proj\.bias, 1 in all."),
+    ],
+)
+def test_weights_of_another_model_than_the_configurations_are_refused(
+    breaks: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    """transformers would draw what is missing at random, and leave out what has no place, with a warning at most."""
+    breaks(folder(tmp_path / "model"))
+    with pytest.raises(UserError, match=message) as caught:
+        read_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_that_older_versions_wrote_beside_the_weights_are_no_obstacle(tmp_path: Path) -> None:
+    path = folder(tmp_path / "model") / "model.safetensors"
+    tables = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**load_file(path), **tables}, path, {"format": "pt"})
+    tokens = torch.tensor([[3, 4, 5]])
+    assert torch.equal(read_model(tmp_path / "model")(tokens).logits, decoder("llama")(tokens).logits)
 
 
 def test_a_text_longer_than_the_positions_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.adapters.weights import filled, quiet, read_weights
-from gtl_lightning.networks.families import FAMILIES, loading
+from gtl_lightning.networks.adapters.weights import filled, read_weights
+from gtl_lightning.networks.families import FAMILIES, loading, quiet
 
 LLADA, DREAM, DLLM = "llada", "Dream", "a2d-"
 BLOCK = {

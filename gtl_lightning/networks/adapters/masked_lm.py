@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from gtl_lightning.core.protocols import EVERYWHERE, Look, PaddingOnce
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading, before, linear
-from gtl_lightning.networks.adapters.weights import filled, quiet, read_weights
-from gtl_lightning.networks.families import loading
+from gtl_lightning.networks.adapters.weights import filled, read_weights
+from gtl_lightning.networks.families import loading, quiet
 from gtl_lightning.networks.store import register
 
 if TYPE_CHECKING:

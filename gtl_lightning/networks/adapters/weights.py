@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.families import loading
+from gtl_lightning.networks.families import loading, quiet, whole
 from gtl_lightning.records import Values, read_record
 
 if TYPE_CHECKING:
@@ -102,30 +100,11 @@ def filled(name: str, config: Any, state: dict[str, Tensor], folder: Path, spare
             dtype=torch.float32,
             trust_remote_code=False,
         )
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give a checkpoint with its head"
-        )
+    whole(info, folder, name)
     left = sorted(key for key in info["unexpected_keys"] if not any(part in key for part in spare))
     if spare and left:
         raise UserError(f"{folder} holds weights that a {name} has no place for ({left[0]}); it is another model")
     return cast("PreTrainedModel", model.eval())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers says nothing of what is looked at here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _line(error: Exception) -> str:
