@@ -86,7 +86,11 @@ def model_card(
         ("seed", f"{cell.seed}, of weights, order and noise"),
         (
             "source denoiser",
-            "; ".join(filter(None, (str(base or ""), f"weights {row['source']}" if row.get("source") else "none"))),
+            "; ".join(
+                filter(
+                    None, (base.published if base else "", f"weights {row['source']}" if row.get("source") else "none")
+                )
+            ),
         ),
         ("made with", str(row.get("trained_with") or row.get("made_with"))),
         *((("commit", commit),) if commit else ()),

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gtl_lightning import UserError, load_denoiser
 from gtl_lightning.cli import app
 from gtl_lightning.files import load_tensors, read_json
-from gtl_lightning.networks.adapters.origin import files_hash
+from gtl_lightning.networks.adapters.origin import Origin, files_hash
 from gtl_lightning.stages.data import tokenize
 from gtl_lightning.stages.evaluate import ablation, evaluate_cell
 from gtl_lightning.stages.real import measure_real
@@ -147,6 +147,12 @@ def test_tokens_of_another_tokenizer_are_refused(tokenised: Path, workspace: Pat
 def test_the_kind_without_a_model_is_refused_by_its_key() -> None:
     with pytest.raises(UserError, match=r"source: kind = hub names no model .*gtl source import"):
         tiny("source.kind=hub")
+
+
+def test_no_path_of_this_machine_is_told_to_others() -> None:
+    told = [Origin(name, None, "ab" * 32).published for name in ("/home/somebody/models/bert", "models/bert")]
+    assert told == ["bert, sha256 abababababab", "models/bert, sha256 abababababab"]
+    assert Origin("somebody/bert", "c" * 40, "ab" * 32).published == "somebody/bert@cccccccccccc, sha256 abababababab"
 
 
 def test_a_copy_needs_the_folder_no_more(workspace: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +40,11 @@ class Origin:
     def __str__(self) -> str:
         at = f"@{self.revision[:12]}" if self.revision else ""
         return f"{self.name}{at}, sha256 {self.sha256[:12]}"
+
+    @property
+    def published(self) -> str:
+        """As it is told to others: of a path of this machine the last name alone."""
+        return str(replace(self, name=Path(self.name).name) if Path(self.name).is_absolute() else self)
 
     @property
     def folder(self) -> Path:
