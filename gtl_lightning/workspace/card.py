@@ -77,6 +77,7 @@ def model_card(
     kind = "a generated sample, no real text" if generated else f"real records ({provenance.get('kind', 'unknown')})"
     guided = row.get("sample_gamma") is not None
     strength = (("gamma, of samples", f"{row.get('sample_gamma')}"), ("gamma, of the NELBO", f"{row.get('gamma')}"))
+    weights = f"weights {row['source']}" if row.get("source") else "none"
     facts = [
         ("method", f"`{cell.method}`: {METHODS[cell.method].help}"),
         ("data", f"{kind}; {_of_records(provenance)}; sha256 {str(provenance.get('sha256', '?'))[:12]}"),
@@ -84,14 +85,7 @@ def model_card(
         *(strength if guided else ()),
         ("temperature", f"{row.get('temperature')}"),
         ("seed", f"{cell.seed}, of weights, order and noise"),
-        (
-            "source denoiser",
-            "; ".join(
-                filter(
-                    None, (base.published if base else "", f"weights {row['source']}" if row.get("source") else "none")
-                )
-            ),
-        ),
+        ("source denoiser", f"{base.published}; {weights}" if base else weights),
         ("made with", str(row.get("trained_with") or row.get("made_with"))),
         *((("commit", commit),) if commit else ()),
     ]
