@@ -138,6 +138,25 @@ def replacing(folder: Path | str) -> Iterator[Path]:
             settle(folder)
 
 
+def check_place(folder: Path | str) -> None:
+    """Refuse a folder that could not be written, before the work whose result goes there; nothing is left of it.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        finally:
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+
+
 def settle(folder: Path | str) -> None:
     """Finish what a crash left of `replacing`: files that were complete take their places, others are removed."""
     ready = Path(folder) / _READY

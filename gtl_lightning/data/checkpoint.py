@@ -203,10 +203,14 @@ def roles(tokenizer: PreTrainedTokenizerFast, rows: int) -> Roles:
     Args:
         tokenizer: of the model; its mask and padding tokens are set.
         rows: of the model's embedding.
+
+    Raises:
+        UserError: a token that texts may have is beyond the rows, or ids are numbered with gaps.
     """
     end: Any = tokenizer.eos_token_id
     start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     played = {end, start, tokenizer.unk_token_id}
+    _check_rows(tokenizer, played, rows)
     own = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}
     special = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     found: dict[str, int] = {}
@@ -231,6 +235,18 @@ def roles(tokenizer: PreTrainedTokenizerFast, rows: int) -> Roles:
     unread = tuple(index for role, index in found.items() if index != own[role])
     excluded = sorted(never - {end, tokenizer.unk_token_id, *found.values()})
     return Roles(found["mask"], found["pad"], start, end, tuple(excluded), rows, unread, "; ".join(said))
+
+
+def _check_rows(tokenizer: PreTrainedTokenizerFast, played: set[int | None], rows: int) -> None:
+    """Refuse a tokenizer that is not the model's: what a text has needs a row that was trained."""
+    idle = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - played
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows and index not in idle}
+    if beyond:
+        first = min(beyond)
+        raise UserError(
+            f"the tokenizer has {len(beyond)} tokens that the model has no row for (id {first}, {beyond[first]!r}, and "
+            f"{rows} rows); give the tokenizer that belongs to it"
+        )
 
 
 def _spare(special: dict[int, str], taken: set[int | None], size: int, rows: int, new: str) -> tuple[int, str, str]:

@@ -101,6 +101,9 @@ def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str
 
     transformers' class of a family builds its own out of the vocabulary, as that family has it; a model of the family
     may come with another (Qwen2's weights and Llama's words), and would be handed other tokens than it was trained on.
+
+    Raises:
+        UserError: it cannot read a text of any characters.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -108,8 +111,13 @@ def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str
 
     here = {"local_files_only": True, "revision": options.get("revision")}
     written = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **here)
-    if written is None or _ids(Tokenizer.from_file(written)) == _ids(tokenizer.backend_tokenizer):
-        return tokenizer
+    try:
+        if written is None or _ids(Tokenizer.from_file(written)) == _ids(tokenizer.backend_tokenizer):
+            return tokenizer
+    except Exception as error:  # what tokenizers raises has no class of its own
+        raise UserError(
+            f"tokenizer {name!r} cannot read every text ({_line(error)}); give one that has an unknown token"
+        ) from error
     plain: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
         name, **options, local_files_only=True, trust_remote_code=False
     )

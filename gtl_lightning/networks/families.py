@@ -23,8 +23,8 @@ FAMILIES = {
     "gpt2": "GPT2LMHeadModel",
 }
 """`model_type` of a configuration -> transformers' class."""
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, struct.error)
-"""What reading a damaged model raises; the last where a GGUF is cut."""
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, ArithmeticError, struct.error)
+"""What reading a damaged model raises; the last two by heads of no width, and where a GGUF is cut."""
 _TABLES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 """What older versions wrote beside the weights: the class makes it by itself."""
 LORA_TARGETS = {
@@ -37,18 +37,36 @@ LORA_TARGETS = {
 """The attention and MLP projections of every block."""
 
 
+def positions(config: Any) -> int:
+    """Tokens, a start counted, that a model reads: those that it has positions for, and no more than its window.
+
+    Where some layers look back a window alone, a longer text would be read through it or past it, as a mask is given
+    or not: two networks.
+    """
+    return min(config.max_position_embeddings, window(config) or config.max_position_embeddings)
+
+
+def window(config: Any) -> int | None:
+    """Positions that the layers with the least sight look back; None where all see everything."""
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return config.sliding_window if sliding else None
+
+
 def check_length(length: int, config: Any, shift: bool) -> None:
-    """Refuse more tokens than a model has positions.
+    """Refuse more tokens than a model reads.
 
     Raises:
         UserError: naming both numbers.
     """
-    most = config.max_position_embeddings - shift
+    most = positions(config) - shift
     if length > most:
         start = " and the start before them" if shift else ""
+        limit = f"{config.max_position_embeddings} positions of this"
+        if most + shift < config.max_position_embeddings:
+            limit = f"{window(config)} positions that some layers look back in this"
         raise UserError(
-            f"texts of {length} tokens{start} do not fit the {config.max_position_embeddings} positions of this "
-            f"{config.model_type}; use a length of at most {most}"
+            f"texts of {length} tokens{start} do not fit the {limit} {config.model_type}; use a length of at most "
+            f"{most}"
         )
 
 
@@ -74,7 +92,8 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
     """A model of `FAMILIES` in fp32 on the CPU, from safetensors or GGUF. Arguments as in `read_config`.
 
     Raises:
-        UserError: as `read_config`; weights that are damaged or do not fit, are not there or are of another model.
+        UserError: as `read_config`; weights that are damaged, do not fit, are not there, are of another model or hold
+            numbers that are not finite.
     """
     import transformers
 
@@ -93,6 +112,7 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
         )
     whole(info, folder, cls.__name__)
     _refuse_left(info["unexpected_keys"], f"{model.base_model_prefix}.", folder, cls.__name__)
+    _check_finite(model, folder)
     # What was read out of quantised weights has none of them: it is written in full.
     vars(model.config).pop("quantization_config", None)
     vars(model).pop("hf_quantizer", None)
@@ -102,11 +122,12 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
 @contextmanager
 def loading(folder: Path | str) -> Iterator[None]:
     """What transformers raises inside is one line that names the folder."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (*_DAMAGE, SafetensorError) as error:
+    except (*_DAMAGE, StrictDataclassError, SafetensorError) as error:
         if lacks_memory(error):
             raise
         if "ignore_mismatched_sizes" in str(error):
@@ -159,6 +180,12 @@ def _refuse_left(keys: Collection[str], own: str, folder: Path | str, name: str)
             f"{folder} holds weights that a {name} of its config.json has no place for ({left[0]}, {len(left)} in "
             "all); fetch both again, of one revision"
         )
+
+
+def _check_finite(model: torch.nn.Module, folder: Path | str) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{folder}: {name} holds NaN or infinite numbers; give another checkpoint")
 
 
 def family(config: dict[str, Any], name: object) -> str:

@@ -21,7 +21,7 @@ from gtl_lightning.files import write_json
 from gtl_lightning.networks.adapters.decoders import blank_decoder, read_decoder
 from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading, linear
 from gtl_lightning.networks.adapters.origin import NOTE
-from gtl_lightning.networks.families import LORA_TARGETS, check_length, read_model
+from gtl_lightning.networks.families import LORA_TARGETS, check_length, positions, read_model
 from gtl_lightning.networks.source import carried, in_parts
 from gtl_lightning.networks.store import register
 from gtl_lightning.papers.ar2diff import begun, causal_mask, full_mask, sink_mask
@@ -63,7 +63,7 @@ class PretrainedDenoiser(ModelDenoiser):
     @property
     def most(self) -> int:
         """Tokens that a row may have."""
-        return int(self.model.config.max_position_embeddings) - self.reading.shift
+        return positions(self.model.config) - self.reading.shift
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -98,9 +98,11 @@ class PretrainedDenoiser(ModelDenoiser):
         """
         length = x_t.shape[1]
         check_length(length, self.model.config, self.reading.shift)
-        pad = self.reading.pad_index
-        read = self.begun(x_t) if self.reading.shift else x_t
-        valid = read != pad
+        return look.of(self._states(self.begun(x_t) if self.reading.shift else x_t, attention)[:, :length])
+
+    def _states(self, read: Tensor, attention: Tensor | None) -> Tensor:
+        """Long[b,r] -> Float[b,r,d], of all that is read."""
+        valid = read != self.reading.pad_index
         padded = not valid.all()
         if self.reading.sink:
             everywhere = full_mask(read.shape[1], read.device) if attention is None else attention
@@ -115,8 +117,8 @@ class PretrainedDenoiser(ModelDenoiser):
             given["position_ids"] = (valid.cumsum(-1) - 1).clamp(min=0)
         elif attention is not None:
             given = {"attention_mask": attention.view(-1, 1, *attention.shape[-2:])}
-        h = self.model.base_model(read, use_cache=False, **given).last_hidden_state
-        return look.of(h[:, :length])
+        h: Tensor = self.model.base_model(read, use_cache=False, **given).last_hidden_state
+        return h
 
     def forward(self, x_t: Tensor, t: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
         """Long[b,l] -> Float[b,l,v]; where x_t is no mask, all mass is on x_t (carried over)."""
@@ -125,9 +127,15 @@ class PretrainedDenoiser(ModelDenoiser):
     def causal_log_prob(self, x_0: Tensor, rows: int | None = None) -> Tensor:
         """Long[b,l] -> Float[b,l]: log p(x^l | x^{<l}) of the weights read causally, no id excluded; padding counts.
 
-        What the model says of a text as an autoregressive one, over the first `rows` ids: those that it had.
+        What the model says of a text as an autoregressive one, over the first `rows` ids: those that it had. It reads
+        a start and is shifted, as every decoder is, whatever the denoiser's states predict.
+
+        Raises:
+            UserError: more tokens, a start counted, than the model has positions.
         """
-        h = self.encode(x_0, attention=causal_mask(self.reads(x_0.shape[1]), x_0.device))
+        check_length(x_0.shape[1], self.model.config, shift=True)
+        read = self.begun(x_0)
+        h = self._states(read, causal_mask(read.shape[1], read.device))[:, :-1]
         tokens = x_0.clamp(max=(rows or self.vocab_size) - 1)
 
         def at(h: Tensor, tokens: Tensor) -> Tensor:
@@ -194,7 +202,14 @@ def noted(folder: Path | str) -> Reading:
     """What the note of a folder says.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing or damaged, or its mask is another than the configuration's.
     """
     note = Path(folder) / NOTE
-    return Reading.of(read_record(note), note)
+    reading = Reading.of(read_record(note), note)
+    told = read_record(Path(folder) / "config.json").get("mask_token_id")
+    if told not in (None, reading.mask_index):
+        raise UserError(
+            f"{note} says mask_index {reading.mask_index}, config.json beside it mask_token_id {told}; bring back both "
+            "as they were written"
+        )
+    return reading

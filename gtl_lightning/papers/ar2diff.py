@@ -92,9 +92,8 @@ def random_prefix(length: Tensor, generator: torch.Generator | None = None) -> T
 
 def starts(x: Tensor, pad_index: int) -> Tensor:
     """Bool[b,l]: in the place before which token of Long[b,l] the start stands: the first that is no padding."""
-    first = x != pad_index
-    first[:, 1:] &= x[:, :-1] == pad_index
-    return first
+    text = x != pad_index
+    return text & (text.cumsum(-1) == 1)
 
 
 def begun(x: Tensor, start_index: int, pad_index: int) -> Tensor:
@@ -220,8 +219,8 @@ def decode(
 
 
 def best(x: Tensor, cross_entropy: Tensor) -> Tensor:
-    """Long[n,b,l], Float[n,b] -> Long[b,l]: of n samples of each row the one of least cross-entropy."""
-    choice = cross_entropy.argmin(0)
+    """Long[n,b,l], Float[n,b] -> Long[b,l]: of n samples of a row the one of least cross-entropy; NaN is above all."""
+    choice = cross_entropy.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).argmin(0)
     return x[choice, torch.arange(x.shape[1], device=x.device)]
 
 

@@ -23,7 +23,7 @@ from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import TextDataModule
 from gtl_lightning.data.tokens import encode_chunks, read_texts, save_tokenizer
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import digest, replacing, write_json
+from gtl_lightning.files import check_place, digest, replacing, write_json
 from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
 from gtl_lightning.modules.blank import choose_blank, frequent
@@ -75,10 +75,12 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         raise UserError(
             f"{found.name} is read from both sides already; give the autoregressive model that it came from"
         )
-    check_length(asked.length, config, asked.shift)
+    check_length(asked.length, config, shift=True)  # as a decoder it reads a start in any case
     tokenizer, rows = tokenizer_of(found), config.vocab_size
     ids = roles(tokenizer, rows)
     log.info("%s: %s", found.name, ids.said)
+    check_place(asked.out)
+    tracked = study(params)
     train, val = (
         _texts(asked, part, tokenizer, ids, count)
         for part, count in (("train", max(1, asked.steps * asked.batch)), ("val", params.train.val_examples))
@@ -117,7 +119,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
         denoiser.cpu().eval().save(staged)
         save_tokenizer(tokenizer, staged)
         write_json(staged / HEALTH, row)
-    with study(params).child("ar2diff", f"ar2diff {found.name}", digest(row), {"seed": asked.seed}) as run:
+    with tracked.child("ar2diff", f"ar2diff {found.name}", digest(row), {"seed": asked.seed}) as run:
         run.log_params({"from": found.name, "steps": asked.steps, "length": asked.length, "domain": asked.domain})
         run.log_metrics({key: value for key, value in row.items() if isinstance(value, float)})
     log.info(
@@ -231,7 +233,14 @@ def _texts(asked: Asked, part: str, tokenizer: PreTrainedTokenizerFast, ids: Rol
     rows = chain.from_iterable(encode_chunks(tokenizer, read_texts(path), asked.length, ids.end_index))
     kept = list(islice((row for row in rows if len(row) > asked.prefix), count))
     if not kept:
-        raise UserError(f"{path} has no text of more than --prefix {asked.prefix} tokens; lower it")
+        what = f"text of more than --prefix {asked.prefix} tokens; lower it" if asked.prefix else "text; split others"
+        raise UserError(f"{path} has no {what}")
+    for role, index in (("mask", ids.mask_index), ("padding", ids.pad_index)):
+        if any(index in row for row in kept):
+            raise UserError(
+                f"{path}: texts have the token {tokenizer.convert_ids_to_tokens(index)!r}, which is the {role} of "
+                f"{asked.name}; give a tokenizer whose {role} stands for nothing else"
+            )
     return TokenDataset.from_arrays(np.concatenate(kept), np.cumsum([0, *map(len, kept)]), ids.pad_index)
 
 

@@ -78,10 +78,10 @@ class Asked:
             raise UserError("--sink is of the start, and with --no-shift none is read; leave one of the two out")
         if not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal {self.anneal} is no share of the steps; give a number from 0 to 1")
-        if self.warmup < 0 or not 0 <= self.lora <= 65536:
-            raise UserError(
-                f"--warmup {self.warmup}, --lora {self.lora}: neither may be negative, nor a rank too large"
-            )
+        if self.warmup < 0:
+            raise UserError(f"--warmup {self.warmup} is negative; give 0 or more steps")
+        if not 0 <= self.lora <= 65536:
+            raise UserError(f"--lora {self.lora} is no rank; give 0 for all weights, or up to 65536")
         if self.precision not in (None, "auto", "32-true", "bf16-mixed"):
             raise UserError(f"--precision {self.precision!r}: choose auto, 32-true or bf16-mixed")
         check_seed("--seed", self.seed)

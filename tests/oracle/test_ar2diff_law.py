@@ -28,6 +28,7 @@ from gtl_lightning.papers.ar2diff import (
     prefix_mask,
     random_prefix,
     sink_mask,
+    starts,
     sundae_loss,
     targets,
     unrolled,
@@ -292,6 +293,16 @@ def test_reranking_returns_the_arg_min_of_each_row() -> None:
     score = torch.rand(3, 4, generator=seed(0))
     expected = [x[min(range(3), key=lambda n: score[n, row].item()), row].tolist() for row in range(4)]
     assert best(x, score).tolist() == expected
+
+
+def test_a_row_has_one_start_and_a_sample_that_came_to_no_number_is_not_the_best() -> None:
+    assert starts(torch.tensor([[9, 5, 9, 6], [5, 9, 9, 6], [9, 9, 9, 9]]), 9).int().tolist() == [
+        [0, 1, 0, 0],
+        [1, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
+    x = torch.arange(3)[:, None, None]
+    assert best(x, torch.tensor([[torch.nan], [2.0], [3.0]])).item() == 1
 
 
 def test_the_best_of_n_is_the_best_of_what_is_drawn() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning import Guidance, TokenRatio, UserError, load_pretrained, sample
+from gtl_lightning import Guidance, TokenRatio, UserError, load_denoiser, load_pretrained, sample
 from gtl_lightning.bench.conversion import OwnLoss, conversion
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.modules.base import OptimiserConfig
@@ -68,6 +68,36 @@ def test_unshifted_it_reads_the_tokens_alone_from_both_sides(kind: str) -> None:
         changed = x.clone()
         changed[:, -1] = (x[:, -1] + 1) % PAD
         assert not torch.allclose(made.encode(changed)[:, 0], made.encode(x)[:, 0])
+
+
+@every
+def test_read_causally_an_unshifted_denoiser_is_the_decoder_as_well(kind: str) -> None:
+    """Its states predict their own tokens as a denoiser; a decoder's predict the next, whatever it is made into."""
+    x = texts()
+    x[0, 4:] = PAD
+    with torch.no_grad():
+        own, made = denoiser(kind).causal_log_prob(x), denoiser(kind, shift=False).causal_log_prob(x)
+        assert torch.equal(made, own)
+        logits = decoder(kind)(begun(x[1:], START, PAD), use_cache=False).logits[:, :L]
+        torch.testing.assert_close(made[1:], logits.log_softmax(-1).gather(-1, x[1:, :, None]).squeeze(-1))
+
+
+WINDOWED = {"use_sliding_window": True, "sliding_window": L + 1, "max_window_layers": 0}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("options", [{}, {"shift": False}, {"sink": True}])
+def test_a_window_changes_nothing_within_it_and_no_text_is_read_past_it(kind: str, options: dict[str, bool]) -> None:
+    """transformers applies it without a mask and not under one of four dimensions: past it there would be two laws."""
+    windowed, plain = denoiser(kind, **options, **WINDOWED), denoiser(kind, **options)
+    x = texts(length=L + 1 - options.get("shift", True))
+    with torch.no_grad():
+        assert torch.equal(windowed(x), plain(x))
+        padded = torch.nn.functional.pad(x[:, :-2], (0, 2), value=PAD)
+        torch.testing.assert_close(windowed(padded)[:, :-2], plain(x[:, :-2]), atol=1e-5, rtol=0)
+        with pytest.raises(UserError, match=f"the {L + 1} positions that some layers look back in this {kind}; use"):
+            windowed(texts(length=L + 2))
+    assert windowed.most == x.shape[1]
 
 
 @every
@@ -351,6 +381,27 @@ def test_a_folder_without_a_word_on_the_sink_is_read_as_it_was_written(tmp_path:
     with torch.no_grad():
         assert torch.equal(again(x, torch.ones(3)), made(x, torch.ones(3)))
         assert not torch.allclose(denoiser("llama", sink=True).encode(x), made.encode(x), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"start_index": None}, r"denoiser\.json: shift = true, and nothing predicts the first token: set start_index"),
+        ({"pad_index": MASK}, f"mask_index {MASK} and pad_index {MASK} are to be two ids"),
+        ({"mask_index": 5}, f"says mask_index 5, config.json beside it mask_token_id {MASK}"),
+        ({"excluded": list(range(ROWS - 2))}, f"{ROWS} of {ROWS} are never predicted"),
+    ],
+)
+def test_ids_that_give_no_law_or_another_models_are_refused(
+    broken: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    denoiser("llama").save(tmp_path)
+    note = tmp_path / "denoiser.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | broken))
+    for load in (load_pretrained, load_denoiser):
+        with pytest.raises(UserError, match=message) as caught:
+            load(str(tmp_path))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("broken", [{"shift": False}, {"start_index": None}])

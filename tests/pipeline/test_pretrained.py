@@ -345,6 +345,21 @@ def no_weights(path: Path, sentinel: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def no_positions(path: Path, sentinel: Path) -> None:
+    change(path / "config.json", max_position_embeddings=None)
+
+
+def no_heads(path: Path, sentinel: Path) -> None:
+    change(path / "config.json", num_attention_heads=0)
+
+
+def no_unknown(path: Path, sentinel: Path) -> None:
+    change(path / "tokenizer_config.json", unk_token=None)
+    words = json.loads((path / "tokenizer.json").read_text())
+    words["model"]["unk_token"] = "none"
+    (path / "tokenizer.json").write_text(json.dumps(words))
+
+
 def no_end(path: Path, sentinel: Path) -> None:
     change(path / "tokenizer_config.json", eos_token=None)
 
@@ -367,6 +382,9 @@ def a_pipe(path: Path, sentinel: Path) -> None:
         (other, "model of type 'mamba'; give a decoder of one of llama, qwen2, qwen3, gpt2"),
         (no_model, r"is no model: it holds no config\.json"),
         (no_weights, r"holds no weights"),
+        (no_positions, "holds no model that can be loaded .*max_position_embeddings"),
+        (no_heads, "holds no model that can be loaded"),
+        (no_unknown, "cannot read every text .WordLevel error.*; give one that has an unknown token"),
         (no_end, "names no end token"),
         (no_tokenizer, "holds no tokenizer that can be loaded"),
         (a_pipe, "Is a pipe"),
@@ -396,6 +414,12 @@ def reweighed(path: Path, rename: Callable[[str], str | None]) -> None:
     save_file(kept, path / "model.safetensors", {"format": "pt"})
 
 
+def with_nan(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+
 def without_head(path: Path) -> None:
     reweighed(path, lambda name: None if name == "lm_head.weight" else name)
 
@@ -420,6 +444,7 @@ def with_biases(path: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
+        (with_nan, r"model\.norm\.weight holds NaN or infinite numbers"),
         (without_head, r"lacks weights of a LlamaForCausalLM .lm_head\.weight, 1 in all."),
         (without_block, r"lacks weights of a LlamaForCausalLM .model\.layers\.1\."),
         (shallower, r"LlamaForCausalLM of its config\.json has no place for .model\.layers\.1\."),
@@ -442,6 +467,40 @@ def test_tables_that_older_versions_wrote_beside_the_weights_are_no_obstacle(tmp
     save_file({**load_file(path), **tables}, path, {"format": "pt"})
     tokens = torch.tensor([[3, 4, 5]])
     assert torch.equal(read_model(tmp_path / "model")(tokens).logits, decoder("llama")(tokens).logits)
+
+
+def test_a_tokenizer_of_more_tokens_than_rows_is_refused(workspace: Path) -> None:
+    """Its words would be read as the mean of all, and scored as the last one."""
+    rows = json.loads((workspace / "llama" / "config.json").read_text())["vocab_size"]
+    words = load_tokenizer(workspace / "llama")
+    decoder("llama", rows=rows - 3).save_pretrained("few")
+    words.save_pretrained("few")
+    with pytest.raises(
+        UserError, match=rf"has 3 tokens that the model has no row for .id {rows - 3}, .*{rows - 3} rows"
+    ):
+        convert(params(), asked("few", "out"))
+
+
+@pytest.mark.parametrize("role", ["mask", "padding"])
+def test_a_mask_or_padding_that_is_a_word_of_the_texts_is_refused(role: str, workspace: Path) -> None:
+    text = next(iter(next(iter(read_texts(Path("splits/target_train.parquet"))))))
+    word = text.split()[0]
+    change(workspace / "llama" / "tokenizer_config.json", **{"mask_token" if role == "mask" else "pad_token": word})
+    with pytest.raises(UserError, match=f"texts have the token '{word}', which is the {role} of llama"):
+        convert(params(), asked("llama", "out"))
+    assert not Path("out").exists()
+
+
+def test_what_the_end_needs_is_asked_for_before_the_work(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that can be written, and the data's provenance: no weight is read before."""
+    monkeypatch.setattr("gtl_lightning.stages.ar2diff.read_model", lambda *_: pytest.fail("weights were read"))
+    Path("file").touch()
+    with pytest.raises(UserError, match="cannot write file/out"):
+        convert(params(), asked("llama", "file/out"))
+    Path("data/provenance.json").unlink()
+    with pytest.raises(UserError, match=r"data/provenance\.json does not exist"):
+        convert(params(), asked("llama", "new/out"))
+    assert not Path("new").exists()
 
 
 def test_a_text_longer_than_the_positions_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Reading:
         sink: whether the start that is read with a shift reads itself alone, as in the autoregressive model.
 
     Raises:
-        UserError: a sink, and no start that is read with a shift.
+        UserError: a shift without a start, or a sink without both.
     """
 
     mask_index: int
@@ -65,13 +65,15 @@ class Reading:
                 "sink = true says that the start reads itself alone, and none is read: set shift and start_index, or "
                 "sink = false"
             )
+        if self.shift and self.start_index is None:
+            raise UserError("shift = true, and nothing predicts the first token: set start_index, or shift = false")
 
     @classmethod
     def of(cls, said: object, where: Path | str) -> Self:
         """What `asdict` made of one.
 
         Raises:
-            UserError: of another shape, or a sink without a start, naming `where`.
+            UserError: of another shape, a shift or a sink without a start, naming `where`.
         """
         found = record(said, where, READING)
         try:
@@ -80,11 +82,17 @@ class Reading:
             raise UserError(f"{where}: {error}") from error
 
     def check(self, rows: int, where: Path | str) -> None:
-        """Refuse ids that a model of so many rows has not.
+        """Refuse ids that a model of so many rows has not, one that is two things, and a law of no token.
 
         Raises:
             UserError: naming `where`.
         """
+        never = {self.mask_index, self.pad_index, *self.excluded}
+        if self.mask_index == self.pad_index or len(never) >= (self.size or rows):
+            raise UserError(
+                f"{where}: mask_index {self.mask_index} and pad_index {self.pad_index} are to be two ids, and "
+                f"{len(never)} of {self.size or rows} are never predicted; give the ids that belong to it"
+            )
         ids = (self.mask_index, self.pad_index, self.start_index or 0, self.end_index or 0, *self.excluded)
         if (highest := max(*ids, (self.size or 1) - 1)) >= rows:
             raise UserError(
