@@ -167,9 +167,7 @@ def whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) ->
         UserError: naming the first of them.
     """
     if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give a checkpoint with its head"
-        )
+        raise UserError(f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give a whole one")
 
 
 def _refuse_left(keys: Collection[str], own: str, folder: Path | str, name: str) -> None:
