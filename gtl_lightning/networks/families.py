@@ -167,7 +167,9 @@ def whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) ->
         UserError: naming the first of them.
     """
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give a whole one")
+        raise UserError(
+            f"{folder} lacks weights of a {name} ({missing[0]}, {len(missing)} in all); give it whole, with its head"
+        )
 
 
 def _refuse_left(keys: Collection[str], own: str, folder: Path | str, name: str) -> None:
