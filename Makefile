@@ -36,7 +36,7 @@ ar2diff: $(READY)  ## the study of AR2Diff, a causal model continued as a denois
 
 # Two workers, one thread each: most tests are one process on one core. By file, so that what its tests share is made once.
 test: export OMP_NUM_THREADS := 1
-test: $(READY)  ## the whole test suite
+test: $(READY)  ## the test suite
 	@pytest --numprocesses 2 --dist loadfile
 
 test-slow: export OMP_NUM_THREADS := 1

@@ -8,9 +8,7 @@ other model, by folder or by hub name, are loaded with `hub`.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +21,6 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.resources import has_bf16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -218,9 +214,11 @@ def _load(
 ) -> TransformerFeaturizer:
     from transformers import AutoModel, AutoTokenizer
 
+    from gtl_lightning.networks.families import quiet
+
     local = Path(source).is_dir()
     refuse_code(source, local_only=local)
-    with _quiet_transformers():
+    with quiet():
         try:
             # A folder needs no question to the hub; safetensors because pickled weights could execute code.
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
@@ -239,21 +237,6 @@ def _load(
         max_tokens=min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens),
         batch=batch,
     )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def check_features(features: np.ndarray, name: str, *, score: str, least: int) -> None:

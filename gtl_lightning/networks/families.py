@@ -61,12 +61,10 @@ def check_length(length: int, config: Any, shift: bool) -> None:
     most = positions(config) - shift
     if length > most:
         start = " and the start before them" if shift else ""
-        limit = f"{config.max_position_embeddings} positions of this"
-        if most + shift < config.max_position_embeddings:
-            limit = f"{window(config)} positions that some layers look back in this"
+        what = "of" if positions(config) == config.max_position_embeddings else "that some layers look back in"
         raise UserError(
-            f"texts of {length} tokens{start} do not fit the {limit} {config.model_type}; use a length of at most "
-            f"{most}"
+            f"texts of {length} tokens{start} do not fit the {positions(config)} positions {what} this "
+            f"{config.model_type}; use a length of at most {most}"
         )
 
 
@@ -110,8 +108,8 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
             gguf_file=gguf,
             output_loading_info=True,
         )
-    whole(info, folder, cls.__name__)
-    _refuse_left(info["unexpected_keys"], f"{model.base_model_prefix}.", folder, cls.__name__)
+    check_whole(info, folder, cls.__name__)
+    _check_left(info["unexpected_keys"], f"{model.base_model_prefix}.", folder, cls.__name__)
     _check_finite(model, folder)
     # What was read out of quantised weights has none of them: it is written in full.
     vars(model.config).pop("quantization_config", None)
@@ -155,7 +153,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) -> None:
+def check_whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) -> None:
     """Refuse a model of which transformers would have drawn weights at random.
 
     Args:
@@ -172,7 +170,7 @@ def whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) ->
         )
 
 
-def _refuse_left(keys: Collection[str], own: str, folder: Path | str, name: str) -> None:
+def _check_left(keys: Collection[str], own: str, folder: Path | str, name: str) -> None:
     """Refuse weights of the body that the class has no place for: it would compute something else without a word."""
     left = sorted(key for key in keys if key.startswith(own) and not key.endswith(_TABLES))
     if left:

@@ -390,6 +390,8 @@ def test_a_folder_without_a_word_on_the_sink_is_read_as_it_was_written(tmp_path:
         ({"pad_index": MASK}, f"mask_index {MASK} and pad_index {MASK} are to be two ids"),
         ({"mask_index": 5}, f"says mask_index 5, config.json beside it mask_token_id {MASK}"),
         ({"excluded": list(range(ROWS - 2))}, f"{ROWS} of {ROWS} are never predicted"),
+        ({"excluded": [10**6]}, f"its rows disagree: id 1000000, and {ROWS} rows"),
+        ({"pad_index": 10**6}, f"its rows disagree: id 1000000, and {ROWS} rows"),
     ],
 )
 def test_ids_that_give_no_law_or_another_models_are_refused(

@@ -173,9 +173,7 @@ def gtl(tmp_path: Path, forks: ForkServerContext) -> Gtl:
     def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryDirectory() as written:
             streams = [Path(written) / name for name in ("stdout", "stderr")]
-            process = forks.Process(
-                target=_become, args=(arguments, cwd, {**os.environ, **environment}, streams), daemon=False
-            )
+            process = forks.Process(target=_become, args=(arguments, cwd, {**os.environ, **environment}, streams))
             process.start()
             process.join(COMMAND_SECONDS)
             if process.exitcode is None:

@@ -407,25 +407,22 @@ def test_weights_that_are_cut_off_are_refused_in_one_line(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def reweighed(path: Path, rename: Callable[[str], str | None]) -> None:
-    """The same weights under other names; none for those without."""
-    named = {rename(name): tensor for name, tensor in load_file(path / "model.safetensors").items()}
-    kept = {name: tensor for name, tensor in named.items() if name is not None}
-    save_file(kept, path / "model.safetensors", {"format": "pt"})
+def reweighed(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Other weights, by name, in the place of those of a folder."""
+    file = path / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
 
 
 def with_nan(path: Path) -> None:
-    weights = load_file(path / "model.safetensors")
-    weights["model.norm.weight"][3] = torch.nan
-    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    reweighed(path, lambda own: {**own, "model.norm.weight": torch.full_like(own["model.norm.weight"], torch.nan)})
 
 
 def without_head(path: Path) -> None:
-    reweighed(path, lambda name: None if name == "lm_head.weight" else name)
+    reweighed(path, lambda own: {name: own[name] for name in own if name != "lm_head.weight"})
 
 
 def without_block(path: Path) -> None:
-    reweighed(path, lambda name: None if ".layers.1." in name else name)
+    reweighed(path, lambda own: {name: own[name] for name in own if ".layers.1." not in name})
 
 
 def shallower(path: Path) -> None:
@@ -433,12 +430,7 @@ def shallower(path: Path) -> None:
 
 
 def with_biases(path: Path) -> None:
-    weights = load_file(path / "model.safetensors")
-    save_file(
-        {**weights, "model.layers.0.self_attn.q_proj.bias": torch.ones(16)},
-        path / "model.safetensors",
-        {"format": "pt"},
-    )
+    reweighed(path, lambda own: {**own, "model.layers.0.self_attn.q_proj.bias": torch.ones(16)})
 
 
 @pytest.mark.parametrize(
@@ -462,9 +454,8 @@ def test_weights_of_another_model_than_the_configurations_are_refused(
 
 
 def test_tables_that_older_versions_wrote_beside_the_weights_are_no_obstacle(tmp_path: Path) -> None:
-    path = folder(tmp_path / "model") / "model.safetensors"
     tables = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    save_file({**load_file(path), **tables}, path, {"format": "pt"})
+    reweighed(folder(tmp_path / "model"), lambda own: {**own, **tables})
     tokens = torch.tensor([[3, 4, 5]])
     assert torch.equal(read_model(tmp_path / "model")(tokens).logits, decoder("llama")(tokens).logits)
 

@@ -122,9 +122,9 @@ class ModelDenoiser(Stored, nn.Module):
         super().__init__()
         self.model, self.reading = model, reading
         self.origin: Origin | None = None
-        never = torch.zeros(self.vocab_size, dtype=torch.bool)
-        never[[reading.mask_index, reading.pad_index, *reading.excluded]] = True
-        self.register_buffer("excluded", never, persistent=False)
+        # Ids beyond the rows are refused where the file that says them is known (`Reading.check`).
+        never = torch.tensor([reading.mask_index, reading.pad_index, *reading.excluded])
+        self.register_buffer("excluded", torch.isin(torch.arange(self.vocab_size), never), persistent=False)
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.networks.families import loading, quiet, whole
+from gtl_lightning.networks.families import check_whole, loading, quiet
 from gtl_lightning.records import Values, read_record
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def filled(name: str, config: Any, state: dict[str, Tensor], folder: Path, spare
             dtype=torch.float32,
             trust_remote_code=False,
         )
-    whole(info, folder, name)
+    check_whole(info, folder, name)
     left = sorted(key for key in info["unexpected_keys"] if not any(part in key for part in spare))
     if spare and left:
         raise UserError(f"{folder} holds weights that a {name} has no place for ({left[0]}); it is another model")
