@@ -22,7 +22,7 @@ from typing import NoReturn
 
 WARM = "GTL_WARM"
 """Variable of a stage's environment: the socket of the sweep's warm process."""
-STAGES = ("train", "evaluate", "real", "ablation", "report", "register", "markov", "tcsm")
+STAGES = ("train", "evaluate", "real", "ablation", "report", "register", "markov", "tcsm", "ar2diff-study")
 """Commands of stages that import torch, Lightning or MLflow."""
 MESSAGE_BYTES = 1 << 20
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

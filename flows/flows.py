@@ -45,7 +45,7 @@ from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
 from flows.remote import check_pool, check_remote, check_server, logged_in, server_url, start_own_server
 from flows.remote import version as checkout_version
-from flows.runner import GOOD, Limits, Outcome, count_outcomes, run_stage, run_stages
+from flows.runner import Limits, Outcome, count_outcomes, run_stage, run_stages, unmade
 from flows.stage import StageError, push, stage_environment
 from flows.tables import Board
 from flows.tracked import TrackedSweep
@@ -261,7 +261,7 @@ def _run(
     board.finish(outcomes)
     summary = count_outcomes(outcomes.values())
     edited = _edited(pinned, outcomes, stages, params, root)
-    holes = [f"{address}: {outcome.reason}" for address, outcome in outcomes.items() if outcome.state not in GOOD]
+    holes = unmade(outcomes)
     for hole in holes:
         log.error("%s", hole)
     if edited:
@@ -326,5 +326,5 @@ def _end_at_once() -> None:
     """Ctrl-C ends the server that the flow brought along too: a flow that reports to it would try for minutes."""
     stop_all(GRACE_SECONDS + 2)
     SubprocessASGIServer().stop()
-    sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+    sys.stderr.write("stopped; the same command goes on from what it has kept\n")
     os._exit(INTERRUPTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ RETRY_DELAY_SECONDS = 5.0
 Progress = Literal["waiting", "running", "ran", "cached", "failed", "skipped"]
 GOOD: tuple[Progress, ...] = ("ran", "cached")
 BAD: tuple[Progress, ...] = ("failed", "skipped")
+SKIPPED_NAMED = 3
+"""Skipped stages that the end of a sweep names: where the first stage fails all others are."""
 
 
 @dataclass
@@ -49,6 +51,16 @@ def count_outcomes(outcomes: Iterable[Outcome]) -> str:
     states = [outcome.state for outcome in outcomes]
     order: tuple[Progress, ...] = ("waiting", "running", *GOOD, *BAD)
     return ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
+
+
+def unmade(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """A line for each stage that failed and for the first skipped ones, and one that counts the rest of those."""
+    lines: dict[str, list[str]] = {state: [] for state in BAD}
+    for address, outcome in outcomes.items():
+        if outcome.state in lines:
+            lines[outcome.state].append(f"{address}: {outcome.reason}")
+    more = len(lines["skipped"]) - SKIPPED_NAMED
+    return [*lines["failed"], *lines["skipped"][:SKIPPED_NAMED], *([f"{more} more were skipped"] if more > 0 else [])]
 
 
 Watch = Callable[[dict[str, Outcome]], None]

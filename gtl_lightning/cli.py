@@ -112,7 +112,7 @@ def main() -> None:
             raise
         code = _refused(line, 1)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
-        typer.secho("stopped; the same command goes on from the last checkpoint", fg=typer.colors.YELLOW, err=True)
+        typer.secho("stopped; the same command goes on from what it has kept", fg=typer.colors.YELLOW, err=True)
     sys.exit(code)
 
 

@@ -290,7 +290,7 @@ def test_ctrl_c_ends_a_flow_that_brought_its_own_server(project: Path, tmp_path:
     _, said = flow.communicate(timeout=60)
     assert time.monotonic() - begun < 10
     assert flow.returncode == 130
-    assert "goes on from the last checkpoint" in said
+    assert "goes on from what it has kept" in said
     assert (project / "tidy").exists()
     assert (project / ".prefect" / "sweep.db").exists()  # the server that it brought keeps to the project's folder
 

@@ -156,7 +156,7 @@ def test_ctrl_c_reaches_the_stage_which_keeps_its_checkpoint(checkout: Path, end
     asking.send_signal(signal.SIGINT)
     said, _ = asking.communicate(timeout=60)
     assert asking.returncode == 130, said
-    assert "stopped; the same command goes on from the last checkpoint" in said
+    assert "stopped; the same command goes on from what it has kept" in said
     _wait_until(lambda: not endless.children())
 
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 import yaml
 
+from flows import entry as entry_point
 from flows.cli import app
 from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
 from gtl_lightning.studies.ar2diff.params import PARAMS as AR2DIFF_PARAMS
@@ -102,6 +103,13 @@ def test_what_a_result_took_stands_beside_it_and_only_reports_read_it(stage: str
     timed = [out for out in outs if out.startswith(("models/", "cells/", "ablation", "markov/source", "markov/cells"))]
     assert [out for out in outs if out.startswith("runs/")] == [f"runs/{out}" for out in timed]
     assert stage in ("report", "markov-report") or not [dep for dep in STAGES[stage]["deps"] if dep.startswith("runs")]
+
+
+def test_every_stage_but_those_of_the_texts_leaves_at_once_and_has_a_warm_process() -> None:
+    """What imports torch takes seconds to come and to go (flows/entry.py)."""
+    commands = {stage["cmd"].split()[1] for stage in STAGES.values()}
+    assert commands - set(entry_point.STAGES) == {"split", "tokenize"}
+    assert set(entry_point.STAGES) <= commands
 
 
 def test_compiled_code_is_no_dependency() -> None:

@@ -96,7 +96,7 @@ def test_what_a_person_can_mend_ends_with_2_and_ctrl_c_with_130(
     assert run(UserError("data/ is empty; import something"), monkeypatch) == 2
     assert capsys.readouterr().err == "error: data/ is empty; import something\n"
     assert run(KeyboardInterrupt(), monkeypatch) == 130
-    assert capsys.readouterr().err.strip() == "stopped; the same command goes on from the last checkpoint"
+    assert capsys.readouterr().err.strip() == "stopped; the same command goes on from what it has kept"
 
 
 def test_an_empty_address_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

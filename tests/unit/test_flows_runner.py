@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.grid import Stage
-from flows.runner import Limits, Outcome, _Run
+from flows.runner import SKIPPED_NAMED, Limits, Outcome, _Run, unmade
 
 CELL = Stage("cell", outs=("cells/a",))
 REPORT = Stage("report", needs=("cell",), gathers=("cell",))
@@ -34,3 +34,12 @@ def test_what_gathers_is_skipped_where_an_old_result_stands_in_for_a_failed_one(
 
 def test_what_reads_a_failed_stage_is_skipped_with_its_name(tmp_path: Path) -> None:
     assert skipped(tmp_path, report="failed") == {"after": "needs report, which failed"}
+
+
+def test_the_end_of_a_sweep_names_what_failed_and_counts_what_could_not_run() -> None:
+    cells = {f"cell{number}": Outcome("skipped", reason="needs source, which failed") for number in range(50)}
+    lines = unmade({"split": Outcome("ran"), **cells, "source": Outcome("failed", reason="no memory")})
+    assert lines[0] == "source: no memory"
+    assert lines[1:-1] == [f"cell{number}: needs source, which failed" for number in range(SKIPPED_NAMED)]
+    assert lines[-1] == f"{50 - SKIPPED_NAMED} more were skipped"
+    assert unmade({"split": Outcome("ran"), "source": Outcome("cached")}) == []
