@@ -114,7 +114,7 @@ def scarcity_sweep(
     where: Where = "here",
     share: bool = False,
 ) -> State[Any]:
-    """Every method on every share of the target data; the report when the whole grid was asked for.
+    """Every method of the sweep on every share of the target data; the report when the whole grid was asked for.
 
     Args:
         fractions: shares of the target training data; none takes the grid's. Others are added to params.yaml.

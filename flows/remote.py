@@ -44,7 +44,7 @@ from flows.group import is_stopped
 from flows.lockfile import STUDIES
 from flows.login import LOGIN, new_login, read_login
 from flows.stage import Result, StageError
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.files import digest, writing
 from gtl_lightning.inputs import read_text
 from gtl_lightning.workspace.addresses import unreachable, without_credentials
@@ -253,8 +253,7 @@ def raise_failure(url: str, error: httpx.HTTPError) -> NoReturn:
     Raises:
         UserError: always.
     """
-    reason = " ".join(str(error).split())[:200]
-    raise UserError(f"Prefect server {without_credentials(url)} failed: {reason}") from error
+    raise UserError(f"Prefect server {without_credentials(url)} failed: {reason(error)}") from error
 
 
 def check_remote(root: Path) -> str:

@@ -18,6 +18,7 @@ from prefect.logging import get_run_logger
 from flows.grid import DATA_SUFFIX
 from flows.group import is_stopped, run_group
 from flows.lockfile import BUSY, mend_lockfile, mend_rwlock, wait_until_free
+from gtl_lightning.workspace.addresses import hide_credentials
 
 Result = Literal["ran", "cached"]
 
@@ -35,7 +36,6 @@ ADVICE = re.compile(
     r"\s*(To track the changes with git, run:|git add .*|To enable auto staging, run:|dvc config core\.\S+ true"
     r"|Use `dvc push` .*)?\s*"
 )
-ADDRESS_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
 
 class StageError(Exception):
@@ -233,4 +233,4 @@ def redact(line: str, secrets: list[str]) -> str:
     """The line without secrets, and without the credentials in addresses."""
     for secret in secrets:
         line = line.replace(secret, "***")
-    return ADDRESS_SECRET.sub("***", line)
+    return hide_credentials(line)

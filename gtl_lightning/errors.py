@@ -44,13 +44,36 @@ class UserError(Exception):
     """
 
 
+def check_whole(name: str, value: object, least: int | None = None) -> None:
+    """Raise UserError unless an argument is a whole number, of at least so much."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and value.__index__() < least:
+        raise UserError(f"{name} must be at least {least}, got {value!r}")
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line of at most 200 letters; its class where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, or a thread's share of it, could not be had: each library has its words.
+
+    torch raises RuntimeError from the processor's allocator and a class of its own from a GPU's; the loader of shared
+    libraries an ImportError.
+    """
+    words = ("allocate memory", "out of memory", "not enough memory", "start new thread", "failed to map segment")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError | OSError) and any(word in str(error).lower() for word in words)
+    )
+
+
 def environment_fault(error: BaseException) -> str | None:
     """What the machine, the network or a database did, in one line; None for anything else."""
     package, kind = type(error).__module__.partition(".")[0], type(error).__name__
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    if lacks_memory(error):
         return MEMORY.format(_first_line(error) or "the system refused more")
-    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # torch on a processor
-        return MEMORY.format(_first_line(error))
     if kind == "BrokenProcessPool":
         return "a process of this command was killed, most likely for lack of memory; run it again with fewer at once"
     if isinstance(error, UnicodeError):
@@ -104,9 +127,9 @@ def extra(needs: str, *packages: str) -> Iterator[None]:
 
 def _of_system(error: BaseException) -> str:
     number, name = getattr(error, "errno", None), getattr(error, "filename", None)
-    reason = getattr(error, "strerror", None) or _first_line(error) or type(error).__name__
+    said = getattr(error, "strerror", None) or _first_line(error) or type(error).__name__
     where = f"{name}: " if name else ""
-    return f"{where}{reason}; {REMEDIES.get(number or 0, 'run it again, and look at the machine if it stays')}"
+    return f"{where}{said}; {REMEDIES.get(number or 0, 'run it again, and look at the machine if it stays')}"
 
 
 def _first_line(error: BaseException) -> str:

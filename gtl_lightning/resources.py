@@ -133,15 +133,3 @@ def check_address_space() -> None:
             f"this process may use {limit >> 20} MiB of address space, and torch, Lightning and MLflow need "
             f"{LEAST_ADDRESS_SPACE >> 20} MiB; raise the limit (`ulimit -v unlimited`)"
         )
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, or a thread's share of it, could not be had: each library has its words.
-
-    torch raises RuntimeError from the processor's allocator and a class of its own from a GPU's; the loader of shared
-    libraries an ImportError.
-    """
-    words = ("allocate memory", "out of memory", "not enough memory", "start new thread", "failed to map segment")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError | OSError) and any(word in str(error).lower() for word in words)
-    )

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from services import ROOT, Lab, ServeError, until_stopped
 
 from flows.login import LOGIN, new_login, write_login
+from gtl_lightning.workspace.addresses import unreachable, without_credentials
 
 HOST = "127.0.0.1"
 STORE = "MLFLOW_BACKEND_STORE_URI"
@@ -49,15 +50,9 @@ class Environments:
 
 def check_database(url: str, variable: str) -> None:
     """Raise ServeError when a database server does not listen."""
-    address = urlsplit(url)
-    if not address.hostname:
-        return
-    port = address.port or 5432
-    try:
-        socket.create_connection((address.hostname, port), timeout=3).close()
-    except OSError as error:
-        where = f"{address.hostname}:{port}"
-        raise ServeError(f"the database at {where} does not answer ({error}); start it, or unset {variable}") from error
+    if reason := unreachable(url):
+        where = without_credentials(url)
+        raise ServeError(f"the database at {where} does not answer ({reason}); start it, or unset {variable}")
 
 
 def check_port(port: int, option: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import subprocess
 import time
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from gtl_lightning.workspace.addresses import hide_credentials
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 90.0
@@ -76,7 +77,7 @@ class Lab:
         done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise ServeError(without_passwords(f"{' '.join(command)} failed: {last}"))
+            raise ServeError(hide_credentials(f"{' '.join(command)} failed: {last}"))
 
     def start(self, name: str, *command: str, **extra: str) -> None:
         """Start a service; its output goes to .prefect/logs/NAME.log."""
@@ -195,8 +196,3 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
-
-
-def without_passwords(text: str) -> str:
-    """The text with the credentials in its addresses masked."""
-    return re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", text)

@@ -81,16 +81,19 @@ def check_lightning(logger: Any, callbacks: Any, trainer: Any) -> None:
 def identity_of(denoiser: Source, said: Mapping[str, str], texts: Mapping[str, TokenDataset]) -> dict[str, str]:
     """What a training is of, part by part, as hashes of content: state of another one is not to be gone on from.
 
-    A function has no weights to be told by: what it gives for a few texts, every other token masked, stands for it.
+    A function has no weights to be told by: what it gives for a few texts, every other token masked, stands for it. So
+    it does beside the weights of a module that is none of this project's: attributes of it may change what it gives.
     """
     found = {**said, "denoiser": denoiser.fingerprint()}
     for name, each in texts.items():
         found[name] = digest([hash_of(each.flat), hash_of(torch.from_numpy(each.lengths)), each.pad_index])
-    if isinstance(denoiser, Plain) and not isinstance(denoiser.network, nn.Module):
+    if isinstance(denoiser, Plain):
         x_t = texts["target_texts"].batch(range(min(PROBED, len(texts["target_texts"])))).to(device_of(denoiser))
         x_t[:, ::2] = denoiser.mask_index
         with torch.no_grad(), evaluating(denoiser.network):
-            found["denoiser"] = hash_of(denoiser(x_t, torch.full((len(x_t),), 0.5, device=x_t.device)))
+            given = hash_of(denoiser(x_t, torch.full((len(x_t),), 0.5, device=x_t.device)))
+        module = isinstance(denoiser.network, nn.Module)
+        found["denoiser"] = digest([denoiser.fingerprint(), given]) if module else given
     return found
 
 

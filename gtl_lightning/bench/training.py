@@ -65,10 +65,11 @@ def objectives(bench: Bench) -> Iterator[tuple[str, TrainedModule]]:
     yield f"tcsm-kept-{KEPT}", KeptModule(denoiser.trainable_copy())
 
 
-def kept_laws(bench: Bench, x_0: Tensor) -> dict[str, Tensor]:
+def kept_laws(bench: Bench, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """What a batch of `KeptModule` holds beside x_0: some tokens at each position, all equally likely."""
     k = min(KEPT, bench.vocab_size)
-    ids = torch.rand(*x_0.shape, bench.vocab_size, device=x_0.device).topk(k, -1).indices
+    scores = torch.rand(*x_0.shape, bench.vocab_size, generator=generator, device=x_0.device)
+    ids = scores.topk(k, -1).indices
     share = math.log(1 / (k + 1))
     log_pi = torch.full(ids.shape, share, device=x_0.device)
     return {"ids": ids, "log_pi": log_pi, "log_rest": log_pi[..., 0]}
@@ -82,7 +83,7 @@ def training_rows(bench: Bench) -> list[Row]:
     x_0 = torch.randint(2, bench.vocab_size, shape, generator=generator, device=device)
     batch = {"x_0": x_0, "is_target": torch.arange(len(x_0), device=device) % 2 == 0}
     loading = loading_seconds(bench)
-    batch |= kept_laws(bench, x_0)
+    batch |= kept_laws(bench, x_0, generator)
     plain = DenoiserModule(bench.denoiser.trainable_copy()).to(device).train()
     rows = []
     for name, module in modules(bench):

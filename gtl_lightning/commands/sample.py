@@ -32,7 +32,8 @@ def sample(
     n_ratio: Annotated[int | None, typer.Option(help="tokens the ratio scores (default: params.yaml)")] = None,
     prompt: Annotated[str | None, typer.Option(help="text to begin with; [MASK] marks a gap to fill")] = None,
     model: Annotated[
-        str | None, typer.Option(help="a model of the registry in place of a cell: NAME@ALIAS, gtl-transfer-ratio@best")
+        str | None,
+        typer.Option(help="in place of a cell: NAME@ALIAS of the registry, an exported FOLDER, or a hub's OWNER/NAME"),
     ] = None,
     seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
     trace: Annotated[
@@ -44,7 +45,7 @@ def sample(
     watch: Annotated[bool, typer.Option("--watch", help="show the texts in the terminal as they come about")] = False,
     out: Annotated[Path, typer.Option(help="folder for samples.txt and samples.jsonl")] = Path("samples"),
 ) -> None:
-    """Sample from a trained cell or a registered model; writes text and JSON lines."""
+    """Sample from a trained cell, a registered or an exported model; writes text and JSON lines."""
     from gtl_lightning.workspace.options import SampleRequest, asked_cell
 
     asked = SampleRequest(count, length, gamma, temperature, n_ratio, prompt, seed, out, trace, beside, watch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gtl_lightning.core.protocols import EVERYWHERE, Cache, Look
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import check_whole
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,10 @@ class Blocks:
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.size, self.margin, 1 if self.refresh is None else self.refresh)
-        if any(not hasattr(value, "__index__") for value in sizes):
-            raise UserError(f"size, margin and refresh of blocks must be whole numbers, got {sizes}")
-        if self.size < 1 or self.margin < 0 or (self.refresh is not None and self.refresh < 1):
-            raise UserError(
-                f"blocks of size = {self.size}, margin = {self.margin}, refresh = {self.refresh}; size and refresh "
-                "must be at least 1, the margin at least 0"
-            )
+        check_whole("size of blocks", self.size, least=1)
+        check_whole("margin of blocks", self.margin, least=0)
+        if self.refresh is not None:
+            check_whole("refresh of blocks", self.refresh, least=1)
 
 
 class Reuse:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from gtl_lightning.core.blocks import Blocks
 from gtl_lightning.core.planners import CERTAINTY
 from gtl_lightning.core.protocols import Planner
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 
 HOT = 1e6
 """Largest temperature: far below it all tokens are alike, far above it single precision ends."""
@@ -109,12 +109,6 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
     """Raise UserError unless an argument is None or of a kind."""
     if value is not None and not isinstance(value, kind):
         raise UserError(f"{name} is a {type(value).__name__}, not a {kind.__name__}; give for example {example}")
-
-
-def check_whole(name: str, value: object) -> None:
-    """Raise UserError unless an argument is a whole number."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise UserError(f"{name} must be a whole number, got {value!r}")
 
 
 def check_temperature(name: str, value: object) -> None:

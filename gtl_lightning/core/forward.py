@@ -42,6 +42,14 @@ def stratified_times(
     return eps + (1 - eps) * ((offset + strata) % 1)
 
 
+def shuffled_times(
+    batch: int, generator: torch.Generator, eps: float = 1e-3, device: torch.device | str = "cpu"
+) -> Tensor:
+    """`stratified_times` in random order: in a batch sorted by domain or length, t would go with it."""
+    t = stratified_times(batch, generator, eps, device)
+    return t[torch.randperm(batch, generator=generator, device=generator.device).to(device)]
+
+
 def _noised(
     x_0: Tensor, t: Tensor, schedule: NoiseSchedule, generator: torch.Generator | None, frozen: Tensor | None
 ) -> Tensor:

@@ -236,7 +236,7 @@ class Guard:
         off = torch.logsumexp(log_p, -1).abs().amax()
         if self._mask_index is not None:
             off = off + log_p[..., self._mask_index].exp().amax()
-        if self._pad_index is not None:
+        if self._pad_index is not None and self._pad_index < log_p.shape[-1]:
             off = off + log_p[..., self._pad_index].exp().amax()
         # NaN is the affair of the other note.
         self._note(self._role, "promise", torch.where(off > TOLERANCE, math.inf, 0.0), nothing=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from gtl_lightning.core.callables import taking
 from gtl_lightning.core.guard import tensor_of, wide
 from gtl_lightning.core.protocols import EVERYWHERE, Encoder, Hidden, Look, RatioNetwork, TokenLogRatio, call
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 
 GAMMA_MAX = 1e6
 """Largest strength: far below it the ratio alone decides, far above it gamma log r leaves single precision."""
@@ -206,12 +206,9 @@ class Guidance:
             raise UserError("guidance ratio must be wrapped: SequenceRatio(f) or TokenRatio(f)")
         if not callable(self.ratio.f) and not isinstance(self.ratio.f, Encoder):
             raise UserError(f"the ratio is a {type(self.ratio.f).__name__}; give a function of (x_t, t)")
-        if self.n_ratio is not None and not (hasattr(self.n_ratio, "__index__") and self.n_ratio >= 1):
-            raise UserError(
-                f"n_ratio must be at least 1 (or None for all tokens), got {self.n_ratio!r}; a whole number"
-            )
-        if not (hasattr(self.chunk, "__index__") and self.chunk >= 1):
-            raise UserError(f"guidance chunk must be at least 1, got {self.chunk!r}; a whole number")
+        if self.n_ratio is not None:
+            check_whole("n_ratio", self.n_ratio, least=1)
+        check_whole("guidance chunk", self.chunk, least=1)
         if not callable(self.gamma):
             strength_at(self.gamma, 0.0)
 

@@ -142,7 +142,8 @@ class Absorbing(Noise):
             else:
                 if own is None:
                     own = torch.logsumexp(tilt(log_p, log_r), -1)
-                log_p = tilt(log_p, log_r, gamma) - gamma * own[..., None]
+                # 0 * -inf is not a number: gamma = 0 switches a ratio of zero off, as in `tilt`.
+                log_p = tilt(log_p, log_r, gamma) - (gamma * own[..., None] if gamma else 0.0)
         rate = schedule.weight(t)[:, None, None].to(log_p.dtype) * log_p.exp()
         return rate.masked_fill(~masked[..., None], 0.0)
 

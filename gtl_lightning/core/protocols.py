@@ -184,7 +184,7 @@ class Source(Encoder, Denoiser, Protocol):
         """Float[...,d] -> Float[...,v] in fp32, nothing excluded; with `tokens` Long[...] theirs alone, Float[...]."""
 
     def fingerprint(self) -> str:
-        """Says which weights these are: a hash of them, or a hub's `repository@revision`. Ratios are kept with it."""
+        """Says which source this is: a hash of its weights and of how they are read. Ratios are kept with it."""
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
         """A copy whose every weight trains and shares nothing with the original; None keeps the dropout."""

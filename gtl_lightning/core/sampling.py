@@ -23,7 +23,6 @@ from gtl_lightning.core.choices import (
     Unset,
     check_kind,
     check_temperature,
-    check_whole,
     grouped,
 )
 from gtl_lightning.core.forward import uniform_noise
@@ -34,7 +33,7 @@ from gtl_lightning.core.proposal import COLD, Padding, Proposal
 from gtl_lightning.core.protocols import Denoiser, Hidden, PaddingOnce, Planner, call, check_denoiser
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.core.trace import Observer, Trace
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 
 CHUNK = 512
 """Positions that a certainty planner projects to the vocabulary at a time."""
@@ -244,6 +243,8 @@ def _start(
             raise UserError(f"prompt is a {type(prompt).__name__}; give a tensor, Long[batch,length]")
         if prompt.dim() != 2 or prompt.dtype != torch.long:
             raise UserError(f"prompt must be Long[batch,length], got {prompt.dtype} of shape {tuple(prompt.shape)}")
+        if not prompt.shape[1]:
+            raise UserError("prompt has rows of no token; sampling needs at least one")
         if batch not in (None, prompt.shape[0]) or length not in (None, prompt.shape[1]):
             raise UserError(f"prompt has shape {tuple(prompt.shape)}, but batch = {batch} and length = {length}")
         return prompt.to(device if device is not None else prompt.device, copy=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.inputs import named_regular
 
 _EMPTY_ARRAY_BYTES = 128
@@ -142,5 +142,6 @@ def _load(path: Path) -> NDArray[Any]:
             # an empty array is whole and yet cannot be mapped
             if "empty file" in str(error) and path.stat().st_size >= _EMPTY_ARRAY_BYTES:
                 return np.asarray(np.load(name))
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is truncated or no array file ({reason}); run `gtl tokenize` again") from error
+            raise UserError(
+                f"{path} is truncated or no array file ({reason(error)}); run `gtl tokenize` again"
+            ) from error

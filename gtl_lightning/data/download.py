@@ -14,7 +14,7 @@ from gtl_lightning.data.hub import endpoint, hub_reachable
 from gtl_lightning.data.lines import open_gzip
 from gtl_lightning.data.origin import FIELDS, SNAPSHOT, check_fields, write_provenance
 from gtl_lightning.data.snapshot import survey
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.files import atomic_path, read_json, replacing, write_json, writing
 from gtl_lightning.inputs import open_regular
 
@@ -90,7 +90,7 @@ def _fetch(stream: Any, parts: Path, state: dict[str, Any], names: Mapping[str, 
             rows = list(islice(records, size))
         except Exception as error:  # whatever the reader of that format or the network raises
             raise UserError(
-                f"data set {request['dataset']!r} broke off after {state['records']} records ({_line(error)}); "
+                f"data set {request['dataset']!r} broke off after {state['records']} records ({reason(error)}); "
                 "run the same command again to go on"
             ) from error
         if rows and not state["records"]:
@@ -123,7 +123,7 @@ def open_stream(dataset: str, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, split=split, streaming=True)
     except Exception as error:  # datasets raises whatever its builders, the hub and the network raise
-        raise UserError(f"data set {dataset!r}, split {split!r}, cannot be opened ({_line(error)})") from error
+        raise UserError(f"data set {dataset!r}, split {split!r}, cannot be opened ({reason(error)})") from error
 
 
 def _saved(parts: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _stream(parts: Path, state: Mapping[str, Any]) -> Any:
         except Exception as error:  # whatever the reader of that format makes of it
             shutil.rmtree(parts, ignore_errors=True)
             raise UserError(
-                f"{parts} held no usable position ({_line(error)}); run the same command to start anew"
+                f"{parts} held no usable position ({reason(error)}); run the same command to start anew"
             ) from error
     return stream
 
@@ -171,7 +171,3 @@ def _lines(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> Itera
 
 def _part(parts: Path, number: int) -> Path:
     return parts / f"{number:05d}.jsonl.gz"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

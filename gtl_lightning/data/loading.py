@@ -146,21 +146,21 @@ class TextDataModule(_EpochDataModule):
 class DomainDataModule(_EpochDataModule):
     """Batches {"x_0": Long[b, l], "is_target": Bool[b]}, half source, half target, padded together.
 
-    Source and target halves of a batch are of similar length. An odd batch has one source example more.
+    Source and target halves of a batch are of similar length, and of one size: losses read logits as log-ratios.
 
     Args:
         source: training examples of the source; fewer than half a batch will do.
         target: training examples of the target, likewise.
         val_source: validation examples of the source.
         val_target: validation examples of the target; as many of each as the smaller has are served, in order.
-        batch: examples per batch, at least 2.
+        batch: examples per batch, an even number.
         steps_per_epoch: batches per epoch.
         seed: of the run.
         pad_index: what fills a batch.
         parts: that a training batch comes in.
 
     Raises:
-        UserError: no examples of a domain, or a batch without room for both.
+        UserError: no examples of a domain, or a batch that does not divide into two halves.
     """
 
     def __init__(
@@ -179,15 +179,16 @@ class DomainDataModule(_EpochDataModule):
         super().__init__(batch=batch, steps_per_epoch=steps_per_epoch, seed=seed, pad_index=pad_index, parts=parts)
         if batch < 2 * parts:
             raise UserError(f"batch = {batch} has no room for both domains; use at least {2 * parts}")
+        if batch % 2:
+            raise UserError(f"batch = {batch} is no half of each domain; take {batch - 1} or {batch + 1}")
         _check_not_empty(source=source, target=target, val_source=val_source, val_target=val_target)
         self.source, self.target, self.val_source, self.val_target = source, target, val_source, val_target
 
     def epoch_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch."""
-        sizes = (self.batch - self.batch // 2, self.batch // 2)
         halves = (
-            epoch_indices(data.lengths, size, self.steps_per_epoch, self.seed, epoch, stream)
-            for stream, (data, size) in enumerate(zip((self.source, self.target), sizes, strict=True))
+            epoch_indices(data.lengths, self.batch // 2, self.steps_per_epoch, self.seed, epoch, stream)
+            for stream, data in enumerate((self.source, self.target))
         )
         plan = self._shuffled(list(zip(*halves, strict=True)), epoch)
         return _Batches((self.source, self.target), plan, self.pad_index)

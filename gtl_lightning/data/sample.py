@@ -95,11 +95,6 @@ class ExactLikelihood(NamedTuple):
     known: NDArray[np.bool_]
 
     @property
-    def per_word(self) -> Floats:
-        """Nats per word of each text: [n]; inf where not known."""
-        return self.nats / np.maximum(self.words, 1)
-
-    @property
     def mean_per_word(self) -> float:
         """Nats per word over the known texts together; nan when there is none."""
         return float(self.nats[self.known].sum() / self.words[self.known].sum()) if self.known.any() else float("nan")

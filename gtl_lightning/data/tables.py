@@ -10,7 +10,7 @@ from typing import Any
 
 from gtl_lightning.data.download import open_stream
 from gtl_lightning.data.lines import LONGEST_LINE, Progress, read_lines, unseen
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.inputs import open_regular
 
 Row = dict[str, Any]
@@ -93,8 +93,7 @@ def _parquet(where: str) -> Iterator[Row]:
             for batch in ParquetFile(file).iter_batches(_BATCH):
                 yield from batch.to_pylist()
         except (ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{where} cannot be read as parquet ({reason}); write it anew") from error
+            raise UserError(f"{where} cannot be read as parquet ({reason(error)}); write it anew") from error
 
 
 def _streamed(where: str) -> Iterator[Row]:
@@ -104,5 +103,4 @@ def _streamed(where: str) -> Iterator[Row]:
         for row in stream:
             yield dict(row)
     except Exception as error:  # whatever the reader of that format or the network raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"data set {where!r} broke off ({reason}); run the same command again") from error
+        raise UserError(f"data set {where!r} broke off ({reason(error)}); run the same command again") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gtl_lightning.data.hub import NATIVE, config_beside, endpoint, hub_reachable, quiet, refuse_code
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.inputs import check_regular
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
         )
     except Exception as local:  # transformers raises whatever its parts raise
         if folder:
-            raise UserError(f"folder {name} holds no tokenizer that can be loaded ({_line(local)})") from local
+            raise UserError(f"folder {name} holds no tokenizer that can be loaded ({reason(local)})") from local
         if not hub_reachable():
             raise UserError(
                 f"tokenizer {str(name)!r} is not on this disk and {endpoint()} cannot be reached; give a folder, or "
@@ -89,7 +89,7 @@ def fast_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerFast:
                 tokenizer = _loader(where, False, revision).from_pretrained(where, trust_remote_code=False, **options)
             except Exception as error:
                 raise UserError(
-                    f"tokenizer {str(name)!r} cannot be loaded ({_line(error)}); give another name"
+                    f"tokenizer {str(name)!r} cannot be loaded ({reason(error)}); give another name"
                 ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {str(name)!r} has no fast form (tokenizer.json); give one that has")
@@ -116,7 +116,7 @@ def _as_written(tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str
             return tokenizer
     except Exception as error:  # what tokenizers raises has no class of its own
         raise UserError(
-            f"tokenizer {name!r} cannot read every text ({_line(error)}); give one that has an unknown token"
+            f"tokenizer {name!r} cannot read every text ({reason(error)}); give one that has an unknown token"
         ) from error
     plain: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
         name, **options, local_files_only=True, trust_remote_code=False
@@ -259,7 +259,3 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, mask_token=MASK, eos_token=EOS
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

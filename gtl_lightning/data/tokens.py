@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gtl_lightning.data.recorded import META, hashes
 from gtl_lightning.data.split import SPLITS
 from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, train_tokenizer
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.files import atomic_path, replacing, settle, write_json
 from gtl_lightning.inputs import open_regular
 
@@ -117,8 +117,7 @@ def read_texts(path: Path | str) -> Iterator[list[str]]:
                         raise pa.ArrowInvalid("a text is missing")
                     yield batch.column(0).to_pylist()
         except (pa.ArrowException, KeyError, IndexError, OSError, UnicodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is damaged or no split ({reason}); run `gtl split` again") from error
+            raise UserError(f"{path} is damaged or no split ({reason(error)}); run `gtl split` again") from error
 
 
 def encode_chunks(

@@ -1,72 +1,15 @@
-"""Are a classifier's probabilities right? Calibration on held-out data (Guo et al., 2017), its error, and the AUC.
+"""Are a classifier's probabilities right on held-out data? Their calibration error (Guo et al., 2017), and the AUC.
 
-Logits are those of P(target | .). With `balanced`, both domains weigh the same whatever their numbers, so that a
-calibrated logit is log q/p itself (docs/method.md section 2.1) and gamma = 1 means what eq. 5 says.
+Probabilities are P(target | .). With `balanced`, both domains weigh the same whatever their numbers, so that the logit
+of a calibrated one is log q/p itself (docs/method.md section 2.1) and gamma = 1 means what eq. 5 says.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gtl_lightning.errors import UserError
-
-RIDGE = 1e-4  # keeps the scale finite where held-out domains separate perfectly; far below the noise of 1,000 examples
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """logit -> scale * logit + shift; scale = 1 / temperature."""
-
-    scale: float
-    shift: float
-
-    def __call__(self, logit: torch.Tensor) -> torch.Tensor:
-        """Calibrated logits, of any shape."""
-        return self.scale * logit + self.shift
-
-
-def fit_calibration(
-    logits: np.ndarray | torch.Tensor,
-    is_target: np.ndarray | torch.Tensor,
-    *,
-    affine: bool = True,
-    balanced: bool = True,
-) -> Calibration:
-    """Minimise the held-out binary cross-entropy over scale and shift (or scale alone: temperature scaling), by LBFGS.
-
-    Args:
-        logits: Float[n] on examples that the classifier was not trained on.
-        is_target: Bool[n].
-        affine: fit the shift as well.
-        balanced: give both domains the same total weight.
-
-    Raises:
-        UserError: lengths differ, one domain is missing, or a logit or the fit is not finite.
-    """
-    z, y = _pairs(logits, is_target)
-    x, label = torch.from_numpy(z), torch.from_numpy(y).double()
-    weight = torch.from_numpy(balanced_weights(y)) if balanced else torch.full_like(x, 1 / len(x))
-    parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    free = torch.tensor([1.0, float(affine)], dtype=torch.float64)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
-
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        scale, shift = parameters * free
-        entropy = torch.nn.functional.binary_cross_entropy_with_logits(scale * x + shift, label, reduction="none")
-        value = (weight * entropy).sum() + RIDGE * (scale - 1) ** 2
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(loss)
-    scale, shift = (parameters * free).tolist()
-    if not np.isfinite([scale, shift]).all():
-        raise UserError(f"calibration diverged to scale {scale}, shift {shift}; look at the classifier's logits")
-    return Calibration(scale, shift)
 
 
 def expected_calibration_error(
@@ -88,7 +31,7 @@ def expected_calibration_error(
         balanced: weigh the domains equally, for probabilities that presume equal shares.
 
     Raises:
-        UserError: as `fit_calibration`; or a value outside [0, 1], as a logit is.
+        UserError: lengths differ, one domain is missing, or a value is not finite or outside [0, 1], as a logit is.
     """
     p, y = _pairs(probabilities, is_target)
     if p.min() < 0 or p.max() > 1:
@@ -107,7 +50,7 @@ def roc_auc(scores: np.ndarray | torch.Tensor, is_target: np.ndarray | torch.Ten
     """P(score of a target example > score of a source example), ties half.
 
     Raises:
-        UserError: as `fit_calibration`.
+        UserError: lengths differ, one domain is missing, or a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -6,6 +6,7 @@ as masked language models are when nearly all is masked (docs/method.md section 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,10 @@ def batch_check(source: Source, rows: Sequence[Tensor], pad_index: int) -> Check
                 here = together[index, n:] if left else together[index, : len(row)]
                 masked = row == source.mask_index
                 a, b = (log_probs(source, h[masked]) for h in (here, alone[index]))
-                worst = max(worst, float((a - b).nan_to_num(0.0).abs().max()) if masked.any() else 0.0)
+                if masked.any():
+                    # -inf on both sides is no difference; what is no number is the largest there is.
+                    gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(math.inf, posinf=math.inf)
+                    worst = max(worst, float(gap.max()))
     return Check(
         "a padded row is the row alone",
         worst < TOLERANCE,

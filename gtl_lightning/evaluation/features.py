@@ -87,11 +87,13 @@ class TransformerFeaturizer:
     @cached_property
     def fingerprint(self) -> str:
         """The name, and a short hash of weights, vocabulary and pooling: a name may come to mean other weights."""
+        import torch
+
         settings = (self._pooling, self._normalise, self._max_tokens, sorted(self._tokenizer.get_vocab().items()))
         found = hashlib.blake2b(repr(settings).encode(), digest_size=6)
         for name, weight in self._model.state_dict().items():
             found.update(name.encode())
-            found.update(weight.detach().cpu().contiguous().view(-1).numpy().tobytes())
+            found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return f"{self._name} {found.hexdigest()}"
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

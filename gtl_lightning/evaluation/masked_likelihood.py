@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.choices import check_whole
 from gtl_lightning.core.guard import Guard, check_ids, wide
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, guided_log_prob_true, strength_at, top_candidates
 from gtl_lightning.core.protocols import Denoiser, Hidden, check_denoiser
 from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 from gtl_lightning.evaluation.batches import as_sequences, batches_by_length
 from gtl_lightning.fields import check_seed
 
@@ -92,7 +91,9 @@ def nelbo_sums(
     check_ids(ids, getattr(denoiser, "vocab_size", None), TEXT)
     lengths = torch.tensor([len(row) for row in sequences])
     total = torch.zeros(1 + len(strengths), len(sequences), dtype=torch.float64)
-    guard = Guard(mask_index, denoiser, ratio=guidance.ratio.f if guidance else None)
+    # What fills up rows is no token of a text: as in training (`networks.log_probs`), its mass goes to the others.
+    filler = pad_index if pad_index >= 0 else None
+    guard = Guard(mask_index, denoiser, ratio=guidance.ratio.f if guidance else None, pad_index=filler)
     with torch.inference_mode(), guard.run():
         for draw, noise in enumerate(_noise(lengths.numpy(), masking.draws, masking.seed)):
             for rows, padded in batches_by_length(sequences, masking.batch, pad_index):

@@ -1,8 +1,8 @@
-"""MAUVE (Pillutla et al., 2021) on given features, with an interval, and its real-against-real value.
+"""MAUVE (Pillutla et al., 2021) on given features, with an interval.
 
 MAUVE depends on the number of k-means buckets, on the k-means seed and on the sample size. So the bucket number is
-fixed by a stated rule, several seeds are averaged, both samples are cut to one size, and every score is to be shown
-beside `mauve_real`.
+fixed by a stated rule, several seeds are averaged, both samples are cut to one size, and every score is shown beside
+that of real text against real text (`workspace/real.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.features import check_features, check_pair
+from gtl_lightning.evaluation.features import check_pair
 
 MIN_TEXTS = 20  # fewer texts a side fill no histogram
 MIN_BUCKETS, MAX_BUCKETS = 5, 500
@@ -95,29 +95,6 @@ def mauve_score(
     between = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
     half_width = NORMAL_95 * float(np.sqrt(np.mean(variances) + between))
     return MauveResult(mean, max(0.0, mean - half_width), min(1.0, mean + half_width), tuple(values), buckets, n)
-
-
-def mauve_real(
-    features_real: np.ndarray,
-    *,
-    buckets: int | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    scaling: float = 5.0,
-    split_seed: int = 0,
-) -> MauveResult:
-    """MAUVE of one half of the real texts against the other: what a perfect model would score at n // 2 texts.
-
-    It is comparable with scores of the same n: give `mauve_score` samples of n // 2 texts, or this function twice as
-    many.
-
-    Raises:
-        UserError: as `mauve_score`, for the halves.
-    """
-    real = np.asarray(features_real, dtype=np.float32)
-    check_features(real, "features_real", score="MAUVE", least=MIN_TEXTS)
-    order = np.random.default_rng(split_seed).permutation(len(real))
-    half = len(real) // 2
-    return mauve_score(real[order[:half]], real[order[half : 2 * half]], buckets=buckets, seeds=seeds, scaling=scaling)
 
 
 def _histograms(p: np.ndarray, q: np.ndarray, buckets: int, seed: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gtl_lightning.core.forward import uniform_noise
 from gtl_lightning.errors import UserError
-from gtl_lightning.laws.chains import MarkovChain
+from gtl_lightning.laws.chains import MarkovChain, relative_entropy
 
 SEEN_ALL = 0.5
 """Count added to each bigram of a sample: a transition that was never drawn gives a large KL, not an infinite one."""
@@ -23,8 +23,7 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 
 def row_kl(chain: MarkovChain, transition: Tensor) -> float:
     """Mean over rows of KL(true row || row of `transition` Float[V,V]), nats; inf where it misses mass."""
-    p, q = chain.transition, transition.double()
-    return float((torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(1).mean())
+    return float(relative_entropy(chain.transition, transition.double()).mean())
 
 
 @dataclass(frozen=True)

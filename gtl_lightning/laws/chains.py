@@ -110,8 +110,8 @@ class MarkovChain(ExactDistribution):
     def kl(self, other: MarkovChain, length: int) -> float:
         """KL(self || other) in nats per sequence, by the chain rule; inf where `other` misses mass."""
         check_counts(1, length)
-        first = _relative_entropy(self.initial, other.initial)
-        rows = _relative_entropy(self.transition, other.transition)
+        first = relative_entropy(self.initial, other.initial)
+        rows = relative_entropy(self.transition, other.transition)
         visits = self.marginals(length)[:-1].sum(0)
         # A state that is never visited adds nothing, even where its row is infinitely far off.
         return float(first + torch.where(visits > 0, visits * rows, 0.0).sum())
@@ -205,7 +205,7 @@ def _normalise(message: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return message / torch.where(total > 0, total, 1.0), scale + total.log()
 
 
-def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+def relative_entropy(p: Tensor, q: Tensor) -> Tensor:
     """sum p log(p/q) over the last axis, 0 log 0 = 0."""
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1)
 

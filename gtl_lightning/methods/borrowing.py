@@ -50,6 +50,6 @@ def log_ratios(context: Context, texts: TokenDataset, clip: float) -> Tensor:
         for start in range(0, len(texts), WEIGHED):
             x_0 = texts.batch(range(start, min(start + WEIGHED, len(texts)))).to(context.device)
             clean = torch.zeros(len(x_0), device=context.device)
-            found.append(frozen_log_ratio(classifier, x_0, clean, smoothing, 0.5, clip).cpu())
+            found.append(frozen_log_ratio(classifier, x_0, clean, smoothing, clip).cpu())
             report(start + len(x_0), len(texts))
     return torch.cat(found)

@@ -5,13 +5,9 @@ Does guidance repair what fine-tuning leaves? Target texts are told from the fin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gtl_lightning.fields import Network, Training
+from gtl_lightning.methods.conditional_losses import against
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-
-if TYPE_CHECKING:
-    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 
 
 class FinetunedRatio(Settings):
@@ -22,18 +18,8 @@ class FinetunedRatio(Settings):
 
 
 def recipe(context: Context, settings: FinetunedRatio) -> Recipe:
-    """Negatives are predicted by the denoiser that it guides: no source text, no classifier."""
-    from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
-    from gtl_lightning.networks import TokenRatioNetwork, seeded
-
-    finetuned = context.frozen("finetuned")
-
-    def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
-        with seeded(seed):
-            network = TokenRatioNetwork(context.backbone(settings.network))
-        return ConditionalRatioModule(network, finetuned, optimiser=optimiser, **context.scoring)
-
-    return Recipe({"network": build}, context.target)
+    """Beside the fine-tuned denoiser, which it guides."""
+    return against(context, context.frozen("finetuned"), settings.network)
 
 
 METHOD = Method(

@@ -45,7 +45,7 @@ def recipe(context: Context, settings: SequenceRatio, loss: str) -> Recipe:
             **context.scoring,
         )
 
-    return Recipe({"network": build}, context.target, both_domains=True, depends={"smoothing": smoothing})
+    return Recipe({"network": build}, context.target, both_domains=True)
 
 
 LOSSES = {

@@ -6,16 +6,11 @@ source nor a classifier, so it serves whoever has the weights of a source and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from gtl_lightning.fields import Network, Training
-from gtl_lightning.methods.conditional_losses import RatioLoss, ratio_loss
+from gtl_lightning.methods.conditional_losses import RatioLoss, against
 from gtl_lightning.methods.method import Context, Method, Recipe, Settings
-
-if TYPE_CHECKING:
-    from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 
 
 class Sourceless(Settings):
@@ -27,18 +22,8 @@ class Sourceless(Settings):
 
 
 def recipe(context: Context, settings: Sourceless) -> Recipe:
-    """As `gtl-finetuned`, beside the source's denoiser."""
-    from gtl_lightning.modules.conditional_ratio import ConditionalRatioModule
-    from gtl_lightning.networks import TokenRatioNetwork, seeded
-
-    source, terms = context.frozen("source"), ratio_loss(settings.loss)
-
-    def build(optimiser: OptimiserConfig, seed: int) -> TrainedModule:
-        with seeded(seed):
-            network = TokenRatioNetwork(context.backbone(settings.network))
-        return ConditionalRatioModule(network, source, terms=terms, optimiser=optimiser, **context.scoring)
-
-    return Recipe({"network": build}, context.target)
+    """Beside the source's denoiser."""
+    return against(context, context.frozen("source"), settings.network, settings.loss)
 
 
 METHOD = Method(

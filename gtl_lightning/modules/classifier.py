@@ -19,7 +19,6 @@ class ClassifierModule(TrainedModule):
         network: a `SequenceRatioNetwork`; its output is the logit (a log-ratio when both domains come equally often).
         noised: False reads clean x_0 (t = 0), True noised (z_t, t): then it is eq. 7c, log r_t itself.
         smoothing: labels are `smoothing` and 1 - `smoothing`; undo it with `papers.gtl.unsmooth` on reading the logit.
-        share_target: share of target examples in the training batches.
         optimiser: AdamW's settings.
         schedule: noise.
         draws: noise draws an example in validation (one, if clean).
@@ -33,7 +32,6 @@ class ClassifierModule(TrainedModule):
         *,
         noised: bool = False,
         smoothing: float = 0.0,
-        share_target: float = 0.5,
         optimiser: OptimiserConfig | None = None,
         schedule: NoiseSchedule | None = None,
         draws: int = 4,
@@ -41,7 +39,6 @@ class ClassifierModule(TrainedModule):
         super().__init__(network, optimiser, schedule, draws if noised else 1)
         self.noised = noised
         self.smoothing = smoothing
-        self.share_target = share_target
 
     def held_out_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, number of examples."""
@@ -53,10 +50,8 @@ class ClassifierModule(TrainedModule):
         return terms.sum(), torch.full((), len(x), device=x.device)
 
 
-def frozen_log_ratio(
-    classifier: nn.Module, x: Tensor, t: Tensor, smoothing: float, share_target: float, clip: float
-) -> Tensor:
+def frozen_log_ratio(classifier: nn.Module, x: Tensor, t: Tensor, smoothing: float, clip: float) -> Tensor:
     """Float[b]: log q/p as a trained classifier sees it, smoothing undone (unless 0), clipped to [-clip, clip]."""
     with torch.no_grad():
         logit = unsmooth(classifier(x, t), smoothing)
-        return log_ratio_from_logit(logit, share_target).clamp(-clip, clip)
+        return log_ratio_from_logit(logit).clamp(-clip, clip)

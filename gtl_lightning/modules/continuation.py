@@ -8,7 +8,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gtl_lightning.core.forward import level_nelbo_terms, level_sample, stratified_times, uniform_nelbo_each
+from gtl_lightning.core.forward import (
+    level_nelbo_terms,
+    level_sample,
+    shuffled_times,
+    stratified_times,
+    uniform_nelbo_each,
+)
 from gtl_lightning.core.protocols import EVERYWHERE, Attending
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
@@ -113,8 +119,7 @@ def sundae(
     again: Again = by_likeliest,
 ) -> tuple[Tensor, Tensor]:
     """SUNDAE's two terms under uniform noise (docs/method.md eq. 22); `functools.partial` sets `again`."""
-    t = stratified_times(len(x_0), generator, 0.0, device=x_0.device)
-    t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
+    t = shuffled_times(len(x_0), generator, 0.0, x_0.device)
     x_t, at = noised_uniformly(network, x_0, t, target, schedule, generator), places(target)
 
     def read(x: Tensor) -> Tensor:

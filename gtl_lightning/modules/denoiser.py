@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times, uniform_sample
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, shuffled_times, uniform_sample
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.modules.base import Batch, TrainedModule
@@ -27,9 +27,7 @@ def noised(
     Returns:
         x_t Long[b,l], t Float[b], masked Bool[b,l].
     """
-    t = stratified_times(len(x_0), generator, device=x_0.device)
-    # Strata are in order of t: in a batch sorted by domain or length, t would go with it. Shuffled, it does not.
-    t = t[torch.randperm(len(x_0), generator=generator, device=generator.device).to(x_0.device)]
+    t = shuffled_times(len(x_0), generator, device=x_0.device)
     frozen = x_0 == ids.pad_index if frozen is None else frozen
     x_t = absorbing_sample(x_0, t, schedule, ids.mask_index, generator, frozen)
     return x_t, t, (x_t == ids.mask_index) & (x_0 != ids.mask_index)

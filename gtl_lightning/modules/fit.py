@@ -17,13 +17,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, lacks_memory
 from gtl_lightning.files import remove, sha256_file, write_json
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Averaging, Keeper, Reporter
 from gtl_lightning.modules.state import RESULT, finished, kept_best, locked, restore_best, resumable
 from gtl_lightning.records import sealed
-from gtl_lightning.resources import has_bf16, lacks_memory
+from gtl_lightning.resources import has_bf16
 
 log = logging.getLogger(__name__)
 MakesTrainer = Callable[..., pl.Trainer]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, stratified_times
+from gtl_lightning.core.forward import absorbing_sample, nelbo_terms, shuffled_times
 from gtl_lightning.core.protocols import EVERYWHERE, Source
 from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch
@@ -53,9 +53,7 @@ class MixtureModule(DenoiserModule):
 
     def levels(self, is_target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Float[b] times, a source text's above the time at which t_max is masked, and Float[b] weights."""
-        count, device = len(is_target), is_target.device
-        t = stratified_times(count, generator, device=device)
-        t = t[torch.randperm(count, generator=generator, device=generator.device).to(device)]
+        t = shuffled_times(len(is_target), generator, device=is_target.device)
         start = float(self.schedule.inverse(torch.tensor([1 - self.t_max], dtype=torch.float64)))
         late = start + (1 - start) * t
         return torch.where(is_target, t, late), torch.where(is_target, 1.0, 1 - start)

@@ -43,7 +43,6 @@ class SequenceRatioModule(TrainedModule):
         noised_classifier: trained on noised text without label smoothing; needed when eta_1 > 0.
         loss: "gkl", "bce" or "log_mse".
         smoothing: label smoothing of the clean classifier, undone; 0 reads its logit raw.
-        share_target: share of target examples that the classifiers, and this module, are trained on.
         clip: largest |log r*|.
         eta_1: weight of the cycle loss.
         optimiser: AdamW's settings.
@@ -64,7 +63,6 @@ class SequenceRatioModule(TrainedModule):
         *,
         loss: str = "gkl",
         smoothing: float = 0.0,
-        share_target: float = 0.5,
         clip: float = 5.0,
         eta_1: float = 0.1,
         optimiser: OptimiserConfig | None = None,
@@ -82,7 +80,6 @@ class SequenceRatioModule(TrainedModule):
         self.clean = Frozen(clean_classifier) if clean_classifier else None
         self.timed = Frozen(noised_classifier) if noised_classifier else None
         self.smoothing = smoothing
-        self.share_target = share_target
         self.clip = clip
         self.eta_1 = eta_1
 
@@ -96,16 +93,16 @@ class SequenceRatioModule(TrainedModule):
         f = self.network(x_t, t)
         total = self._ratio_terms(f, x_0, is_target).sum()
         if self.eta_1 > 0 and self.timed is not None:
-            log_r_t = frozen_log_ratio(self.timed.network, x_t, t, 0.0, self.share_target, self.clip)
+            log_r_t = frozen_log_ratio(self.timed.network, x_t, t, 0.0, self.clip)
             total = total + self.eta_1 * cycle_loss(f, log_r_t)[is_target].sum()
         return total, torch.full((), len(x_0), device=x_0.device)
 
     def _ratio_terms(self, f: Tensor, x_0: Tensor, is_target: Tensor) -> Tensor:
         if self.kind == "bce" or self.clean is None:
-            return bce_loss(f, is_target, share_target=self.share_target)
+            return bce_loss(f, is_target)
         source = x_0[~is_target]
         zero = torch.zeros(len(source), device=x_0.device)
-        log_r_star = frozen_log_ratio(self.clean.network, source, zero, self.smoothing, self.share_target, self.clip)
+        log_r_star = frozen_log_ratio(self.clean.network, source, zero, self.smoothing, self.clip)
         return (gkl_loss if self.kind == "gkl" else log_mse_loss)(f[~is_target], log_r_star)
 
 
@@ -124,7 +121,6 @@ class TokenRatioModule(TrainedModule):
         bce_weight: of eq. 9.
         nll_weight: of eq. 9'.
         martingale_weight: of eq. 6, on target examples.
-        share_target: share of target examples in the training batches.
         optimiser: AdamW's settings.
         schedule: noise.
         draws: noise draws an example in validation.
@@ -143,7 +139,6 @@ class TokenRatioModule(TrainedModule):
         bce_weight: float = 0.3,
         nll_weight: float = 1.0,
         martingale_weight: float = 0.0,
-        share_target: float = 0.5,
         optimiser: OptimiserConfig | None = None,
         schedule: NoiseSchedule | None = None,
         draws: int = 4,
@@ -154,7 +149,6 @@ class TokenRatioModule(TrainedModule):
             raise UserError(f"ratio loss weights {weights}: none may be negative and one must be positive")
         self.source_denoiser = Frozen(denoiser)
         self.bce_weight, self.nll_weight, self.martingale_weight = weights
-        self.share_target = share_target
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The weighted sum."""
@@ -171,7 +165,7 @@ class TokenRatioModule(TrainedModule):
         total = h[:0].sum()  # 0: a batch without target examples still has a gradient
         if self.bce_weight > 0:
             g_true = spread(self.network.decode_at(h[at], x_0[at]), masked)
-            terms = token_bce_loss(g_true, masked, is_target, share_target=self.share_target)
+            terms = token_bce_loss(g_true, masked, is_target)
             total = total + self.bce_weight * terms.sum() / masked.sum().clamp(min=1)
         if len(rows) and (self.nll_weight > 0 or self.martingale_weight > 0):
             features = self._features(x_t[rows], t[rows]) if features is None else features[rows]

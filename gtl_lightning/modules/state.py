@@ -17,14 +17,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, lacks_memory
 from gtl_lightning.files import load_tensors, make_folder, read_json, remove, sha256_file, write_json, writing
 from gtl_lightning.inputs import named_regular
 from gtl_lightning.modules.base import TrainedModule
 from gtl_lightning.modules.callbacks import BEST, LAST, PREVIOUS, Keeper
 from gtl_lightning.networks.store import unshared
 from gtl_lightning.records import read_sealed
-from gtl_lightning.resources import lacks_memory
 
 log = logging.getLogger(__name__)
 RESULT, SETTINGS = "result.json", "settings.json"

@@ -156,24 +156,6 @@ class Backbone(nn.Module):
             mask = valid[:, None, None, :] | ~valid.any(dim=-1)[:, None, None, None]
         return View(rotary, mask, causal, start, first)
 
-    def warm_start(self, other: Backbone) -> None:
-        """Copy the embedding, time embedding, first blocks and last norm of a backbone of the same width.
-
-        Raises:
-            UserError: the two do not fit.
-        """
-        for name in ("vocab_size", "width", "heads", "cond_dim", "shift"):
-            mine, theirs = getattr(self.config, name), getattr(other.config, name)
-            if mine != theirs:
-                raise UserError(f"cannot warm-start a network of {name} = {mine} from one of {theirs}; make them equal")
-        if self.config.depth > other.config.depth:
-            raise UserError(f"cannot warm-start {self.config.depth} blocks from a network of {other.config.depth}")
-        state = {name: value for name, value in other.state_dict().items() if not name.startswith("blocks.")}
-        for index in range(self.config.depth):
-            prefix = f"blocks.{index}."
-            state |= {name: value for name, value in other.state_dict().items() if name.startswith(prefix)}
-        self.load_state_dict(state)
-
     def set_dropout(self, dropout: float) -> None:
         """Another dropout from now on."""
         self.config = replace(self.config, dropout=dropout)

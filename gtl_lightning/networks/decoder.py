@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gtl_lightning.core.guard import wide
+from gtl_lightning.files import digest
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import NO_PAD, BackboneConfig
 from gtl_lightning.networks.source import weights_hash
@@ -98,8 +100,9 @@ class Decoder(Stored, nn.Module):
         return F.log_softmax(logits, dim=-1)
 
     def fingerprint(self) -> str:
-        """Short hash of all weights: says which denoiser a `FeatureTokenRatio` was trained on."""
-        return weights_hash(self)
+        """Short hash of all weights and of how they are read: which denoiser a `FeatureTokenRatio` was trained on."""
+        read = {**asdict(self.config), "dropout": 0.0}  # which only training has
+        return digest([type(self).__name__, read, weights_hash(self)])
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
         """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from gtl_lightning.errors import UserError
-from gtl_lightning.resources import lacks_memory
+from gtl_lightning.errors import UserError, lacks_memory, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,7 +107,7 @@ def read_model(folder: Path | str, gguf: str | None = None) -> PreTrainedModel:
             gguf_file=gguf,
             output_loading_info=True,
         )
-    check_whole(info, folder, cls.__name__)
+    check_complete(info, folder, cls.__name__)
     _check_left(info["unexpected_keys"], f"{model.base_model_prefix}.", folder, cls.__name__)
     _check_finite(model, folder)
     # What was read out of quantised weights has none of them: it is written in full.
@@ -133,8 +132,7 @@ def loading(folder: Path | str) -> Iterator[None]:
                 f"{folder}: its weights have other shapes than its config.json says (vocabulary, width or depth); "
                 "fetch both again, of one revision"
             ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} holds no model that can be loaded ({reason}); give another") from error
+        raise UserError(f"{folder} holds no model that can be loaded ({reason(error)}); give another") from error
 
 
 @contextmanager
@@ -153,7 +151,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_whole(info: Mapping[str, Collection[str]], folder: Path | str, name: str) -> None:
+def check_complete(info: Mapping[str, Collection[str]], folder: Path | str, name: str) -> None:
     """Refuse a model of which transformers would have drawn weights at random.
 
     Args:

@@ -8,7 +8,6 @@ the vocabulary), and all start at g = 0: no guidance.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.networks.backbone import Backbone
 from gtl_lightning.networks.block import BackboneConfig
-from gtl_lightning.networks.decoder import Decoder
 from gtl_lightning.networks.heads import zeroed
 from gtl_lightning.networks.store import Stored, register
 from gtl_lightning.sharing.shareable import RATIO
@@ -75,17 +73,6 @@ class TokenRatioNetwork(TokenLevel):
         self.backbone = Backbone(config)
         self.project = zeroed(nn.Linear(config.width, config.width))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    @classmethod
-    def from_denoiser(cls, denoiser: Decoder, depth: int, dropout: float = 0.0) -> TokenRatioNetwork:
-        """A network whose encoder starts as the first `depth` blocks of a denoiser (weights copied, then free).
-
-        Raises:
-            UserError: the denoiser has fewer blocks.
-        """
-        network = cls(replace(denoiser.config, depth=depth, dropout=dropout))
-        network.backbone.warm_start(denoiser.backbone)
-        return network
 
     @property
     def mask_index(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 from torch import Tensor, nn
 
 from gtl_lightning.core.protocols import Source
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.files import load_tensors, save_tensors
 from gtl_lightning.networks.block import BackboneConfig, seeded
 from gtl_lightning.records import ANY, COUNT, Shape, Within, record
@@ -107,8 +107,7 @@ def load_network(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: weights and configuration do not fit ({reason}); train it again") from error
+        raise UserError(f"{path}: weights and configuration do not fit ({reason(error)}); train it again") from error
     return network.eval()
 
 

@@ -100,8 +100,9 @@ def by_redrawing(
     clean = torch.tensor([index for index in range(network.vocab_size) if index not in ids_of(network)])
 
     def write(prefix: Tensor) -> tuple[Tensor, Tensor]:
-        noise = torch.randint(len(clean), (len(prefix), length), generator=generator, device=prefix.device)
-        start = clean.to(prefix.device)[noise]
+        where = prefix.device if generator is None else generator.device
+        noise = torch.randint(len(clean), (len(prefix), length), generator=generator, device=where)
+        start = clean[noise.cpu()].to(prefix.device)
         everything = torch.ones_like(start, dtype=torch.bool)
         with torch.no_grad():
             return decode(

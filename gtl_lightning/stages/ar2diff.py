@@ -22,7 +22,7 @@ from gtl_lightning.data.checkpoint import Checkpoint, Roles, checkpoint, roles, 
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import TextDataModule
 from gtl_lightning.data.tokens import encode_chunks, read_texts, save_tokenizer
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, lacks_memory
 from gtl_lightning.files import check_place, digest, replacing, write_json
 from gtl_lightning.methods.fitting import Trained
 from gtl_lightning.modules.base import Batch, OptimiserConfig, TrainedModule
@@ -33,7 +33,6 @@ from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import check_length, read_config, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import targets
-from gtl_lightning.resources import lacks_memory
 from gtl_lightning.workspace.converting import Asked
 from gtl_lightning.workspace.corpus import check_machine, device_of
 from gtl_lightning.workspace.fitting import fit_best, scoring

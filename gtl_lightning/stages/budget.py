@@ -132,7 +132,7 @@ def step_cost(params: Params, corpus: Corpus, method: str, measure: Measure) -> 
     train = train.subset(min(len(train), BATCHES * own.train.batch))
     source = corpus.dataset("source_train")
     context = replace(
-        context_of(params, corpus, cell, train, val, set()),
+        context_of(params, corpus, cell, train, val, set(), {}),
         frozen=partial(_untrained, params, corpus),
         source=lambda: source.subset(min(len(source), BATCHES * own.train.batch)),
         device=device_of(params),

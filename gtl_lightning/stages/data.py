@@ -20,15 +20,13 @@ from gtl_lightning.data.sample import write_sample
 from gtl_lightning.data.snapshot import import_snapshot
 from gtl_lightning.data.split import split_snapshot
 from gtl_lightning.data.tokens import tokenize_splits
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, lacks_memory
 from gtl_lightning.files import make_folder, settle, write_text, writing
 from gtl_lightning.workspace.checks import check_corpus, check_featurizer
 from gtl_lightning.workspace.options import check_seed
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import DATA, SNAPSHOT, SPLITS, STATE, TOKENS, log
 from gtl_lightning.workspace.progress import progress_bar
-
-_NO_ROOM = ("failed to map segment", "cannot allocate memory")
 
 
 def data_sample(*, seed: int) -> None:
@@ -148,7 +146,7 @@ def _in_memory(doing: str, folder: Path) -> Iterator[None]:
             yield
     except (MemoryError, ImportError) as error:
         # a library that finds no room to be loaded in is an ImportError to Python
-        if isinstance(error, ImportError) and not any(said in str(error).lower() for said in _NO_ROOM):
+        if not lacks_memory(error):
             raise
         raise UserError(
             f"not enough memory for {doing}; {folder} is as it was: free memory, or take fewer records "

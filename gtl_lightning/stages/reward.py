@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -29,13 +29,13 @@ from gtl_lightning.methods.tcsm_reward import REPEATED
 from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.known_ratio import KnownRatioModule
-from gtl_lightning.networks import TokenRatioNetwork, seeded
+from gtl_lightning.networks import BackboneConfig, TokenRatioNetwork, seeded
 from gtl_lightning.papers.gtl import importance_draws
 from gtl_lightning.papers.tcsm import Reward, effective_sample_size
 from gtl_lightning.report.document import to_markdown
 from gtl_lightning.report.figures import save_figure
 from gtl_lightning.report.reward import frontier, reward_blocks
-from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
+from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser, token_files
 from gtl_lightning.workspace.fitting import fit_best, scoring, texts_of
 from gtl_lightning.workspace.options import check_seed
 from gtl_lightning.workspace.params import Params
@@ -210,7 +210,7 @@ class _Bench:
             return KnownRatioModule(network, optimiser, log_ratio=lambda x_0: reward.log_ratio(x_0) - log_z, **given)
 
         train, val = self._parts(self.pool)
-        network = self._fitted(build, gtl.train, train, val, f"ratio-{beta:g}")
+        network = self._fitted(build, gtl.train, train, val, f"ratio-{beta:g}", self.corpus.backbone(gtl.network))
         return self.drawn(self.source, self.lengths, 2, Guidance(TokenRatio(network.to(self.device).eval())))
 
     def _trained(self, beta: float) -> TokenDataset:
@@ -234,6 +234,7 @@ class _Bench:
         train: TokenDataset,
         val: TokenDataset,
         part: str,
+        network: BackboneConfig | None = None,
     ) -> Any:
         cell = Cell("reward", None, self.asked.seed)
         data = texts_of(self.params, train, val, training, self.corpus, self.asked.seed)
@@ -242,8 +243,13 @@ class _Bench:
             "values": digest(self.values.tolist()),
             "schedule": self.params.schedule,
             "samples": len(self.values),
+            "network": network and asdict(network),
         }
-        return fit_best(self.params, cell, build, data, training, depends, {SOURCE}, part, self.asked.seed).network
+        inputs = {SOURCE, *token_files()}
+        found = fit_best(
+            self.params, cell, build, data, training, depends, inputs, part, self.asked.seed, code=__name__
+        )
+        return found.network
 
     def _split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         cut = len(values) - max(1, round(HELD_OUT * len(values)))

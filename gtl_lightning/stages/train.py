@@ -240,14 +240,15 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
     check_machine(params)
     corpus = Corpus.open(params)
     train, val = corpus.target(fraction_of(cell), params.data.min_examples)  # refused before seconds of imports
-    own, read = params.methods.of(method), set[Path]()
+    own, read, said = params.methods.of(method), set[Path](), dict[str, Any]()
     begun = time.process_time()
-    recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read), own)
+    recipe = METHODS[method].recipe(context_of(params, corpus, cell, train, val, read, said), own)
     prepared = time.process_time() - begun
     data = domains_of if recipe.both_domains else texts_of
     settings = {
         "method": own.model_dump(exclude={"train"}),
         "schedule": params.schedule,
+        **said,
         **recipe.depends,
         **recipe.found,
     }
@@ -271,18 +272,24 @@ def train_cell(params: Params, method: str, fraction: float, seed: int) -> None:
 
 
 def context_of(
-    params: Params, corpus: Corpus, cell: Cell, train: TokenDataset, val: TokenDataset, read: set[Path]
+    params: Params,
+    corpus: Corpus,
+    cell: Cell,
+    train: TokenDataset,
+    val: TokenDataset,
+    read: set[Path],
+    said: dict[str, Any],
 ) -> Context:
-    """What a method's recipe may know; every file that it opens is noted in `read`."""
+    """What a method's recipe may know; every file that it opens is noted in `read`, what it asks for in `said`."""
 
     def frozen(role: Role) -> Source | nn.Module:
-
         path = frozen_path(role, cell)
         read.add(path)
         return load_network(path) if role in ("clean", "noised") else load_denoiser(path.parent.name)
 
     def smoothing() -> float:
-        return params.classifier.label_smoothing if params.classifier.unsmooth else 0.0
+        said["smoothing"] = params.classifier.label_smoothing if params.classifier.unsmooth else 0.0
+        return float(said["smoothing"])
 
     return Context(
         seed=cell.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 from contextlib import closing
@@ -13,6 +14,8 @@ from gtl_lightning.errors import UserError
 
 SQLITE = "sqlite:///"
 CONNECT_TIMEOUT_SECONDS = 3.0
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
+"""Up to the last @ of an address's host: a password may hold one."""
 
 
 def resolve_uri(uri: str) -> str:
@@ -65,6 +68,11 @@ def without_credentials(uri: str) -> str:
         return uri
     host = f"{address.hostname}:{address.port}" if address.port else address.hostname
     return f"{address.scheme}://{host}{address.path}"
+
+
+def hide_credentials(text: str) -> str:
+    """A text with the user and the password of every address in it masked."""
+    return CREDENTIALS.sub("***", text)
 
 
 def exists(uri: str) -> bool:

@@ -32,7 +32,7 @@ ABOUT = (
     "positions; from masks alone it writes a text."
 )
 USE = """
-from gtl_lightning import Draw, GuidedModel, sample  # pip install gtl-lightning
+from gtl_lightning import Draw, GuidedModel, sample  # the package gtl-lightning
 
 model = GuidedModel.from_pretrained("{name}")
 x = sample(model.denoiser, batch=4, length=model.length, mask_index=model.mask_index, guidance=model.guidance,

@@ -66,8 +66,7 @@ def _exact(texts: list[str], domain: str | None) -> dict[str, float | None]:
     from gtl_lightning.data.sample import exact_nll
 
     exact = exact_nll(texts, domain)
-    nll = float(exact.nats[exact.known].sum() / exact.words[exact.known].sum()) if exact.known.any() else None
-    return {"exact_nll": nll, "exact_known": float(exact.known.mean())}
+    return {"exact_nll": exact.mean_per_word if exact.known.any() else None, "exact_known": float(exact.known.mean())}
 
 
 def memorisation_metrics(

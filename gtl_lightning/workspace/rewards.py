@@ -44,7 +44,6 @@ def share_of(term: str) -> Texts:
 
 
 NAMED: dict[str, Texts] = {"length": length, "readability": readability}
-TERM = "term"
 
 
 def reward_of(name: str | None, term: str | None, module: str | None) -> Texts:

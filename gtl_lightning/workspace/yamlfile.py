@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, reason
 from gtl_lightning.inputs import read_text
 
 LARGEST = 1 << 18
@@ -53,9 +53,9 @@ def parse(text: str, origin: str) -> Any:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
     except YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{origin} is not valid YAML ({reason(error)})") from error
     except (ValueError, RecursionError) as error:  # a 13th month; what is nested a hundred times
-        raise UserError(f"{origin} holds what is no parameter ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{origin} holds what is no parameter ({reason(error)})") from error
     return value
 
 

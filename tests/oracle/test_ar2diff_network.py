@@ -20,7 +20,6 @@ from gtl_lightning.networks import (
     BackboneConfig,
     CausalLM,
     MaskedDenoiser,
-    TokenRatioNetwork,
     UniformDenoiser,
     load_network,
     save_network,
@@ -214,15 +213,6 @@ def test_files_without_a_word_on_the_shift_load_as_they_were(tmp_path: Path) -> 
         again: Any = load_network(tmp_path / "n", type(network))
         x = texts()
         assert torch.equal(*(n(x, NOW) if isinstance(n, MaskedDenoiser) else n(x) for n in (network.eval(), again)))
-
-
-def test_ratios_that_start_from_it_read_as_it_does() -> None:
-    """A network that takes its first blocks takes its shift with them."""
-    denoiser = MaskedDenoiser.from_causal(model()).eval()
-    ratio = TokenRatioNetwork.from_denoiser(denoiser, depth=2).eval()
-    x = texts()
-    assert ratio.backbone.config.shift
-    assert torch.equal(ratio.encode(x, NOW), denoiser.encode(x, NOW))
 
 
 def test_decoding_draws_tokens_alone_and_keeps_what_is_given() -> None:

@@ -128,7 +128,7 @@ def test_the_host_looks_at_the_device_once_a_call_not_once_a_step(options: dict[
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"size": 2, "margin": -1}, {"size": 2, "refresh": 0}])
 def test_blocks_that_cannot_be(bad: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="must be at least 1"):
+    with pytest.raises(UserError, match="of blocks must be at least [01], got"):
         Blocks(**bad)
 
 

@@ -52,9 +52,9 @@ def test_strengths_are_learned_on_texts_that_are_not_counted_and_then_all_are(
         corpus, cell = Corpus.open(params), Cell(name, 0.3, 0)
         train, val = corpus.target(0.3, params.data.min_examples)
         settings = params.methods.of(name)
-        recipe = METHODS[name].recipe(context_of(params, corpus, cell, train, val, set()), settings)
+        recipe = METHODS[name].recipe(context_of(params, corpus, cell, train, val, set(), {}), settings)
         with pytest.raises(UserError, match="there is 1 text; raise the fraction"):
-            METHODS[name].recipe(context_of(params, corpus, cell, train.subset(1), val, set()), settings)
+            METHODS[name].recipe(context_of(params, corpus, cell, train.subset(1), val, set(), {}), settings)
         part = cast(CountTokenRatio, recipe.builds["network"](OptimiserConfig(), 0).network)
         train_cell(params, name, 0.3, 0)
         whole = cast(CountTokenRatio, load_network(Path("models") / cell.name / "network.safetensors"))

@@ -56,7 +56,7 @@ def test_it_reads_target_texts_and_the_fine_tuned_denoiser_alone(evaluated: Path
         corpus = Corpus.open(PARAMS)
         train, val = corpus.target(0.3, PARAMS.data.min_examples)
         settings = PARAMS.methods.of(CELL.method)
-        recipe = METHODS[CELL.method].recipe(context_of(PARAMS, corpus, CELL, train, val, read), settings)
+        recipe = METHODS[CELL.method].recipe(context_of(PARAMS, corpus, CELL, train, val, read, {}), settings)
         denoiser = load_network(FINETUNED)
     assert read == {FINETUNED}
     assert not recipe.both_domains

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,11 +128,12 @@ def test_borrowed_source_texts_are_those_that_the_classifier_takes_for_the_targe
         params = tiny()
         corpus = Corpus.open(params)
         target, val = corpus.target(0.3, params.data.min_examples)
-        source, read = corpus.dataset("source_train"), set[Path]()
-        context = context_of(params, corpus, cell, target, val, read)
+        source, read, said = corpus.dataset("source_train"), set[Path](), dict[str, Any]()
+        context = context_of(params, corpus, cell, target, val, read, said)
         joined = with_borrowed(context, 2 * len(target), clip=5.0)
         classifier = context.frozen("clean")
     assert read == {Path("models/classifier-0.3-0/clean.safetensors")}, "the state is keyed by what was read"
+    assert said == {"smoothing": params.classifier.label_smoothing}, "and by what it was read with"
     own = len(joined) // 3
     assert own % len(target) == 0
     assert all(text.equal(target[index % len(target)]) for index, text in enumerate(list(joined)[:own]))

@@ -75,7 +75,7 @@ def test_what_is_fine_tuned_with_borrowed_texts_has_those_that_guidance_has(trai
         corpus, cell = Corpus.open(params), Cell("finetune-borrowed", 0.3, 0)
         train, val = corpus.target(0.3, params.data.min_examples)
         recipes = {
-            name: METHODS[name].recipe(context_of(params, corpus, cell, train, val, set()), params.methods.of(name))
+            name: METHODS[name].recipe(context_of(params, corpus, cell, train, val, set(), {}), params.methods.of(name))
             for name in ("finetune", "finetune-borrowed", "gtl-warm")
         }
         source = load_denoiser("source")

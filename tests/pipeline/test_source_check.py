@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,17 @@ def test_states_that_depend_on_padding_are_found() -> None:
     assert batch_check(Table(), noisy, PAD).holds  # type: ignore[arg-type]
     assert not batch_check(Table(attends=True), noisy, PAD).holds  # type: ignore[arg-type]
 
+    class Empty(Table):
+        """A row with padding is no number, as by a softmax over nothing."""
+
+        def decode(self, h: Tensor) -> Tensor:
+            return super().decode(h) + 0 * h.amax(-1, keepdim=True)
+
+        def encode(self, x: Tensor, t: Tensor | None, look: Look = EVERYWHERE, features: Any = None) -> Tensor:
+            return super().encode(x, t, look, features).masked_fill((x == PAD).any(1)[:, None, None], math.nan)
+
+    assert not batch_check(Empty(), noisy, PAD).holds  # type: ignore[arg-type]
+
 
 def test_the_shift_is_decided_by_data() -> None:
     """States that stand a place too early are seen by the likelihood of the texts; a law that knows nothing is not."""
@@ -147,7 +159,7 @@ def test_the_report_of_a_bert_in_the_terminal_and_as_json(tmp_path: Path) -> Non
     assert len(report["levels"]) == 4 and report["texts"] == 30 and report["nelbo"] > 0
     assert report["tokens_per_second"] > 0 and report["weights_mb"] == pytest.approx(report["parameters"] * 4e-6)
     assert report["adapter"] == "MaskedLMDenoiser" and len(report["sha256"]) == 64
-    assert ("NELBO" in said and said.strip().splitlines()[-1] in report["verdict"]) or report["verdict"][:40] in said
+    assert "NELBO" in said and report["verdict"] and report["verdict"] in " ".join(said.split())
 
 
 def test_without_texts_it_says_what_it_could_not_look_at(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_files_are_mapped_and_damage_is_named(tmp_path: Path) -> None:
             TokenDataset(tmp_path, "a", PAD)
 
 
+@pytest.mark.parametrize(("batch", "said"), [(7, "6 or 8"), (1, "at least 2")])
+def test_a_batch_that_is_no_two_halves_is_refused(batch: int, said: str) -> None:
+    """Every loss reads the logit of P(target) as log q/p, which it is where both domains come equally often."""
+    with pytest.raises(UserError, match=said):
+        domain_module(50, 30, batch=batch)
+
+
 def test_a_split_without_examples_is_readable_and_refused_for_training(tmp_path: Path) -> None:
     np.save(tmp_path / "a.tokens.npy", np.empty(0, np.uint16))
     np.save(tmp_path / "a.offsets.npy", np.zeros(1, np.int64))

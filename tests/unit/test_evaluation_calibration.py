@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from gtl_lightning.errors import UserError
-from gtl_lightning.evaluation.calibration import expected_calibration_error, fit_calibration, roc_auc
+from gtl_lightning.evaluation.calibration import expected_calibration_error, roc_auc
 from gtl_lightning.evaluation.overlap import LevelDiagnostics, advise, diagnose, effective_share
 
 
@@ -51,32 +50,6 @@ def test_calibration_error_is_small_for_the_posterior_and_grows_with_overconfide
     assert expected_calibration_error(1 / (1 + np.exp(-scores)), labels) > 0.1
 
 
-@pytest.mark.parametrize("sizes", [(20_000, 20_000), (30_000, 6_000)])
-def test_affine_calibration_recovers_the_log_ratio(sizes: tuple[int, int]) -> None:
-    scores, labels = joined(*gaussians(1.5, *sizes))
-    fitted = fit_calibration(0.4 * scores + 0.7, labels)  # shrunk as by label smoothing, and shifted
-    assert fitted.scale * 0.4 == pytest.approx(1, abs=0.05)
-    assert fitted.shift + fitted.scale * 0.7 == pytest.approx(0, abs=0.05)
-    assert torch.allclose(fitted(torch.tensor([0.7])), torch.zeros(1), atol=0.05)
-
-
-def test_temperature_alone_leaves_the_shift() -> None:
-    scores, labels = joined(*gaussians(1.5, 20_000, 20_000))
-    fitted = fit_calibration(2 * scores, torch.from_numpy(labels), affine=False)
-    assert fitted.shift == 0
-    assert fitted.scale == pytest.approx(0.5, abs=0.03)
-
-
-def test_unbalanced_calibration_keeps_the_shares() -> None:
-    scores, labels = joined(*gaussians(1.5, 30_000, 6_000))
-    assert fit_calibration(scores, labels, balanced=False).shift == pytest.approx(math.log(6 / 30), abs=0.06)
-
-
-def test_separable_domains_give_a_finite_scale() -> None:
-    fitted = fit_calibration(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
-    assert 1 < fitted.scale < 100
-
-
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
@@ -86,7 +59,7 @@ def test_separable_domains_give_a_finite_scale() -> None:
     ],
 )
 def test_bad_classifier_output_is_one_clear_line(scores: np.ndarray, labels: np.ndarray, message: str) -> None:
-    for function in (roc_auc, expected_calibration_error, fit_calibration):
+    for function in (roc_auc, expected_calibration_error):
         with pytest.raises(UserError, match=message):
             function(scores, labels)
 

@@ -122,7 +122,7 @@ def test_a_value_that_cannot_be_is_named(key: str, value: str, workspace: Path, 
         line.refused("split", workspace, "params.yaml", key)
     else:
         said = line.refused(("configure", "--set", f"{key}={value}"), workspace, key.partition(".")[0])
-        assert any(part in said for part in (key, key.rpartition(".")[2], value.strip("[]").split(", ")[-1])), said
+        assert key.rpartition(".")[2] in said, said
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "no file", "no UTF-8"])

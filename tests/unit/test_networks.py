@@ -27,6 +27,7 @@ from gtl_lightning.networks import (
     RatioEnsemble,
     SequenceRatioNetwork,
     TokenRatioNetwork,
+    UniformDenoiser,
     likeliest,
     load_network,
     log_prob_of,
@@ -34,7 +35,7 @@ from gtl_lightning.networks import (
     save_network,
     seeded,
 )
-from gtl_lightning.networks.block import rotary_table, rotate
+from gtl_lightning.networks.block import NO_PAD, rotary_table, rotate
 
 MASK, PAD, V, L = 10, 11, 12, 8
 CONFIG = BackboneConfig(vocab_size=V, length=L, width=16, depth=2, heads=2, mask_index=MASK, pad_index=PAD, cond_dim=8)
@@ -184,12 +185,11 @@ def test_ratios_start_at_zero():
         denoiser = MaskedDenoiser(CONFIG)
         ratios = [
             TokenRatioNetwork(CONFIG),
-            TokenRatioNetwork.from_denoiser(denoiser, depth=1),
             FeatureTokenRatio(denoiser, rank=3, own=replace(CONFIG, width=8)),
             DifferenceTokenRatio(denoiser),
             SequenceRatioNetwork(CONFIG),
         ]
-    for ratio in (*ratios, RatioEnsemble(ratios[:4])):
+    for ratio in (*ratios, RatioEnsemble(ratios[:3])):
         assert torch.equal(ratio(x_t, t), torch.zeros_like(ratio(x_t, t)))
 
 
@@ -276,23 +276,6 @@ def test_low_rank_feature_ratio_can_express_a_change_of_the_output_bias():
     with torch.no_grad():
         ratio.bias.copy_(shift)
     torch.testing.assert_close(ratio(x_t, t), shift.expand(5, L, V))
-
-
-def test_warm_start_copies_the_first_blocks():
-    x_t, t = noisy()
-    denoiser = make(MaskedDenoiser)
-    same = TokenRatioNetwork.from_denoiser(denoiser, depth=2)
-    torch.testing.assert_close(same.encode(x_t, t), denoiser.encode(x_t, t))
-    first = TokenRatioNetwork.from_denoiser(denoiser, depth=1)
-    expected, own = denoiser.backbone.blocks[0].state_dict(), first.backbone.blocks[0].state_dict()
-    assert all(torch.equal(own[name], expected[name]) for name in expected)
-    with torch.no_grad():
-        first.backbone.embedding.weight.add_(1)
-    assert not torch.equal(first.backbone.embedding.weight, denoiser.backbone.embedding.weight)
-    with pytest.raises(UserError, match="3 blocks"):
-        TokenRatioNetwork.from_denoiser(denoiser, depth=3)
-    with pytest.raises(UserError, match="width"):
-        Backbone(replace(CONFIG, width=8)).warm_start(denoiser.backbone)
 
 
 def test_ensemble_is_the_mean():
@@ -398,6 +381,18 @@ def test_seeded_weights_repeat():
     with seeded(4):
         third = MaskedDenoiser(CONFIG)
     assert first.fingerprint() == second.fingerprint() != third.fingerprint()
+
+
+@pytest.mark.parametrize("read", [{"shift": True}, {"heads": 1}, {"pad_index": NO_PAD}, UniformDenoiser])
+def test_the_same_weights_read_otherwise_are_another_source(read, tmp_path):
+    """A ratio of one guides the other wrongly, and a training of one is no training of the other."""
+    denoiser = make(MaskedDenoiser)
+    other = UniformDenoiser(CONFIG) if read is UniformDenoiser else MaskedDenoiser(replace(CONFIG, **read))
+    other.load_state_dict(denoiser.state_dict())
+    assert other.fingerprint() != denoiser.fingerprint()
+    save_network(tmp_path / "n", FeatureTokenRatio(denoiser, rank=2))
+    refused(tmp_path / "n", "another denoiser", denoiser=other)
+    assert denoiser.trainable_copy(dropout=0.5).fingerprint() == denoiser.fingerprint(), "dropout is of training alone"
 
 
 def refused(path, match, **kwargs):

@@ -538,10 +538,10 @@ def test_nothing_is_drawn_by_a_ratio_that_is_none(values: list[float]) -> None:
     ("build", "line"),
     [
         (lambda: Guidance(TokenRatio(torch.zeros(3))), "the ratio is a Tensor; give a function"),  # type: ignore[arg-type]
-        (lambda: Guidance(SequenceRatio(sequence_f), n_ratio=2.5), "n_ratio .* 2.5; a whole number"),  # type: ignore[arg-type]
-        (lambda: Guidance(SequenceRatio(sequence_f), chunk=1.5), "chunk .* 1.5; a whole number"),  # type: ignore[arg-type]
-        (lambda: Blocks(2.5), "blocks must be whole numbers"),  # type: ignore[arg-type]
-        (lambda: Blocks(2, refresh=1.5), "blocks must be whole numbers"),  # type: ignore[arg-type]
+        (lambda: Guidance(SequenceRatio(sequence_f), n_ratio=2.5), "n_ratio must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Guidance(SequenceRatio(sequence_f), chunk=1.5), "chunk must be a whole number, got 1.5"),  # type: ignore[arg-type]
+        (lambda: Blocks(2.5), "size of blocks must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Blocks(2, refresh=1.5), "refresh of blocks must be a whole number, got 1.5"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_of_another_kind(build: Callable[[], object], line: str) -> None:

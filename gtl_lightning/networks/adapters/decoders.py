@@ -14,6 +14,7 @@ from torch import nn
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.adapters.weights import filled, read_weights
+from gtl_lightning.networks.block import seeded
 from gtl_lightning.networks.families import FAMILIES, loading, quiet
 
 LLADA, DREAM, DLLM = "llada", "Dream", "a2d-"
@@ -87,7 +88,7 @@ def blank_decoder(sizes: dict[str, Any]) -> nn.Module:
     """A model of a configuration of transformers, its weights at random."""
     import transformers
 
-    with quiet():
+    with quiet(), seeded(0):
         model: nn.Module = getattr(transformers, FAMILIES[sizes["model_type"]])(
             _settings(sizes["model_type"], sizes, "its configuration")
         )

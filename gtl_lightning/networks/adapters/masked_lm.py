@@ -18,6 +18,7 @@ from gtl_lightning.core.protocols import EVERYWHERE, Look, PaddingOnce
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading, before, linear
 from gtl_lightning.networks.adapters.weights import filled, read_weights
+from gtl_lightning.networks.block import seeded
 from gtl_lightning.networks.families import loading, quiet
 from gtl_lightning.networks.store import register
 
@@ -118,7 +119,7 @@ class MaskedLMDenoiser(ModelDenoiser):
         """A model of a configuration, its weights at random."""
         import transformers
 
-        with quiet():
+        with quiet(), seeded(0):
             return getattr(transformers, sizes["architectures"][0])(_settings(sizes, "its configuration"))
 
 

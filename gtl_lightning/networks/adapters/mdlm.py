@@ -20,6 +20,7 @@ from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.errors import UserError
 from gtl_lightning.networks.adapters.model import ModelDenoiser, Reading, linear
 from gtl_lightning.networks.adapters.weights import read_weights
+from gtl_lightning.networks.block import seeded
 from gtl_lightning.networks.store import register
 from gtl_lightning.records import COUNT, Shape, record
 
@@ -251,7 +252,8 @@ class DiTDenoiser(ModelDenoiser):
         said = record(sizes, "config.json of an mdlm", SIZES)
         if not said["n_heads"] or said["hidden_dim"] % (2 * said["n_heads"]):
             raise UserError(f"an mdlm of width {said['hidden_dim']} has no {said['n_heads']} heads of even size")
-        return DiT(Sizes(**{key: said[key] for key in Sizes.__dataclass_fields__ if key in said}))
+        with seeded(0):
+            return DiT(Sizes(**{key: said[key] for key in Sizes.__dataclass_fields__ if key in said}))
 
 
 def widened(model: DiT, rows: int) -> DiT:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gtl_lightning.core.guard import law, wide
 from gtl_lightning.core.protocols import EVERYWHERE, Look
 from gtl_lightning.errors import UserError
+from gtl_lightning.files import digest
 from gtl_lightning.networks.adapters.origin import ORIGIN, Origin
 from gtl_lightning.networks.source import carried, weights_hash
 from gtl_lightning.networks.store import Stored
@@ -213,8 +214,9 @@ class ModelDenoiser(Stored, nn.Module):
                 model.gradient_checkpointing_disable()
 
     def fingerprint(self) -> str:
-        """Short hash of all weights; of a model that stays where it lies, of its files."""
-        return self.origin.sha256[:16] if self.origin else weights_hash(self)
+        """Short hash of all weights, or of a model that stays where it lies of its files, and of how they are read."""
+        weights = self.origin.sha256 if self.origin else [self.sizes, weights_hash(self)]
+        return digest([type(self).__name__, asdict(self.reading), weights])
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
         """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from gtl_lightning.errors import UserError
-from gtl_lightning.networks.families import check_whole, loading, quiet
+from gtl_lightning.errors import UserError, reason
+from gtl_lightning.networks.families import check_complete, loading, quiet
 from gtl_lightning.records import Values, read_record
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _safe(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({_line(error)}); fetch it again") from error
+        raise UserError(f"{path} is damaged ({reason(error)}); fetch it again") from error
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -100,12 +100,8 @@ def filled(name: str, config: Any, state: dict[str, Tensor], folder: Path, spare
             dtype=torch.float32,
             trust_remote_code=False,
         )
-    check_whole(info, folder, name)
+    check_complete(info, folder, name)
     left = sorted(key for key in info["unexpected_keys"] if not any(part in key for part in spare))
     if spare and left:
         raise UserError(f"{folder} holds weights that a {name} has no place for ({left[0]}); it is another model")
     return cast("PreTrainedModel", model.eval())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

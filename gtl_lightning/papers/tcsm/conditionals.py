@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gtl_lightning.core.guard import wide
 from gtl_lightning.core.noise import Noise
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 
 CHUNK = 256
 """Texts that a teacher scores at once."""
@@ -131,9 +131,8 @@ class _Scored:
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        for name, value in (("k", self.k), ("chunk", self.chunk)):
-            if not (hasattr(value, "__index__") and value >= 1):
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_whole("k", self.k, least=1)
+        check_whole("chunk", self.chunk, least=1)
 
 
 class TopK(_Scored):

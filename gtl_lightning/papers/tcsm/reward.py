@@ -31,7 +31,7 @@ from torch import Tensor
 from gtl_lightning.core.callables import called
 from gtl_lightning.core.guard import wide
 from gtl_lightning.core.guidance import SequenceRatio
-from gtl_lightning.errors import UserError
+from gtl_lightning.errors import UserError, check_whole
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class Reward:
         """
         if complete is None:
             return SequenceRatio(self.log_ratio)
-        if not (hasattr(draws, "__index__") and draws >= 1):
-            raise UserError(f"draws must be a whole number of at least 1, got {draws!r}")
+        check_whole("draws", draws, least=1)
 
         def log_ratio(x_t: Tensor, t: Tensor) -> Tensor:
             tried = torch.stack([self.log_ratio(complete(x_t)) for _ in range(draws)])

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gtl_lightning.evaluation.overlap import Advice
     from gtl_lightning.studies.markov.stacked import StackedModule
 
-ADVISOR_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
 SIDE_BY_SIDE = ((REWEIGHTED,), ("gtl-token", "source", "bigram"))
 """What runs in one process, the longest first. The advisor speaks before the first is sampled."""
 
@@ -79,6 +78,7 @@ def _advice(problem: Problem) -> tuple[Advice, Advice, float]:
 
     Twice: for ratios that also learn from target rows, and for those that do nothing but reweight source rows.
     """
+    from gtl_lightning.evaluation.noised_ratio import MASKED_SHARES
     from gtl_lightning.evaluation.overlap import advise, diagnose, effective_share
     from gtl_lightning.laws.exact import ExactRatio
 
@@ -87,7 +87,7 @@ def _advice(problem: Problem) -> tuple[Advice, Advice, float]:
     source = problem.source_data[1]
     levels = [
         diagnose(share, *(_log_ratios(module, rows, share, problem.seed) for rows in (source, held_out)))
-        for share in ADVISOR_SHARES
+        for share in MASKED_SHARES
     ]
     exact = ExactRatio(problem.source, problem.target).sequence(_masked(source, 0.5, problem.seed))
     return advise(levels), advise(levels, open_share=0.0), effective_share(exact.numpy())

@@ -268,7 +268,7 @@ class StackedSequenceRatio(StackedSequence):
 
     def _log_ratio(self, classifier: Frozen, x: Tensor, t: Tensor) -> Tensor:
         """Float[m,b] of frozen classifiers, trained on both domains equally often and without label smoothing."""
-        return frozen_log_ratio(classifier.network, x, t, 0.0, 0.5, self.clip)
+        return frozen_log_ratio(classifier.network, x, t, 0.0, self.clip)
 
 
 def _domain_loss(module: StackedModule, batch: Batch, generator: torch.Generator, *, clean: bool) -> Tensor:
