@@ -217,7 +217,7 @@ def train_ratio(
         parts = {"source_texts": source, "target_texts": train, "held_out": val}
         options["identity"] = identity_of(frozen, {"method": method, "settings": digest(said)}, parts)
     with fit_folder(folder) as state, evaluating(denoiser), staying(denoiser) as home:
-        members = fit_recipe(recipe, own.train, seed, partial(_fit, recipe, source, val, frozen, state, options))
+        members = fit_recipe(recipe, own.train, seed, partial(_fit, recipe, source, val, state, options))
         network = averaged([member.network for member in members]).to(home).eval()
     fits = tuple(member.result for member in members)
     pad = None if reading.ids.pad_index == NO_PAD else reading.ids.pad_index
@@ -228,7 +228,6 @@ def _fit(
     recipe: Recipe,
     source: TokenDataset,
     val: TokenDataset,
-    frozen: Source,
     state: Path,
     options: dict[str, Any],
     attempt: Attempt,

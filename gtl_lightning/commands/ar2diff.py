@@ -44,11 +44,11 @@ def ar2diff(
     """Make a denoiser of a pretrained Llama, Qwen2, Qwen3 or GPT-2; transformers alone loads what it writes."""
     params = open_params()
     from gtl_lightning.stages.ar2diff import convert
-    from gtl_lightning.workspace.converting import Asked
+    from gtl_lightning.workspace.converting import ConversionRequest
 
     convert(
         params,
-        Asked(
+        ConversionRequest(
             name, out, steps, domain, length, prefix, batch, lr, warmup, check_every, shift, sink, anneal,
             lora, checkpointing, precision, seed,
         ),

@@ -37,5 +37,7 @@ def reward(
     from gtl_lightning.stages import reward as stage
 
     name = reward or (f"share of {term}" if term else str(module))
-    asked = stage.Asked(name, wanted, tuple(beta) or (0.5, 1.0, 2.0), tuple(best_of) or (2, 4, 8), samples, count, seed)
+    asked = stage.RewardRequest(
+        name, wanted, tuple(beta) or (0.5, 1.0, 2.0), tuple(best_of) or (2, 4, 8), samples, count, seed
+    )
     stage.measure_reward(params, asked)

@@ -43,9 +43,9 @@ def source_import(
 ) -> None:
     """Say in params.yaml that this denoiser is the source, by name, revision and hash; `gtl sweep` does the rest."""
     params = open_params()
-    from gtl_lightning.stages.source import Asked, import_source
+    from gtl_lightning.stages.source import DenoiserRequest, import_source
 
-    for line in import_source(params, Asked(name, revision, tokenizer, shift), copied):
+    for line in import_source(params, DenoiserRequest(name, revision, tokenizer, shift), copied):
         typer.echo(line)
 
 
@@ -65,9 +65,9 @@ def source_check(
 ) -> None:
     """Say what a denoiser is worth: its law, padding, shift, NELBO and calibration by noise level, speed, memory."""
     check_address_space()
-    from gtl_lightning.stages.source import Asked, check_source
+    from gtl_lightning.stages.source import DenoiserRequest, check_source
 
-    asked = Asked(name, revision, tokenizer, shift)
+    asked = DenoiserRequest(name, revision, tokenizer, shift)
     _show(check_source(asked, texts, length=length, count=count, seed=seed, out=json))
 
 

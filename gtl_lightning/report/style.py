@@ -21,7 +21,8 @@ LABELS = {method.name: method.label for method in METHODS.values()} | {
     "bigram": "bigram counts",
 }
 MARKERS = {method.name: method.marker for method in METHODS.values() if method.marker} | {SOURCE: "_"}
-VARIANT_MARKERS = ("v", "p", "h", "<", ">", "8", "d")
+VARIANT_MARKERS = ("v", "p", "h", "<", ">", "X", "d", "P", "8")
+"""No divisor in common with the number of spare hues: a pair of both comes again after 63 methods, not after 7."""
 
 # Okabe and Ito's colour-blind-safe hues, darkened (light page) or brightened (dark page) until text in them reads well.
 COLOURS = {method.name: method.colours for method in METHODS.values() if method.colours} | {
@@ -77,7 +78,7 @@ def method_colours(methods: set[str]) -> dict[str, tuple[str, str]]:
 
 
 def method_markers(methods: set[str]) -> dict[str, str]:
-    """A marker of its own for each method, so that colour is never the only difference."""
+    """A marker of each method: with its colour a pair of its own, so that colour is seldom the only difference."""
     spare = [method for method in order_methods(methods) if method not in MARKERS]
     markers = {method: MARKERS[method] for method in methods if method in MARKERS}
     return markers | {method: VARIANT_MARKERS[i % len(VARIANT_MARKERS)] for i, method in enumerate(spare)}

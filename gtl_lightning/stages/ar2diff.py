@@ -33,7 +33,7 @@ from gtl_lightning.networks.adapters.model import Reading
 from gtl_lightning.networks.families import check_length, read_config, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import targets
-from gtl_lightning.workspace.converting import Asked
+from gtl_lightning.workspace.converting import ConversionRequest
 from gtl_lightning.workspace.corpus import check_machine, device_of
 from gtl_lightning.workspace.fitting import fit_best, scoring
 from gtl_lightning.workspace.params import Params
@@ -55,7 +55,7 @@ class Health:
     nelbo: float
 
 
-def convert(params: Params, asked: Asked) -> None:
+def convert(params: Params, asked: ConversionRequest) -> None:
     """The folder `asked.out`: transformers' files, the tokenizer, denoiser.json, and ar2diff.json with the health.
 
     Raises:
@@ -68,7 +68,7 @@ def convert(params: Params, asked: Asked) -> None:
         _convert(params, asked, found)
 
 
-def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
+def _convert(params: Params, asked: ConversionRequest, found: Checkpoint) -> None:
     config = read_config(found.folder, found.gguf)
     if getattr(config, "is_causal", True) is False:
         raise UserError(
@@ -129,7 +129,7 @@ def _convert(params: Params, asked: Asked, found: Checkpoint) -> None:
 
 
 def _blank(
-    asked: Asked, denoiser: PretrainedDenoiser, tokenizer: PreTrainedTokenizerFast, ids: Roles
+    asked: ConversionRequest, denoiser: PretrainedDenoiser, tokenizer: PreTrainedTokenizerFast, ids: Roles
 ) -> list[str] | None:
     """The tokens whose mean the mask is read as from now on; None where the mean of all rows is better."""
     some = _texts(asked, "train", tokenizer, ids, BLANK_TEXTS)
@@ -199,7 +199,7 @@ def health(module: ContinuationModule, batches: list[Batch], prefix: int = 0, ro
 
 def _continued(
     params: Params,
-    asked: Asked,
+    asked: ConversionRequest,
     found: Checkpoint,
     denoiser: PretrainedDenoiser,
     data: TextDataModule,
@@ -226,7 +226,9 @@ def _continued(
     return fit_best(params, cell, build, data, asked.training, depends, read, "network", code=__name__)
 
 
-def _texts(asked: Asked, part: str, tokenizer: PreTrainedTokenizerFast, ids: Roles, count: int) -> TokenDataset:
+def _texts(
+    asked: ConversionRequest, part: str, tokenizer: PreTrainedTokenizerFast, ids: Roles, count: int
+) -> TokenDataset:
     """The first `count` texts of a split by rank that have more tokens than are given, in the checkpoint's tokens."""
     path = SPLITS / f"{asked.domain}_{part}.parquet"
     rows = chain.from_iterable(encode_chunks(tokenizer, read_texts(path), asked.length, ids.end_index))
@@ -248,7 +250,7 @@ def _wanted(x: Tensor, prefix: int) -> Tensor:
 
 
 def _row(
-    asked: Asked,
+    asked: ConversionRequest,
     found: Checkpoint,
     ids: Roles,
     val: TokenDataset,

@@ -51,7 +51,7 @@ HEADERS = {
 """Nothing is loaded from anywhere, nothing is kept, and no other page frames this one."""
 
 
-class Asked(BaseModel):
+class ExploreRequest(BaseModel):
     """What the page asks for; empty is left to validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,7 +98,7 @@ class Explorer:
         beside = None if other is None else Sampler.open(params, other_cell(cell, other))
         return cls(params, cell, sampler, other, beside)
 
-    def request(self, asked: Asked) -> SampleRequest:
+    def request(self, asked: ExploreRequest) -> SampleRequest:
         """In the sampler's terms."""
         return SampleRequest(
             count=asked.count,
@@ -111,7 +111,7 @@ class Explorer:
             beside=self.other,
         )
 
-    def plans(self, asked: Asked) -> list[tuple[str, Plan]]:
+    def plans(self, asked: ExploreRequest) -> list[tuple[str, Plan]]:
         """The run beside the cell's, and the cell's own, by name.
 
         Raises:
@@ -122,7 +122,7 @@ class Explorer:
         beside = plan_beside(self.params, self.cell, request, own, self.beside)
         return [*([beside] if beside else []), (run_name(self.cell), own)]
 
-    def texts(self, asked: Asked) -> list[dict[str, Any]]:
+    def texts(self, asked: ExploreRequest) -> list[dict[str, Any]]:
         """Of each run its name, its settings in a line, and its texts."""
         with self.turn:
             return [
@@ -130,7 +130,7 @@ class Explorer:
                 for name, planned in self.plans(asked)
             ]
 
-    def trace(self, asked: Asked) -> str:
+    def trace(self, asked: ExploreRequest) -> str:
         """The page of how the same texts come about."""
         with self.turn:
             return traced(self.params, self.cell, self.request(asked), self.sampler, self.beside)
@@ -167,11 +167,11 @@ def application(explorer: Explorer) -> Starlette:
     return Starlette(routes=[Route(path, answer) for path, answer in served.items()], middleware=[only])
 
 
-async def _answered(request: Request, answer: Callable[[Asked], Response]) -> Response:
+async def _answered(request: Request, answer: Callable[[ExploreRequest], Response]) -> Response:
     """What is asked for in the address, answered off the loop; what cannot be is one line."""
     given = {name: value for name, value in request.query_params.items() if value != ""}
     try:
-        return await run_in_threadpool(answer, Asked.model_validate(given))
+        return await run_in_threadpool(answer, ExploreRequest.model_validate(given))
     except ValidationError as error:
         first = error.errors()[0]
         line = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

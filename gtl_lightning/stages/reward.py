@@ -50,7 +50,7 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
-class Asked:
+class RewardRequest:
     """What `gtl reward` is asked for.
 
     Attributes:
@@ -91,7 +91,7 @@ class Asked:
         check_seed("--seed", self.seed)
 
 
-def measure_reward(params: Params, asked: Asked) -> None:
+def measure_reward(params: Params, asked: RewardRequest) -> None:
     """reports/reward.json, reward.md and the figure reward; a tracked run.
 
     Raises:
@@ -118,7 +118,7 @@ def measure_reward(params: Params, asked: Asked) -> None:
 class _Bench:
     """The denoiser, its texts, and the reward: what all ways share."""
 
-    def __init__(self, params: Params, asked: Asked) -> None:
+    def __init__(self, params: Params, asked: RewardRequest) -> None:
         self.params, self.asked = params, asked
         self.corpus, self.device = Corpus.open(params), device_of(params)
         self.source = load_denoiser("source", device=self.device)

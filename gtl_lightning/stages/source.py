@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +33,7 @@ from gtl_lightning.files import write_json
 from gtl_lightning.inputs import open_regular
 from gtl_lightning.networks.adapters.model import ModelDenoiser
 from gtl_lightning.networks.adapters.origin import files_hash
+from gtl_lightning.resources import peak_resident
 from gtl_lightning.sources.hub import opened
 from gtl_lightning.workspace.params import PARAMS, Params, write_params
 from gtl_lightning.workspace.reconfigure import describe_changes, requested_params
@@ -49,7 +49,7 @@ MEGA = 1e6
 
 
 @dataclass(frozen=True)
-class Asked:
+class DenoiserRequest:
     """What is looked at.
 
     Attributes:
@@ -107,7 +107,7 @@ class Conformance:
     verdict: str
 
 
-def import_source(params: Params, asked: Asked, copied: bool) -> list[str]:
+def import_source(params: Params, asked: DenoiserRequest, copied: bool) -> list[str]:
     """params.yaml with this denoiser as the source and its tokenizer as the tokens'; what changed, a line each.
 
     Raises:
@@ -138,7 +138,7 @@ def import_source(params: Params, asked: Asked, copied: bool) -> list[str]:
 
 
 def check_source(
-    asked: Asked, texts: Path | None, *, length: int, count: int, seed: int, out: Path | None
+    asked: DenoiserRequest, texts: Path | None, *, length: int, count: int, seed: int, out: Path | None
 ) -> Conformance:
     """The report on a denoiser; `out` gets it as JSON.
 
@@ -204,7 +204,7 @@ def _report(
         texts=len(rows) if told else 0,
         tokens_per_second=tokens_per_second(source, longest.expand(8, -1)),
         weights_mb=sum(weight.numel() * weight.element_size() for weight in weights) / MEGA,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
+        peak_mb=peak_resident() / MEGA,
         verdict=_verdict(checks, by_level),
     )
 

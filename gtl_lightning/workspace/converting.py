@@ -15,7 +15,7 @@ DOMAINS = ("source", "target")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ConversionRequest:
     """What `gtl ar2diff` is asked for.
 
     Attributes:

@@ -28,7 +28,7 @@ from gtl_lightning.networks.families import FAMILIES, read_config, read_model
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import targets
 from gtl_lightning.stages.ar2diff import convert, with_rows
-from gtl_lightning.workspace.converting import Asked
+from gtl_lightning.workspace.converting import ConversionRequest
 from gtl_lightning.workspace.params import Params
 from tests.pipeline.conftest import inside, tiny
 from tests.pretrained_kit import decoder, denoiser, folder, texts, tokenizer
@@ -55,9 +55,9 @@ def workspace(tokenised: Path, tmp_path: Path) -> Iterator[Path]:
         yield copy
 
 
-def asked(name: str, out: str, **changed: Any) -> Asked:
+def asked(name: str, out: str, **changed: Any) -> ConversionRequest:
     own = {"steps": 6, "length": LENGTH, "check_every": 2, "lr": 0.02, "warmup": 1, **changed}
-    return Asked(name, Path(out), **own)
+    return ConversionRequest(name, Path(out), **own)
 
 
 def own_nats(kind: str) -> float:

@@ -19,7 +19,7 @@ from examples.guide_a_hub_denoiser import main
 from gtl_lightning import load_denoiser, nelbo
 from gtl_lightning.data.sample import write_sample
 from gtl_lightning.data.snapshot import Record, read_records
-from gtl_lightning.stages.source import Asked, check_source
+from gtl_lightning.stages.source import DenoiserRequest, check_source
 
 HEAVY_CHAIN = (
     "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRY"
@@ -57,7 +57,7 @@ def test_bert_tiny_is_read_as_it_was_trained(weights: Path, tmp_path: Path) -> N
     model = weights / "cognition/model"
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(ENGLISH * 8))
-    report = check_source(Asked(str(model)), texts, length=32, count=24, seed=0, out=None)
+    report = check_source(DenoiserRequest(str(model)), texts, length=32, count=24, seed=0, out=None)
     assert [check.holds for check in report.checks[:4]] == [True] * 4
     assert 8 < (report.nelbo or 0) < 10.3 and report.parameters == 4_416_698
 

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json
-from gtl_lightning.stages.reward import Asked, measure_reward
+from gtl_lightning.stages.reward import RewardRequest, measure_reward
 from gtl_lightning.stages.train import train_source
 from gtl_lightning.workspace.rewards import length, readability, reward_of, share_of
 from tests.pipeline.conftest import inside, tiny
@@ -27,9 +27,9 @@ def workspace(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def asked(reward: object = length, **changed: object) -> Asked:
+def asked(reward: object = length, **changed: object) -> RewardRequest:
     options = {"betas": (0.1, 2.0), "best_of": (2, 8), "samples": 48, "count": 6, "seed": 0, **changed}
-    return Asked("length", reward, **options)  # type: ignore[arg-type]
+    return RewardRequest("length", reward, **options)  # type: ignore[arg-type]
 
 
 def test_every_way_is_measured_and_the_warning_reaches_report_and_tracker(workspace: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtl_lightning.errors import UserError
+from gtl_lightning.methods import METHODS
 from gtl_lightning.report import Report, paired, summarise, write_report
 from gtl_lightning.report.answer import findings, limits, next_command
 from gtl_lightning.report.costs import cost_panels, time_tables
@@ -624,6 +625,13 @@ def test_methods_differ_in_colour_and_marker() -> None:
         assert len({colours[theme] for colours in method_colours(methods).values()}) == len(methods)
     assert len(set(method_markers(methods).values())) == len(methods)
     assert method_colours({"gtl"})["gtl"] == method_colours(methods)["gtl"]
+
+
+def test_no_two_methods_look_the_same() -> None:
+    """A figure of all of them has a point a method: colour and marker together say which."""
+    methods = set(METHODS) | {"source"}
+    colours, markers = method_colours(methods), method_markers(methods)
+    assert len({(colours[method], markers[method]) for method in methods}) == len(methods)
 
 
 @pytest.mark.parametrize("theme", [0, 1])

@@ -215,7 +215,7 @@ class ModelDenoiser(Stored, nn.Module):
 
     def fingerprint(self) -> str:
         """Short hash of all weights, or of a model that stays where it lies of its files, and of how they are read."""
-        weights = self.origin.sha256 if self.origin else [self.sizes, weights_hash(self)]
+        weights = self.origin.sha256 if self.origin else weights_hash(self)
         return digest([type(self).__name__, asdict(self.reading), weights])
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
