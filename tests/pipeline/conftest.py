@@ -56,6 +56,7 @@ TINY = (
     "ablation.fraction=0.3",
     "ablation.gammas=[0.0, 1.0]",
     "ablation.n_ratios=[4]",
+    "sampling.positions_per_step=4",
     "sampling.gammas=[0.5, 1.0]",
     "sampling.also_temperatures=[0.7]",
     "sampling.sample_gammas=[1.0, 2.0]",
