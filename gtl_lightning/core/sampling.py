@@ -77,7 +77,8 @@ def sample(
         blocks: as in `Order`; whole passes are then needed at times only.
         steps: ancestral mode, this many steps of time in place of a planner.
         prompt: Long[b,l] with mask_index where tokens are wanted; other tokens are kept. Padding, on either side, where
-            the denoiser tells its `pad_index`, does not change the law of a row, and no more of it is drawn.
+            the denoiser tells its `pad_index`, does not change the law of a row, and no more of it is drawn; a batch
+            without padding may draw that id, where the denoiser gives it mass: it is some models' end of a text.
         temperature: as in `choices.Draw`, where the defaults of these two stand.
         top_p: as in `Draw`.
         planner_temperature: `temperature` of an `Order`.
