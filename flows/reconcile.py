@@ -41,10 +41,8 @@ from prefect.states import Cancelled, Crashed, Scheduled
 from flows.lockfile import lives
 from flows.remote import OWNER_TAG
 from flows.stage import RUN_VARIABLE
+from gtl_lightning.workspace.origin import BORN, HOST, PID
 
-HOST_LABEL = "gtl.host"
-PID_LABEL = "gtl.pid"
-BORN_LABEL = "gtl.born"
 STARTING_SECONDS = 60.0  # a run may be without labels for so long: its process is being started
 OPEN = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
 PAGE = 200
@@ -73,9 +71,9 @@ class Whereabouts:
 def note_process() -> None:
     """Write this process into the labels of the current flow run; also when the run is retried elsewhere."""
     labels = {
-        HOST_LABEL: socket.gethostname(),
-        PID_LABEL: os.getpid(),
-        BORN_LABEL: psutil.Process().create_time(),
+        HOST: socket.gethostname(),
+        PID: os.getpid(),
+        BORN: psutil.Process().create_time(),
     }
     try:
         with get_client(sync_client=True) as client:
@@ -95,7 +93,7 @@ def locate(run: FlowRun, started_here: Collection[str], lost_hosts: Collection[s
     """
     if str(run.id) in started_here:
         return Whereabouts("alive", socket.gethostname(), _pid(run))
-    host = str(run.labels.get(HOST_LABEL, ""))
+    host = str(run.labels.get(HOST, ""))
     pid = _pid(run)
     # The labels of a retried run are still those of its last attempt until its new process has begun.
     if not host or pid is None or (run.state and run.state.is_pending()):
@@ -104,7 +102,7 @@ def locate(run: FlowRun, started_here: Collection[str], lost_hosts: Collection[s
         return Whereabouts("dead", host, pid)
     if host != socket.gethostname():
         return Whereabouts("elsewhere", host, pid)
-    return Whereabouts("alive" if lives(pid, _number(run.labels, BORN_LABEL)) else "dead", host, pid)
+    return Whereabouts("alive" if lives(pid, _number(run.labels, BORN)) else "dead", host, pid)
 
 
 def runs_here() -> frozenset[str]:
@@ -120,7 +118,7 @@ def seconds_in_state(run: FlowRun) -> float:
 
 
 def _pid(run: FlowRun) -> int | None:
-    noted = _number(run.labels, PID_LABEL)
+    noted = _number(run.labels, PID)
     return None if noted is None else int(noted)
 
 

@@ -30,7 +30,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows.group import LEADER
 from flows.login import LOGIN, read_login
-from flows.reconcile import PID_LABEL, runs_here
+from flows.reconcile import runs_here
+from gtl_lightning.workspace.origin import PID
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 12
@@ -291,7 +292,7 @@ class Lab:
 
     def process_of(self, run: FlowRun) -> psutil.Process:
         """The process that the flow noted in its run."""
-        return psutil.Process(int(str(self.read(run).labels[PID_LABEL])))
+        return psutil.Process(int(str(self.read(run).labels[PID])))
 
     def groups(self) -> list[psutil.Process]:
         """Every process of the stages that run now."""
@@ -314,7 +315,7 @@ class Lab:
     def is_alive(self, run: FlowRun) -> bool:
         """Whether the process of a run, or of one of its stages, is still there."""
         started = runs_here()
-        noted = self.read(run).labels.get(PID_LABEL)
+        noted = self.read(run).labels.get(PID)
         return str(run.id) in started or bool(self.groups()) or psutil.pid_exists(int(str(noted)))
 
     def is_up(self) -> bool:

@@ -19,9 +19,6 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling, Crashed, Pending, Running
 
 from flows.reconcile import (
-    BORN_LABEL,
-    HOST_LABEL,
-    PID_LABEL,
     Action,
     Whereabouts,
     locate,
@@ -31,6 +28,7 @@ from flows.reconcile import (
 )
 from flows.remote import OWNER_TAG
 from flows.stage import RUN_VARIABLE
+from gtl_lightning.workspace.origin import BORN, HOST, PID
 
 HERE = socket.gethostname()
 
@@ -73,7 +71,7 @@ def begun(client: SyncPrefectClient, state: State, deployment: UUID | None = Non
 
 
 def noted(pid: int, host: str = HERE, born: float | None = None) -> dict[str, object]:
-    return {HOST_LABEL: host, PID_LABEL: pid, BORN_LABEL: born if born is not None else 0.0}
+    return {HOST: host, PID: pid, BORN: born if born is not None else 0.0}
 
 
 def action(client: SyncPrefectClient, run: FlowRun, **options: object) -> Action:
