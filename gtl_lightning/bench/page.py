@@ -35,6 +35,7 @@ _NAMES = {
     "token": "token ratio",
     "head": "token ratio, head",
     "warm": "token ratio, copy",
+    "counts": "token ratio, counts",
     "sequence": "sequence ratio",
     "plain": "plain reference",
 }

@@ -14,11 +14,13 @@ from torch import Tensor
 from gtl_lightning.bench.reference import plain_sample
 from gtl_lightning.bench.timing import Times, flops, growth, matrix_product, paired, peak_memory, share_of_rate
 from gtl_lightning.core.blocks import Blocks
+from gtl_lightning.core.counts import Pairs
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
 from gtl_lightning.core.sampling import sample
 from gtl_lightning.fields import Network
 from gtl_lightning.networks import (
     BackboneConfig,
+    CountTokenRatio,
     DifferenceTokenRatio,
     FeatureTokenRatio,
     MaskedDenoiser,
@@ -33,11 +35,13 @@ Row = dict[str, Any]
 MASK, PAD = 1, 0
 PLAIN = "plain"
 """Guidance of the rows of the plain reference."""
+COUNTED = 1000
+"""Texts whose pairs are counted."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to sample. `guidance` is none, token, head, warm, sequence or plain; `block` 0 is no blocks."""
+    """One way to sample. `guidance` is none, token, head, warm, counts, sequence or plain; `block` 0 is no blocks."""
 
     guidance: str = "none"
     batch: int = 1
@@ -74,9 +78,24 @@ class Bench:
                 "token": own.eval().to(device),
                 "head": FeatureTokenRatio(self.denoiser, methods.of("gtl-head").rank).eval().to(device),
                 "warm": DifferenceTokenRatio(self.denoiser).eval().to(device),
+                "counts": self.of_counts().eval().to(device),
             }
             self.sequence = SequenceRatioNetwork(self.backbone(self.sizes["sequence"])).eval().to(device)
             self.planner = PositionNetwork(self.backbone(self.sizes["planner"])).eval().to(device)
+
+    def of_counts(self) -> CountTokenRatio:
+        """A ratio of counts of `COUNTED` texts: their tokens' ranks are log-uniform, as those of words about are."""
+        v, reach = self.vocab_size, self.params.methods.of("gtl-counts").reach
+        generator = torch.Generator().manual_seed(0)
+        rank = float(v - 2) ** torch.rand(COUNTED, self.length, generator=generator, dtype=torch.double)
+        texts, tables = rank.long() + 1, {}
+        for apart in range(1, reach + 1):
+            left, right = texts[:, :-apart].flatten(), texts[:, apart:].flatten()
+            for place, beside, token in ((-apart, left, right), (apart, right, left)):
+                pairs = Pairs.of(beside, token, v)
+                tables[place] = pairs.keys, pairs.counts.log1p()
+        size = sum(len(keys) for keys, _ in tables.values())
+        return CountTokenRatio(v, MASK, PAD, reach, size).fill(torch.zeros(v), tables)
 
     def backbone(self, size: Network) -> BackboneConfig:
         """Configuration of a network of that size."""
@@ -172,7 +191,7 @@ class Bench:
         yield "planner", [replace(half, planner=p) for p in ("random", "confidence", "margin", "entropy", "learned")]
         for block in bench.blocks:
             yield "block", [base, replace(base, block=block), replace(token, block=block)]
-        yield "guidance", [base, *(replace(base, guidance=name) for name in ("token", "head", "warm"))]
+        yield "guidance", [base, *(replace(base, guidance=name) for name in ("token", "head", "warm", "counts"))]
         by_candidate = replace(base, n_ratio=min(bench.candidates, self.vocab_size))
         yield (
             "candidates",
