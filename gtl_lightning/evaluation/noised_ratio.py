@@ -11,12 +11,11 @@ from gtl_lightning.core.guard import tensor_of, wide
 from gtl_lightning.core.protocols import RatioNetwork, untouched
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.data.dataset import TokenDataset
-from gtl_lightning.evaluation.overlap import LevelDiagnostics, diagnose
+from gtl_lightning.evaluation.overlap import MASKED_SHARES, LevelDiagnostics, diagnose
 
 if TYPE_CHECKING:
     import numpy as np
 
-MASKED_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
 SOURCE_TEXTS = 512
 """Held-out source texts that are weighed; held-out target is as scarce as the target's share makes it."""
 WEIGHED = 64

@@ -17,6 +17,9 @@ from gtl_lightning.evaluation.calibration import expected_calibration_error, roc
 
 Verdict = Literal["go", "caution", "poor overlap"]
 
+MASKED_SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
+"""Noise levels that held-out texts are looked at."""
+
 # Clean texts of two domains are nearly always told apart, so their weights are the worst case; guidance acts while
 # most of the text is still open. "poor overlap" is therefore judged where at least this share is masked.
 OPEN_SHARE = 0.5

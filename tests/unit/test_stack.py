@@ -278,9 +278,9 @@ def alone(module: StackedModule, batch: dict[str, Tensor]) -> Tensor:
         network, timed, clean = (
             part.member(index) for part in (module.network, module.timed.network, module.clean.network)
         )
-        log_r_t = frozen_log_ratio(timed, target.x_t, target.t, 0.0, 0.5, module.clip)
+        log_r_t = frozen_log_ratio(timed, target.x_t, target.t, 0.0, module.clip)
         cycle = module.eta_1 * gtl.cycle_loss(network(target.x_t, target.t), log_r_t).mean()
-        log_r_star = frozen_log_ratio(clean, source.x_0, torch.zeros(len(source.x_0)), 0.0, 0.5, module.clip)
+        log_r_star = frozen_log_ratio(clean, source.x_0, torch.zeros(len(source.x_0)), 0.0, module.clip)
         if module.kind == "bce":
             found.append(cycle + domain_loss(network, source, *again))
         else:

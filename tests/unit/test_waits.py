@@ -180,9 +180,10 @@ WAITS_OF_A_STEP = {
 
 def test_a_step_of_training_asks_what_its_shapes_are_and_waits_for_nothing_else() -> None:
     """Neither its gradient nor its optimiser waits, and no index is looked for twice."""
-    x_0 = torch.randint(2, SUBJECT.vocab_size, (6, LENGTH), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randint(2, SUBJECT.vocab_size, (6, LENGTH), generator=generator)
     x_0[:2, 9:] = PAD
-    batch = {"x_0": x_0, "is_target": torch.arange(6) % 2 == 0, **kept_laws(SUBJECT, x_0)}
+    batch = {"x_0": x_0, "is_target": torch.arange(6) % 2 == 0, **kept_laws(SUBJECT, x_0, generator)}
     found = {}
     for name, module in modules(SUBJECT):
         step = training_step(module.train(), batch, "32-true")

@@ -78,8 +78,7 @@ def _advice(problem: Problem) -> tuple[Advice, Advice, float]:
 
     Twice: for ratios that also learn from target rows, and for those that do nothing but reweight source rows.
     """
-    from gtl_lightning.evaluation.noised_ratio import MASKED_SHARES
-    from gtl_lightning.evaluation.overlap import advise, diagnose, effective_share
+    from gtl_lightning.evaluation.overlap import MASKED_SHARES, advise, diagnose, effective_share
     from gtl_lightning.laws.exact import ExactRatio
 
     module, _ = problem.classifier(clean=False)
