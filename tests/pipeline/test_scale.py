@@ -92,7 +92,7 @@ def test_a_run_in_parts_goes_on_from_a_checkpoint_and_ends_in_one_folder(
     (machine,) = (row for row in rows if row["part"] == "machine")
     assert machine["torch"] and machine["hardware"] and machine["gflops_bf16"] > 0
     guided = {row["guidance"]: row for row in rows if row["group"] == "guidance"}
-    assert set(guided) == {"none", "token", "head", "warm"}
+    assert set(guided) == {"none", "token", "head", "warm", "counts"}
     assert all(row["length"] == 40 and row["samples_per_second"] > 0 for row in guided.values())
     assert guided["token"]["guided_over_unguided"] > 0
     assert {row["module"] for row in rows if row["part"] == "training"} >= {"source", "ratio", "warm"}
