@@ -161,6 +161,6 @@ def test_an_unreachable_tracker_is_one_clear_line_without_its_password(address: 
 @pytest.mark.parametrize("variable", ["MLFLOW_BACKEND_STORE_URI", "PREFECT_API_DATABASE_CONNECTION_URL"])
 def test_serve_without_its_database_is_one_clear_line(variable: str, tmp_path: Path) -> None:
     lab = Lab(tmp_path, **{variable: "postgresql+asyncpg://someone:hunter2hunter2@127.0.0.1:1/x"})
-    with pytest.raises(AssertionError, match=r"127\.0\.0\.1:1 does not answer") as refused:
+    with pytest.raises(AssertionError, match=r"127\.0\.0\.1:1/x does not answer") as refused:
         lab.start()
     assert "hunter2" not in str(refused.value)
