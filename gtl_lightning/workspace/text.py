@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtl_lightning.data.recorded import check_tokens
+from gtl_lightning.data.recorded import META, check_tokens
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.paths import TOKENS
@@ -17,25 +17,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-@cache
 def tokenizer(root: Path = Path()) -> PreTrainedTokenizerFast:
-    """The tokenizer of tokens/ below `root`.
+    """The tokenizer of tokens/ below `root`, read once for as long as its files stay as they are.
 
     Raises:
         UserError: missing, or not the one that was written.
     """
+    folder = (root / TOKENS).absolute()  # the same relative path is another workspace's after a change of folder
+    files = sorted(path for path in (folder / META, *(folder / "tokenizer").rglob("*")) if path.is_file())
+    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_ino) for path in files)
+    return _opened(folder, stamps, root / TOKENS)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, stamps: tuple[object, ...], shown: Path) -> PreTrainedTokenizerFast:
     from gtl_lightning.data.tokenizer import load_tokenizer
 
-    folder = root / TOKENS
-    check_tokens(folder, [path.relative_to(folder).as_posix() for path in (folder / "tokenizer").rglob("*")])
-    return load_tokenizer(folder / "tokenizer")
+    check_tokens(shown, [path.relative_to(folder).as_posix() for path in (folder / "tokenizer").rglob("*")])
+    return load_tokenizer(shown / "tokenizer")
 
 
 def decode_all(sequences: Iterable[Tensor], root: Path = Path()) -> list[str]:
     """Token sequences -> texts."""
     from gtl_lightning.data.tokenizer import decode
 
-    return [decode(tokenizer(root), sequence.tolist()) for sequence in sequences]
+    own = tokenizer(root)
+    return [decode(own, sequence.tolist()) for sequence in sequences]
 
 
 def encode_prompt(text: str, corpus: Corpus, root: Path = Path()) -> Tensor:
@@ -49,9 +56,10 @@ def encode_prompt(text: str, corpus: Corpus, root: Path = Path()) -> Tensor:
     from gtl_lightning.data.tokenizer import encode
 
     ids: list[int] = []
+    own = tokenizer(root)
     for index, part in enumerate(text.split("[MASK]")):
         ids += [corpus.mask_index] if index else []
-        ids += encode(tokenizer(root), part)
+        ids += encode(own, part)
     if not ids:
         raise UserError(f"--prompt {text!r} holds no token; leave it out for free text")
     return torch.tensor(ids)

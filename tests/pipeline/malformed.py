@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from flows.cli import main
-from gtl_lightning.workspace import text
 
 Spoil = Callable[[Path], object]
 LEFT_OUT = shutil.ignore_patterns("mlartifacts", ".state", "mlflow.db", "figures")
@@ -35,7 +34,6 @@ class Line:
         self._patch.chdir(folder)
         for name, value in environment.items():
             self._patch.setenv(name, value)
-        text.tokenizer.cache_clear()  # of another workspace, by the same relative path
         self._patch.setattr(sys, "argv", ["gtl", *(words.split() if isinstance(words, str) else words)])
         with pytest.raises(SystemExit) as ended:
             main()

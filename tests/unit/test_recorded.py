@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,24 @@ def test_arrays_with_a_flipped_bit_are_refused(tokens: Path, part: str) -> None:
     corpus.dataset("target_test")
 
 
+def test_tokens_are_read_by_the_tokenizer_that_lies_there_now(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, after another vocabulary and in another workspace: ids of one are other words of another."""
+    first = tokenizer()
+    assert tokenizer() is first
+    here = Path.cwd()
+    elsewhere = Path(shutil.copytree(here, here.with_name(f"{here.name}-elsewhere")))
+    smaller = PARAMS.tokenizer.model_copy(update={"vocab_size": len(first) - 50})
+    stages.tokenize(PARAMS.model_copy(update={"tokenizer": smaller}))
+    assert tokenizer().get_vocab() != first.get_vocab()
+    monkeypatch.chdir(elsewhere)
+    assert tokenizer().get_vocab() == first.get_vocab()
+
+
 def test_a_changed_or_added_file_of_the_tokenizer_is_refused(tokens: Path) -> None:
-    tokenizer.cache_clear()
     tokenizer()
     path = tokens / "tokenizer" / "tokenizer.json"
     text = path.read_text()
     path.write_text(text.replace('"the"', '"hte"'))
-    tokenizer.cache_clear()
     with pytest.raises(UserError) as caught:
         tokenizer()
     one_line(caught, "tokens/tokenizer/tokenizer.json", "gtl tokenize")
@@ -109,4 +121,3 @@ def test_a_changed_or_added_file_of_the_tokenizer_is_refused(tokens: Path) -> No
     (tokens / "tokenizer" / "code.py").write_text("")
     with pytest.raises(UserError, match=r"tokens/tokenizer/code\.py is not what was written"):
         tokenizer()
-    tokenizer.cache_clear()
