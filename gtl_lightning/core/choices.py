@@ -46,13 +46,11 @@ class Order:
     blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
-        check_whole("positions_per_step", self.positions_per_step)
+        check_whole("positions_per_step", self.positions_per_step, least=1)
         check_kind("blocks", self.blocks, Blocks, "Blocks(size)")
         if isinstance(self.planner, str) and self.planner not in ("random", *CERTAINTY):
             known = ", ".join(CERTAINTY)
             raise UserError(f"planner '{self.planner}' is unknown; choose random, {known}, or pass a callable")
-        if self.positions_per_step < 1:
-            raise UserError(f"positions_per_step must be at least 1, got {self.positions_per_step}")
         check_temperature("temperature of the order", self.temperature)
         if not isinstance(self.planner, str) and not callable(self.planner):
             raise UserError(f"planner is a {type(self.planner).__name__}; give a name or a function of x_t")

@@ -53,7 +53,7 @@ def parse(text: str, origin: str) -> Any:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise UserError(f"{origin} gives a key twice: {error.problem}{where}; remove one of them") from error
     except YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML ({reason(error)})") from error
+        raise UserError(f"{origin} is not valid YAML ({' '.join(str(error).split())})") from error
     except (ValueError, RecursionError) as error:  # a 13th month; what is nested a hundred times
         raise UserError(f"{origin} holds what is no parameter ({reason(error)})") from error
     return value

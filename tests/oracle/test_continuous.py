@@ -128,6 +128,9 @@ def test_zero_gamma_leaves_the_rates_and_the_stabiliser_is_neutral_at_one(proces
     for stabilise in (True, False):
         off = noise.rates(log_p, x, t, LogLinear(), guidance(process, gamma=0.0, stabilise=stabilise))
         torch.testing.assert_close(off, plain)
+        never = SequenceRatio(lambda x, t: torch.full((len(x),), -torch.inf, dtype=torch.float64))
+        off = noise.rates(log_p, x, t, LogLinear(), Guidance(never, gamma=0.0, stabilise=stabilise))
+        torch.testing.assert_close(off, plain)
     one, raw = (noise.rates(log_p, x, t, LogLinear(), guidance(process, stabilise=s)) for s in (True, False))
     torch.testing.assert_close(one, raw)
     two, raw = (noise.rates(log_p, x, t, LogLinear(), guidance(process, gamma=2.0, stabilise=s)) for s in (True, False))

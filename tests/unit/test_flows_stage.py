@@ -78,6 +78,7 @@ def test_secrets_are_masked() -> None:
     secrets = secret_values(environment)
     line = redact("key abcdefghij and abcdefgh at postgresql://me:hunter2@db/x of /home/me, ab", secrets)
     assert line == "key *** and *** at postgresql://***@db/x of /home/me, ab"
+    assert redact("http://me:a@b@host:1/x and http://token@host/y", []) == "http://***@host:1/x and http://***@host/y"
 
 
 def test_the_password_of_the_servers_is_masked() -> None:

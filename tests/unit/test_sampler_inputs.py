@@ -372,6 +372,7 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no mask": (logits, {"mask_index": None}, "mask_index must be a whole number, got None"),
     "a mask that is a truth value": (logits, {"mask_index": True}, "mask_index must be a whole number, got True"),
     "a batch that is a truth value": (logits, {"batch": True}, "batch must be a whole number, got True"),
+    "a prompt of no token": (logits, {"prompt": torch.zeros(5, 0, dtype=torch.long)}, "prompt has rows of no token"),
     "a prompt that is a list": (logits, {"prompt": [[MASK] * LENGTH] * 5}, "prompt is a list; give a tensor"),
     "no device": (logits, {"device": "gpu:0"}, "device = 'gpu:0' cannot be used"),
     "a device that is not there": (logits, {"device": "cuda:77"}, "device = 'cuda:77' cannot be used"),
