@@ -19,7 +19,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -43,7 +42,15 @@ from flows.parameters import (
 )
 from flows.pinned import Pinned, outdated
 from flows.reconcile import note_process
-from flows.remote import check_pool, check_remote, check_server, logged_in, server_url, start_own_server
+from flows.remote import (
+    check_pool,
+    check_remote,
+    check_server,
+    logged_in,
+    server_url,
+    start_own_server,
+    stop_own_server,
+)
 from flows.remote import version as checkout_version
 from flows.runner import Limits, Outcome, count_outcomes, run_stage, run_stages, unmade
 from flows.stage import StageError, push, stage_environment
@@ -325,6 +332,6 @@ def run_sweep(database: Path | None = None) -> int:
 def _end_at_once() -> None:
     """Ctrl-C ends the server that the flow brought along too: a flow that reports to it would try for minutes."""
     stop_all(GRACE_SECONDS + 2)
-    SubprocessASGIServer().stop()
+    stop_own_server()
     sys.stderr.write("stopped; the same command goes on from what it has kept\n")
     os._exit(INTERRUPTED)

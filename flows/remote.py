@@ -9,6 +9,7 @@ stage next, on whatever machine, takes it from there and writes its own dvc.lock
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -188,6 +188,8 @@ def start_own_server(database: Path) -> None:
     Raises:
         UserError: its folder cannot be written.
     """
+    from prefect.server.api.server import SubprocessASGIServer  # seconds of imports, which most commands need not pay
+
     with writing(database), FileLock(database.with_suffix(".lock")):
         if not database.exists():
             server = SubprocessASGIServer()  # the one that the flow will find
@@ -195,6 +197,13 @@ def start_own_server(database: Path) -> None:
                 server.start(FIRST_START_SECONDS)
             except RuntimeError:  # the flow tries it once more, and says why not
                 server.stop()
+
+
+def stop_own_server() -> None:
+    """End the server that this process brought along, if it did."""
+    brought = sys.modules.get("prefect.server.api.server")  # which only a start imports: nobody waits for it at Ctrl-C
+    if brought is not None:
+        brought.SubprocessASGIServer().stop()
 
 
 def check_server() -> None:

@@ -145,11 +145,13 @@ def _section(profile: str, rows: list[Row]) -> list[Block]:
         f"{number(machine['denoiser_parameters'] / 1e6, 2)}M and ratio network "
         f"{number(machine['ratio_parameters'] / 1e6, 2)}M parameters, {number(machine['vocab_size'], 0)} ids, fp32."
     )
-    limits = _limits(sampling, published=profile == PUBLISHED)
-    blocks: list[Block] = [Heading(f"Profile {profile}"), Text(facts), limits, _sampling_table(sampling)]
-    growth = [row for row in rows if row["part"] == "growth"]
-    training = [row for row in rows if row["part"] == "training"]
-    return [*blocks, _growth_table(growth), _training_table(training)]
+    tables = (
+        _limits(sampling, published=profile == PUBLISHED),
+        _sampling_table(sampling),
+        _growth_table([row for row in rows if row["part"] == "growth"]),
+        _training_table([row for row in rows if row["part"] == "training"]),
+    )
+    return [Heading(f"Profile {profile}"), Text(facts), *(table for table in tables if table.rows)]
 
 
 def _limits(rows: list[Row], published: bool) -> Table:
@@ -272,7 +274,7 @@ def benchmark_panels(rows: Sequence[Row]) -> list[Panel]:
                 Point(float(x), 1000 * next(row["seconds_per_step"] for row in chosen if row[axis] == x))
                 for x in sorted({row[axis] for row in chosen})
             )
-            if points:
+            if len(points) > 1:  # of one size there is nothing to see over the sizes
                 label = _NAMES[guidance]
                 series.append(Series(label, points, _COLOURS[guidance], "o" if guidance == "token" else "s"))
         if series:

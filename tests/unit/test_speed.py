@@ -198,6 +198,25 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Path("docs/figures/benchmarks.svg").exists()
 
 
+def test_of_what_was_not_measured_no_table_is_shown() -> None:
+    machine = {"profile": "default", "part": "machine", "hardware": "CPU", "torch": "2", "date": "", "command": ""}
+    sizes = ("gflops_fp32", "gflops_bf16", "denoiser_parameters", "ratio_parameters", "vocab_size")
+    growth = {"profile": "default", "part": "growth", "axis": "batch", "guidance": "none"}
+    page = benchmark_page([machine | dict.fromkeys(sizes, 1), growth | {"exponent_seconds": 1, "exponent_flops": 1}])
+    assert "**Growth" in page
+    assert not any(f"**{caption}" in page for caption in ("Limits", "Steps of the sampler", "Steps of training"))
+
+
+def test_one_size_alone_draws_no_line_over_sizes() -> None:
+    rows = [
+        {"profile": "default", "part": "sampling", "group": "batch", "guidance": "none", "batch": batch, "length": 12}
+        | {"spread": 0.0, "seconds_per_step": 1.0}
+        for batch in (1, 4)
+    ]
+    machine = {"profile": "default", "part": "machine"}
+    assert [panel.title for panel in benchmark_panels([machine, *rows])] == ["A step by batch"]
+
+
 def test_an_unknown_group_is_refused() -> None:
     with pytest.raises(UserError, match="--only speed is no group of benchmarks; choose some of batch, length"):
         run_bench(tiny(), "gtl bench", only=("speed",))
