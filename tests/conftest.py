@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
+
+os.environ["DVC_NO_ANALYTICS"] = "true"  # every command of the repositories that tests make would tell of itself
 
 settings.register_profile("suite", deadline=None)  # how long an example takes says nothing of whether it is right
 settings.load_profile("suite")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.dvc_kit import dvc_repository
+
 PARAMS = """
 sweep: {fractions: [1.0, 0.05], seeds: [0], baselines: [vanilla], ratios: [gtl]}
 ablation: {fraction: 0.05, method: gtl}
@@ -83,8 +85,9 @@ def make_project(folder: Path, *, git: bool = False) -> None:
     (folder / "evaluate.sh").write_text(EVALUATE)
     if git:
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    init = [sys.executable, "-m", "dvc", "init", "--quiet", *([] if git else ["--no-scm"])]
-    subprocess.run(init, cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
+    else:
+        dvc_repository(folder)
 
 
 def runs(project: Path) -> list[str]:

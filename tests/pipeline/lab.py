@@ -32,6 +32,7 @@ from flows.group import LEADER
 from flows.login import LOGIN, read_login
 from flows.reconcile import runs_here
 from gtl_lightning.workspace.origin import PID
+from tests.dvc_kit import dvc_repository
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 12
@@ -148,8 +149,7 @@ class Lab:
             "tracking": {"experiment": experiment},
         }
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
-        (self.folder / ".dvc").mkdir()
-        (self.folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
+        dvc_repository(self.folder)
 
     def start(self) -> None:
         """`make serve`; returns when it serves."""

@@ -27,6 +27,7 @@ from gtl_lightning.stages.data import split, tokenize
 from gtl_lightning.workspace import fitting
 from gtl_lightning.workspace.closure import ROOT
 from gtl_lightning.workspace.params import Params, dump_params
+from tests.dvc_kit import dvc_repository
 from tests.pipeline.conftest import inside, tiny
 from tests.unit.trees import snapshot
 
@@ -74,7 +75,7 @@ def checkout(workspace: Path) -> Path:
     command = workspace / "bin" / "gtl"
     command.write_text(SLOW_HAND.format(python=sys.executable))
     command.chmod(0o755)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=workspace, check=True)
+    dvc_repository(workspace)
     return workspace
 
 

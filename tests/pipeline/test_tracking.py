@@ -30,13 +30,10 @@ TAGS = {"profile": "p", "data_hash": "1"}
 
 
 def test_hosts_that_begin_a_study_at_once_end_with_one_parent_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second host looks for experiment and parent before the first has made them, and makes its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    first = Study(uri, "crowd", TAGS)
+    first = Study(tracker, "crowd", TAGS)
     unseen = {"_find", "_find_experiment"}
 
     def blind_once(name: str) -> Any:
@@ -52,10 +49,10 @@ def test_hosts_that_begin_a_study_at_once_end_with_one_parent_run(
 
     for name in tuple(unseen):
         monkeypatch.setattr(Study, name, blind_once(name))
-    second = Study(uri, "crowd", TAGS)
+    second = Study(tracker, "crowd", TAGS)
     assert not unseen
     assert second.run_id == first.run_id
-    client = MlflowClient(uri)
+    client = MlflowClient(tracker)
     experiment = client.get_experiment_by_name("crowd")
     assert experiment is not None
     assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [first.run_id]
@@ -72,16 +69,11 @@ def logged(uri: str, profile: str, **tags: str) -> str:
     "profile",
     ["it's", 'say "it\'s"', "back\\", "`tick`", "a; drop", "%", "naïve", "a\nb", "", "' or tags.`profile` = '", "--"],
 )
-def test_a_study_is_found_again_whatever_its_profile_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    other = logged(uri, "plain")
-    first = logged(uri, profile, note=profile)
-    assert logged(uri, profile, note=profile) == first != other
-    assert logged(uri, "plain") == other
+def test_a_study_is_found_again_whatever_its_profile_is_called(tracker: str, profile: str) -> None:
+    other = logged(tracker, "plain")
+    first = logged(tracker, profile, note=profile)
+    assert logged(tracker, profile, note=profile) == first != other
+    assert logged(tracker, "plain") == other
 
 
 @pytest.mark.parametrize(
@@ -165,26 +157,22 @@ def test_a_tracker_without_write_access_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"] and not (tmp_path / "mlflow.db").read_bytes()
 
 
-def test_a_page_of_the_database_that_is_lost_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri, path = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlflow.db"
-    logged(uri, "p")
+def test_a_page_of_the_database_that_is_lost_is_one_line(tracker: str, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    logged(tracker, "p")
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
     with pytest.raises(UserError, match=r"mlflow\.db failed: .*malformed") as caught:
-        logged(uri, "p")
+        logged(tracker, "p")
     assert "\n" not in str(caught.value)
 
 
 def test_artifacts_on_a_full_disk_are_one_line_and_the_first_failure_is_the_one_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: str, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = Study(f"sqlite:///{tmp_path}/mlflow.db", "x", {"profile": "p"})
+    study = Study(tracker, "x", {"profile": "p"})
     (tmp_path / "file.txt").write_text("x")
     with study.child("train", "x", "key", {}) as run:
         run.log_file(tmp_path / "file.txt")
@@ -197,10 +185,8 @@ def test_artifacts_on_a_full_disk_are_one_line_and_the_first_failure_is_the_one_
         raise ValueError("mine")
 
 
-def test_lightnings_own_logging_fails_in_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = Study(f"sqlite:///{tmp_path}/mlflow.db", "x", {"profile": "p"})
+def test_lightnings_own_logging_fails_in_one_line_too(tracker: str, tmp_path: Path) -> None:
+    study = Study(tracker, "x", {"profile": "p"})
     with study.child("train", "x", "key", {}) as run:
         logger = run.lightning_logger()
         logger.log_metrics({"loss": 1.0}, step=1)
@@ -217,32 +203,23 @@ def test_an_empty_address_in_the_environment_is_none(monkeypatch: pytest.MonkeyP
     assert resolve_uri("http://host") == "http://host"
 
 
-def test_a_machine_without_git_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_machine_without_git_is_no_reason_to_stop(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    study = Study(uri, "x", {"profile": "p"})
-    assert MlflowClient(uri).get_run(study.run_id).data.tags["git_commit"] == "unknown"
+    study = Study(tracker, "x", {"profile": "p"})
+    assert MlflowClient(tracker).get_run(study.run_id).data.tags["git_commit"] == "unknown"
 
 
 # --- what lies below what
 
 
-def study_in(folder: Path, experiment: str = "x") -> Study:
-    return Study(f"sqlite:///{folder}/mlflow.db", experiment, TAGS)
+def parent_of(tracker: str, run_id: str) -> str:
+    return str(MlflowClient(tracker).get_run(run_id).data.tags["mlflow.parentRunId"])
 
 
-def parent_of(folder: Path, run_id: str) -> str:
-    return str(MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(run_id).data.tags["mlflow.parentRunId"])
-
-
-def test_a_cell_takes_its_trainings_and_a_sweep_its_cells_and_nobody_takes_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = study_in(tmp_path)
+def test_a_cell_takes_its_trainings_and_a_sweep_its_cells_and_nobody_takes_twice(tracker: str) -> None:
+    study = Study(tracker, "x", TAGS)
     own, other = {"method": "gtl", "fraction": 0.05}, {"method": "lora", "fraction": 0.05}
     ids = {}
     for name, tags in (("own", own), ("other", other)):
@@ -250,32 +227,30 @@ def test_a_cell_takes_its_trainings_and_a_sweep_its_cells_and_nobody_takes_twice
             ids[name] = run.run_id
     with study.child("cell", "cell", "cell", own) as cell:
         study.adopt(cell.run_id, study.runs({"kind": "train", **own}))
-    assert parent_of(tmp_path, ids["own"]) == cell.run_id
-    assert parent_of(tmp_path, ids["other"]) == study.run_id == parent_of(tmp_path, cell.run_id)
+    assert parent_of(tracker, ids["own"]) == cell.run_id
+    assert parent_of(tracker, ids["other"]) == study.run_id == parent_of(tracker, cell.run_id)
     with study.child("cell", "later", "later", own) as later:
         study.adopt(later.run_id, study.runs({"kind": "train", **own}))
-    assert parent_of(tmp_path, ids["own"]) == cell.run_id, "it was trained for the first"
+    assert parent_of(tracker, ids["own"]) == cell.run_id, "it was trained for the first"
     with study.child("sweep", "sweep", "sweep", {}) as sweep:
         study.adopt(sweep.run_id, [cell.run_id, "a run of another tracker", sweep.run_id])
-    assert parent_of(tmp_path, cell.run_id) == sweep.run_id
-    assert parent_of(tmp_path, sweep.run_id) == parent_of(tmp_path, later.run_id) == study.run_id
+    assert parent_of(tracker, cell.run_id) == sweep.run_id
+    assert parent_of(tracker, sweep.run_id) == parent_of(tracker, later.run_id) == study.run_id
     with study.child("train", "own", "own", own) as again:
         assert again.run_id == ids["own"], "it is found below its cell too"
-    assert parent_of(tmp_path, ids["own"]) == cell.run_id
+    assert parent_of(tracker, ids["own"]) == cell.run_id
 
 
 def test_what_a_run_is_stands_in_parameters_tags_and_its_description(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/gtl", "evaluate", "--method", "gtl"])
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(
         ["git", "-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "x", "--allow-empty"], check=True
     )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    study = study_in(tmp_path)
+    study = Study(tracker, "x", TAGS)
     with study.child("cell", "n", "k", {"method": "gtl", "fraction": 0.05, "seed": 1, "other": 2}, "what it is") as run:
         pass
     with study.child("cell", "n", "source", {"method": "source", "fraction": None, "seed": 1}) as source:
@@ -297,11 +272,9 @@ def test_what_a_run_is_stands_in_parameters_tags_and_its_description(
     assert client.get_run(study.run_id).info.status == "FINISHED", "a folder does not run"
 
 
-def test_a_table_is_mlflows_own_and_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_mlflows_own_and_stands_once(tracker: str) -> None:
     """MLflow's pages look for the tag; a run that is continued logs its table again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = study_in(tmp_path)
+    study = Study(tracker, "x", TAGS)
     rows = [{"index": index, "method": "gtl", "text": text} for index, text in enumerate("ab")]
     for _ in range(2):
         with study.child("cell", "n", "k", {}) as run:
@@ -316,11 +289,9 @@ def test_a_table_is_mlflows_own_and_stands_once(tmp_path: Path, monkeypatch: pyt
 # --- a process that is gone
 
 
-def test_a_killed_process_leaves_no_run_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_leaves_no_run_running(tracker: str) -> None:
     """`gtl reconcile` asks for every RUNNING run whether its process lives."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = study_in(tmp_path)
+    study = Study(tracker, "x", TAGS)
     client = MlflowClient(study.uri)
     names = ("mine", "killed", "reused", "elsewhere")
     ids = {name: study.begin("cell", name, name, {}).run_id for name in names}
@@ -374,7 +345,7 @@ def test_a_copied_checkout_writes_and_reads_in_its_own_folder(tmp_path: Path, mo
     first.mkdir()
     (first / "file.txt").write_text("one")
     monkeypatch.chdir(first)
-    with study_in(first).child("cell", "n", "k", {}) as run:
+    with Study(f"sqlite:///{first}/mlflow.db", "x", TAGS).child("cell", "n", "k", {}) as run:
         run.log_file("file.txt")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(first, copied)
@@ -409,11 +380,9 @@ def test_the_page_of_an_experiment_shows_its_runs_without_credentials() -> None:
     assert page("sqlite:///mlflow.db", place) is None
 
 
-def test_comparisons_are_flat_lists_in_few_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons_are_flat_lists_in_few_columns(tracker: str) -> None:
     """Sorted by date, MLflow hides cells below their sweep; the columns are a view that the experiment carries."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = study_in(tmp_path)
+    study = Study(tracker, "x", TAGS)
     places = comparisons(study.experiment_id)
     key = dict(parse_qsl(places.pop("cells by NELBO").partition("?")[2]))["viewStateShareKey"]
     tags = MlflowClient(study.uri).get_experiment(study.experiment_id).tags
@@ -433,6 +402,6 @@ def test_an_experiment_is_looked_up_and_not_made(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert find_experiment(uri, "x") is None and not list(tmp_path.iterdir())
-    study = study_in(tmp_path)
+    study = Study(uri, "x", TAGS)
     assert find_experiment(uri, "x") == study.experiment_id
     assert find_experiment(uri, "y") is None

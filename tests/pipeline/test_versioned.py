@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from gtl_lightning.data.sample import write_sample
+from tests.dvc_kit import dvc_repository
 from tests.unit.test_data_import import PLAIN
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def workspace(tmp_path: Path) -> Path:
     """A DVC repository with this project's settings and a remote where the settings say it is."""
     folder = tmp_path / "workspace"
     folder.mkdir()
-    dvc(folder, "init", "--quiet", "--no-scm")
+    dvc_repository(folder)
     settings = (folder / ".dvc" / "config").read_text()
     (folder / ".dvc" / "config").write_text(settings + (ROOT / ".dvc" / "config").read_text().replace("[core]", ""))
     shutil.copy(ROOT / ".dvcignore", folder)

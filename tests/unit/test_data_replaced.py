@@ -26,6 +26,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file
 from gtl_lightning.stages import data as stages
 from gtl_lightning.workspace import params as config
+from tests.dvc_kit import dvc_repository
 from tests.unit.test_data_import import PLAIN, contents, line, piped
 from tests.unit.test_data_tokens import write_splits
 
@@ -305,7 +306,7 @@ def test_damaged_records_are_counted_apart(workspace: Path) -> None:
 
 def test_a_pipe_through_the_command_line_is_versioned(workspace: Path) -> None:
     shutil.copy(Path(__file__).parents[2] / ".dvcignore", ".dvcignore")
-    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
+    dvc_repository(workspace)
     with piped(PLAIN) as reading:
         command = [sys.executable, "-c", "from gtl_lightning.cli import main; main()", "data", "import", "-"]
         done = subprocess.run(command, stdin=reading, capture_output=True, text=True, check=False)

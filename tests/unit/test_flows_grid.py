@@ -21,6 +21,7 @@ from flows.tables import stage_table
 from gtl_lightning.errors import UserError
 from gtl_lightning.workspace.params import configure, load_params, write_params
 from gtl_lightning.workspace.paths import Cell
+from tests.dvc_kit import dvc_repository
 from tests.pipeline.flow_kit import make_project
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_what_guides_the_fine_tuned_denoiser_follows_it_and_is_evaluated(
     for name in ("dvc.yaml", "data.dvc", ".dvcignore"):
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)  # DVC spells addresses as they are seen from here
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    dvc_repository(tmp_path)
     params = configure(overrides=("sweep.tuned_ratios=[gtl-finetuned]",))
     write_params(params, tmp_path / "params.yaml")
     grid = read_grid(params, tmp_path)
@@ -121,7 +122,7 @@ def test_fewer_repetitions_at_a_share_are_no_stages_and_nobody_waits_for_them(
     for name in ("dvc.yaml", "data.dvc", ".dvcignore"):
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    dvc_repository(tmp_path)
     few = ("sweep.fractions=[1.0, 0.05]", "sweep.seeds=[4, 7, 1]", "sweep.repeats=[1, 3]")
     params = configure(overrides=(*few, "sweep.baselines=[finetune]", "sweep.ratios=[gtl]"))
     write_params(params, tmp_path / "params.yaml")
