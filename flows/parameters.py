@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -135,6 +136,7 @@ def settle(wanted: Wanted, root: Path) -> Params:
     current = load_params(root / PARAMS)
     asked = requested_params(wanted.profile, wanted.overrides, root / PARAMS, root / PROFILES)
     asked = override(asked, tuple(_grid_overrides(wanted, asked)))
+    _check_points(wanted, asked)
     told = changes(current.model_dump(mode="json"), asked.model_dump(mode="json"))
     if not told:
         return current
@@ -163,6 +165,18 @@ def _grid_overrides(wanted: Wanted, params: Params) -> Iterator[str]:
     for key, (grid, values) in asked.items():
         if not set(grid).issuperset(values):
             yield f"sweep.{key}={json.dumps(list(dict.fromkeys((*grid, *values))))}"
+
+
+def _check_points(wanted: Wanted, params: Params) -> None:
+    """What `sweep.repeats` leaves out and somebody asks for would be a flow that ends Completed without a cell."""
+    sweep = params.sweep
+    for fraction, seed in product(wanted.fractions or (None,), wanted.seeds or (None,)):
+        if not any(fraction in (None, share) and seed in (None, one) for share, one in sweep.points):
+            where = "" if fraction is None else f" at the share {fraction:g}"
+            raise UserError(
+                f"sweep.repeats = {list(sweep.repeats)} leaves out seed {seed}{where}; raise its numbers, or name the "
+                "seed further in front in sweep.seeds"
+            )
 
 
 def _only(methods: tuple[str, ...] | None, kind: tuple[str, ...]) -> tuple[str, ...]:

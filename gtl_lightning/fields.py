@@ -13,6 +13,9 @@ NAME, TEXT = r"^\w[\w. -]*$", r"^\S(.*\S)?$"
 LARGEST_COUNT, LARGEST_SEED, STRONGEST = 10**9, 2**32 - 1, 1000
 """The seed is what every generator takes: torch's, numpy's and scikit-learn's."""
 
+LEAST_SIMILARITY = 0.5
+"""From which near-duplicates can be looked for: less would take so little of a signature that most texts meet."""
+
 # Strict: true is no number and 5.0 no count; DVC, which reads the same file, would spell them otherwise. Every number
 # has a lower and an upper bound, and so infinity and NaN lie outside.
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]

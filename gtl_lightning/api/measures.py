@@ -12,7 +12,7 @@ from gtl_lightning.api.training import backbone_of, fit_folder
 from gtl_lightning.core.callables import evaluating, taking
 from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
 from gtl_lightning.core.protocols import Denoiser, RatioNetwork
-from gtl_lightning.core.schedule import LogLinear
+from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule
 from gtl_lightning.errors import UserError, extra
@@ -49,6 +49,7 @@ def nelbo(
     mask_index: int | None = None,
     pad_index: int | None = None,
     length: int | None = None,
+    schedule: NoiseSchedule | None = None,
     draws: int = 8,
     seed: int = 0,
     batch: int = 32,
@@ -66,6 +67,7 @@ def nelbo(
         mask_index: id of the mask.
         pad_index: id of the padding.
         length: most tokens of a text.
+        schedule: that a denoiser which reads t was trained with; LogLinear by default, where t is the masked share.
         draws: mask patterns a text.
         seed: of the masks.
         batch: texts a pass.
@@ -76,7 +78,7 @@ def nelbo(
     known = {"tokenizer": tokenizer, "mask_index": mask_index, "pad_index": pad_index, "length": length}
     reading = Reading.of(denoiser, getattr(guidance, "ratio", None), **cast(Any, known))
     tokens = list(reading.read(texts, "texts"))
-    return likelihood.nelbo(denoiser, tokens, _masking(denoiser, reading, draws, seed, batch), guidance)
+    return likelihood.nelbo(denoiser, tokens, _masking(denoiser, reading, schedule, draws, seed, batch), guidance)
 
 
 def select_gamma(
@@ -89,6 +91,7 @@ def select_gamma(
     mask_index: int | None = None,
     pad_index: int | None = None,
     length: int | None = None,
+    schedule: NoiseSchedule | None = None,
     draws: int = 8,
     seed: int = 0,
     batch: int = 32,
@@ -100,14 +103,14 @@ def select_gamma(
         ratio: what guides it.
         texts: target texts kept from training, and from the final measurement.
         gammas: strengths to choose from; all are measured in one pass of the networks.
-        tokenizer, mask_index, pad_index, length, draws, seed, batch: as in `nelbo`.
+        tokenizer, mask_index, pad_index, length, schedule, draws, seed, batch: as in `nelbo`.
 
     Raises:
         UserError: as `nelbo`; no gamma, or one that is negative or not finite.
     """
     known = {"tokenizer": tokenizer, "mask_index": mask_index, "pad_index": pad_index, "length": length}
     reading = Reading.of(denoiser, ratio, **cast(Any, known))
-    tokens, masking = list(reading.read(texts, "texts")), _masking(denoiser, reading, draws, seed, batch)
+    tokens, masking = list(reading.read(texts, "texts")), _masking(denoiser, reading, schedule, draws, seed, batch)
     return likelihood.select_gamma(denoiser, tokens, masking, Guidance(ratio), gammas)
 
 
@@ -240,8 +243,11 @@ def _classifier(
     return module.network.eval()
 
 
-def _masking(denoiser: Denoiser, reading: Reading, draws: int, seed: int, batch: int) -> Masking:
+def _masking(
+    denoiser: Denoiser, reading: Reading, schedule: NoiseSchedule | None, draws: int, seed: int, batch: int
+) -> Masking:
     return Masking(
+        schedule=schedule or LogLinear(),
         mask_index=reading.ids.mask_index,
         pad_index=reading.ids.pad_index,
         draws=draws,

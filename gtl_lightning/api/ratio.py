@@ -28,7 +28,7 @@ from gtl_lightning.api.training import (
 from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
-from gtl_lightning.core.schedule import LogLinear
+from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule, TextDataModule
 from gtl_lightning.errors import UserError
@@ -126,6 +126,7 @@ def train_ratio(
     mask_index: int | None = None,
     pad_index: int | None = None,
     length: int | None = None,
+    schedule: NoiseSchedule | None = None,
     held_out: Texts | None = None,
     steps: int | None = None,
     batch: int | None = None,
@@ -158,6 +159,8 @@ def train_ratio(
         mask_index: id of the mask; None: the denoiser's own, or the tokenizer's.
         pad_index: id that fills up short texts; None likewise, and none where nothing names one.
         length: most tokens of a text (strings are cut) and of what is sampled; None: the longest text's.
+        schedule: that a denoiser which reads t was trained with, and the ratio is; LogLinear by default, where t is the
+            masked share. Sample and measure with the same.
         held_out: target texts to stop on; None: a tenth of target_texts, at random.
         steps: optimiser steps at most; this and the next four are the method's own where they are None.
         batch: texts a step.
@@ -201,7 +204,8 @@ def train_ratio(
     else:
         train, val = target, reading.read(held_out, "held_out")
         check_batches(frozen.vocab_size, source_texts=source, held_out=val)
-    context = _context(frozen, source, train, val, longest, seed, method)
+    schedule = schedule or LogLinear()
+    context = _context(frozen, source, train, val, longest, seed, method, schedule)
     recipe = METHODS[method].recipe(context, own)
     if isinstance(trainer, pl.Trainer) and recipe.members > 1:
         raise UserError(
@@ -214,6 +218,8 @@ def train_ratio(
     options |= {"logger": logger, "callbacks": callbacks, "trainer": make}
     if folder is not None:  # what stands there of another training is not gone on from
         said = own.model_dump(mode="json") | {"length": longest}
+        if type(schedule) is not LogLinear:
+            said["schedule"] = f"{type(schedule).__qualname__} {sorted(vars(schedule).items())}"
         parts = {"source_texts": source, "target_texts": train, "held_out": val}
         options["identity"] = identity_of(frozen, {"method": method, "settings": digest(said)}, parts)
     with fit_folder(folder) as state, evaluating(denoiser), staying(denoiser) as home:
@@ -262,7 +268,14 @@ def _fit(
 
 
 def _context(
-    frozen: Source, source: TokenDataset, train: TokenDataset, val: TokenDataset, length: int, seed: int, method: str
+    frozen: Source,
+    source: TokenDataset,
+    train: TokenDataset,
+    val: TokenDataset,
+    length: int,
+    seed: int,
+    method: str,
+    schedule: NoiseSchedule,
 ) -> Context:
     """What a recipe may know, of texts and a denoiser that are in no folder of the pipeline."""
 
@@ -284,7 +297,7 @@ def _context(
         backbone=backbone,
         denoiser=Network(),
         frozen=opened,
-        scoring={"schedule": LogLinear(), "draws": held_out_draws(len(val), VAL_EXAMPLES)},
+        scoring={"schedule": schedule, "draws": held_out_draws(len(val), VAL_EXAMPLES)},
         smoothing=without_classifier,
         device=device_of(frozen),
         progress=lambda what: None,

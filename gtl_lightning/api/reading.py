@@ -64,6 +64,12 @@ class Reading:
         pad = _first(pad_index, *known, name="pad_index", last=getattr(tokenizer, "pad_token_id", None))
         if mask is None:
             raise UserError("nothing says which id is the mask; give mask_index=...")
+        end = getattr(tokenizer, "eos_token_id", None)
+        if pad is not None and pad == end:
+            raise UserError(
+                f"the padding, id {pad}, is the tokenizer's end token too, so that the ends of texts would count for "
+                "nothing; give a tokenizer with a padding of its own (its name or folder will do), or no strings"
+            )
         if pad == mask:
             raise UserError(f"mask_index and pad_index are both {mask}, and a mask is no padding; give two ids")
         return cls(Ids(mask, NO_PAD if pad is None else pad), tokenizer, length)
@@ -92,8 +98,14 @@ class Reading:
         return TokenDataset.from_arrays(flat.numpy(), np.cumsum([0, *lengths]), self.ids.pad_index)
 
     def _unpadded(self, texts: Any, what: str) -> list[Tensor]:
+        pad = self.ids.pad_index
         try:
-            return as_sequences(self._ids(texts), self.ids.pad_index)
+            rows = self._ids(texts)
+            for at, row in enumerate(rows):
+                text = (row.long() != pad).nonzero()[:, 0]
+                if len(text) and len(text) <= text[-1] - text[0]:
+                    raise UserError(f"text {at} holds the padding, id {pad}, within it, from where it would be cut out")
+            return as_sequences(rows, pad)
         except UserError as error:
             raise UserError(f"{what}: {error}") from error
 

@@ -139,8 +139,10 @@ def _decades(low: float, high: float) -> list[float]:
 def _section(profile: str, rows: list[Row]) -> list[Block]:
     machine = next(row for row in rows if row["part"] == "machine")
     sampling = [row for row in rows if row["part"] == "sampling"]
+    days = sorted({str(row["date"]) for row in rows if row["part"] != "quality" and not missing(row.get("date"))})
     facts = (
-        f"{machine['hardware']}; torch {machine['torch']}; {machine['date']}; {machine['command']}. Matrix product: "
+        f"{machine['hardware']}; torch {machine['torch']}; {' to '.join(dict.fromkeys((days[0], days[-1])))}; "
+        f"{machine['command']}. Matrix product: "
         f"{number(machine['gflops_fp32'], 0)} GFLOP/s in fp32, {number(machine['gflops_bf16'], 0)} in bf16. Denoiser "
         f"{number(machine['denoiser_parameters'] / 1e6, 2)}M and ratio network "
         f"{number(machine['ratio_parameters'] / 1e6, 2)}M parameters, {number(machine['vocab_size'], 0)} ids, fp32."

@@ -22,7 +22,8 @@ def bench(
     params = open_params(profile)
     from gtl_lightning.stages import bench
 
-    bench.run_bench(params, f"gtl bench --profile {profile}" if profile else "gtl bench", tuple(only))
+    words = ["gtl bench", *([f"--profile {profile}"] if profile else []), *(f"--only {group}" for group in only)]
+    bench.run_bench(params, " ".join(words), tuple(only))
 
 
 @app.command()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, ModuleType
 
+import torch
 from torch import nn
 
 from gtl_lightning.errors import UserError
+
+_OF_A_MODULE = frozenset(vars(nn.Module()))
+"""Where a module keeps its parts, which it is asked for otherwise, and its hooks."""
 
 
 def called(network: object, role: str) -> str:
@@ -61,15 +65,23 @@ def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterat
     seen.add(id(network))
     if isinstance(network, nn.Module):
         yield network
-        inner: list[object] = [getattr(network, "denoiser", None)]
+        # What it keeps elsewhere than among its parts: a list, an object.
+        inner = [getattr(network, "denoiser", None)]
+        inner += [value for name, value in vars(network).items() if name not in _OF_A_MODULE]
     else:
         inner = list(_reached(network))
     for part in inner:
-        kept = isinstance(part, nn.Module | list | tuple | set | dict) or (
-            callable(part) and not isinstance(part, type)
-        )
-        if deep and kept:
+        if deep and _may_hold(part):
             yield from held(part, deep - 1, seen)
+
+
+def _may_hold(part: object) -> bool:
+    """Whether modules may be reached from it: no number, text, tensor, class or module of Python's."""
+    if isinstance(part, type | ModuleType | torch.Tensor):
+        return False
+    return (
+        callable(part) or isinstance(part, list | tuple | set | dict) or hasattr(part, "__dict__") or _slots(part) != []
+    )
 
 
 def _reached(holder: object) -> Iterator[object]:
@@ -90,8 +102,11 @@ def _reached(holder: object) -> Iterator[object]:
         yield from (holder.__globals__.get(name) for name in holder.__code__.co_names)
     else:
         yield next((vars(kind)["__call__"] for kind in type(holder).__mro__ if "__call__" in vars(kind)), None)
-        slots = (name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ()))
-        yield from (getattr(holder, name, None) for name in slots)
+        yield from (getattr(holder, name, None) for name in _slots(holder))
+
+
+def _slots(holder: object) -> list[str]:
+    return [name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -160,7 +161,9 @@ def sample_continuous(
             x = after
         left = noise.unfinished(x)
         if bool(left.any()):  # what the last step left over changes now: the rates' shares, over unbounded time
-            rest = _step(guard, denoiser, noise, x, grid[-2], -math.inf, guidance, first_event, schedule, trace)
+            # The shares alone count: stabilised they are the same, and no strength makes all of them 0.
+            by_shares = None if guidance is None else replace(guidance, stabilise=True)
+            rest = _step(guard, denoiser, noise, x, grid[-2], -math.inf, by_shares, first_event, schedule, trace)
             after = torch.where(left, _draw(rest, generator), x)
             if trace is not None:
                 trace.tell_jumps(len(grid) - 1, x, after, guidance)

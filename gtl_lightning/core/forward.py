@@ -16,7 +16,12 @@ from gtl_lightning.core.schedule import NoiseSchedule
 def uniform_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """Float[shape] uniform on [0, 1), drawn where the generator lives and moved to `device`."""
     home = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=home).to(device)
+    return torch.rand(shape, dtype=_real(), generator=generator, device=home).to(device)
+
+
+def _real() -> torch.dtype:
+    """The default of torch, single precision at least: uniforms in half of it are multiples of 1/256 or 1/2048."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
@@ -38,7 +43,7 @@ def stratified_times(
     `eps` keeps the weight of eq. 1 finite; the share of the loss below it is left out.
     """
     offset = uniform_noise((1,), generator, device)
-    strata = torch.arange(batch, device=device) / batch
+    strata = torch.arange(batch, dtype=_real(), device=device) / batch
     return eps + (1 - eps) * ((offset + strata) % 1)
 
 
@@ -114,7 +119,9 @@ def level_sample(
         x_t Long[...,b,l], masked Bool[...,b,l], k Long[...,b].
     """
     *lead, batch, length = x_0.shape
-    strata = (torch.arange(batch, device=x_0.device) + uniform_noise((*lead, 1), generator, x_0.device)) / batch
+    strata = (
+        torch.arange(batch, dtype=_real(), device=x_0.device) + uniform_noise((*lead, 1), generator, x_0.device)
+    ) / batch
     order = uniform_noise((*lead, batch), generator, x_0.device).argsort(-1)
     maskable = length if frozen is None else (~frozen).sum(-1)
     count = least + (strata.gather(-1, order) * (maskable + 1 - least)).long().clamp(max=maskable - least)

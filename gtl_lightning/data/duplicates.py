@@ -1,18 +1,21 @@
 """Near-duplicate texts: MinHash over word shingles, vectorised; candidates are verified by their exact similarity.
 
 Broder (1997), On the resemblance and containment of documents: the chance that two sets share the least element under
-a random order is their Jaccard similarity. Words are compared by letters and digits alone, in lower case.
+a random order is their Jaccard similarity. Words are compared by letters and digits alone, in lower case, of whatever
+script; where a script puts no blanks between words, each character is one.
 
 What counts as a duplicate: texts of equal shingle sets, always; two others when they agree in all rows of a band (fall
 into one bucket), are compared there, and their exact similarity reaches the threshold; and whatever hangs together
 through such pairs. In a bucket every text is compared with the first one, those not joined to it with the first of
 them, and so on for `ROUNDS` rounds, which no bucket of ordinary text needs. In larger ones (boilerplate that differs in
 a number) each text left is then compared with its `NEIGHBOURS` nearest in the order of the rest of the signature, and
-pairs further apart are let be. So a text costs at most BANDS * (ROUNDS + NEIGHBOURS) comparisons, whatever texts say.
+pairs further apart are let be. So a text costs at most (ROUNDS + NEIGHBOURS) comparisons a band, whatever texts say.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,11 +27,17 @@ from gtl_lightning.data.lines import Progress, unseen
 
 WORDS_PER_SHINGLE = 3
 BANDS, ROWS = 12, 3  # at similarity 0.8 a pair is missed with chance (1 - 0.8^3)^12 = 1e-4, at 0.7 with 6e-3
+LOOSE, LOOSE_ROWS = 0.7, 2  # below 0.7: 18 bands of two; at 0.5 a pair is missed with chance (1 - 0.5^2)^18 = 6e-3
 ROUNDS, NEIGHBOURS = 64, 4
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _LAST = np.uint32(0xFFFFFFFF)
+_NO_LETTERS = re.compile(r"[\W_]+")
+# Thai, Lao, Burmese and Khmer, kana, and the ideographs of Chinese and Japanese: no blank parts their words.
+_WORDS_OF_THEIR_OWN = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 _BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 
@@ -70,18 +79,20 @@ def group(
     Args:
         signature: [n, BANDS * ROWS] of `signatures`.
         text: index -> UTF-8 text, asked for candidates only, at most once per band and once before.
-        threshold: exact Jaccard similarity from which two texts belong together.
+        threshold: exact Jaccard similarity from which two texts belong together, `LEAST_SIMILARITY` at least.
         progress: told (done, total).
     """
+    rows = ROWS if threshold >= LOOSE else LOOSE_ROWS
+    bands = BANDS * ROWS // rows
     first = _first_equal(signature, text)
     distinct = np.flatnonzero(first == np.arange(len(first)))
     roots = _Roots(first.tolist())
-    total = BANDS * len(distinct)
-    for band in range(BANDS):
+    total = bands * len(distinct)
+    for band in range(bands):
         done = band * len(distinct)
-        for places in _buckets(signature[distinct, band * ROWS : (band + 1) * ROWS]):
+        for places in _buckets(signature[distinct, band * rows : (band + 1) * rows]):
             bucket = distinct[places]
-            for share in _join_similar(bucket, roots, signature, text, threshold, band):
+            for share in _join_similar(bucket, roots, signature, text, threshold, (band + 1) * rows):
                 progress(done + int(share * len(bucket)), total)
             done += len(bucket)
         progress((band + 1) * len(distinct), total)
@@ -94,9 +105,12 @@ def _join_similar(
     signature: NDArray[np.uint32],
     text: Callable[[int], bytes],
     threshold: float,
-    band: int,
+    behind: int,
 ) -> Iterator[float]:
-    """Join what is similar in one bucket, as the module's head says; yields the share of the work that is done."""
+    """Join what is similar in one bucket, as the module's head says; yields the share of the work that is done.
+
+    The rest of the signature begins at its column `behind`.
+    """
     members = bucket.tolist()
     if len({roots.of(index) for index in members}) == 1:
         return
@@ -120,7 +134,7 @@ def _join_similar(
         yield turn / ROUNDS
     if len(waiting) < 2:
         return
-    columns = np.roll(signature[bucket[waiting]], -(band + 1) * ROWS, axis=1)
+    columns = np.roll(signature[bucket[waiting]], -behind, axis=1)
     order = np.lexsort(columns.T[::-1])
     for step in range(1, min(NEIGHBOURS, len(waiting) - 1) + 1):
         near = (sets.take(order[:-step]).similarities(sets.take(order[step:])) >= threshold).tolist()
@@ -208,6 +222,7 @@ def _hashes(texts: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int6
     Letters are packed without the separators, so that any substring's polynomial hash is a difference of prefix sums
     (modulo 2^64, where the odd base has an inverse). A text shorter than a shingle is one shingle as a whole.
     """
+    texts = [text if text.isascii() else _folded(text) for text in texts]
     raw = np.frombuffer(b" ".join(texts).lower() + b" ", np.uint8)
     begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
     values = _byte_values()[raw]
@@ -233,6 +248,13 @@ def _hashes(texts: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int6
     hashes ^= hashes >> np.uint64(29)
     hashes *= _MIX
     return hashes, first
+
+
+def _folded(text: bytes) -> bytes:
+    """A text whose letters are not all ASCII, in one form, as its words: no byte of a word is one of ASCII's signs."""
+    words = unicodedata.normalize("NFKC", text.decode("utf-8", "surrogatepass")).casefold()
+    words = _NO_LETTERS.sub(" ", unicodedata.normalize("NFKC", words))
+    return _WORDS_OF_THEIR_OWN.sub(r" \g<0> ", words).encode("utf-8", "surrogatepass")
 
 
 def _inside(first: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -277,8 +299,11 @@ def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _first_equal(signature: NDArray[np.uint32], text: Callable[[int], bytes]) -> NDArray[np.int64]:
-    """For each text the smallest index of those with the same shingles, its own where it has no words: [texts]."""
+    """For each text the smallest index of those with the same shingles; without words, of the equal ones: [texts]."""
     first = np.arange(len(signature))
+    wordless: dict[bytes, int] = {}
+    for index in np.flatnonzero((signature == _LAST).all(axis=1)).tolist():
+        first[index] = wordless.setdefault(text(index), index)
     for bucket in _buckets(signature):
         known: dict[bytes, int] = {}
         for index in bucket:

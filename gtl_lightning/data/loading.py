@@ -181,6 +181,11 @@ class DomainDataModule(_EpochDataModule):
             raise UserError(f"batch = {batch} has no room for both domains; use at least {2 * parts}")
         if batch % 2:
             raise UserError(f"batch = {batch} is no half of each domain; take {batch - 1} or {batch + 1}")
+        if batch % (2 * parts):  # the mean over parts would weigh an example of a smaller part more
+            raise UserError(
+                f"batch = {batch} does not divide into halves of {parts} equal parts (machine.devices times "
+                f"machine.accumulate); take a multiple of {2 * parts}"
+            )
         _check_not_empty(source=source, target=target, val_source=val_source, val_target=val_target)
         self.source, self.target, self.val_source, self.val_target = source, target, val_source, val_target
 

@@ -33,8 +33,8 @@ _APPLE = "__MACOSX/"  # what macOS adds to an archive beside each file
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _OPENERS: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
     _GZIP: ("gzip", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
-    b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),
-    b"BZh": ("bzip2", bz2.BZ2File),
+    b"\xfd7zXZ\0": ("xz", lambda file: _Streams(file, lzma.LZMADecompressor)),
+    b"BZh": ("bzip2", lambda file: _Streams(file, bz2.BZ2Decompressor)),
 }
 _FOREIGN = {b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"), b"7z\xbc\xaf": ("7z", "7z x -so")}
 _DAMAGE = (EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
@@ -165,6 +165,37 @@ class _Tap(io.RawIOBase):
         if self._told is not None:
             self._told()
         return count
+
+
+class _Streams(io.RawIOBase):
+    """Streams one behind the other, unpacked; what follows the first and is none is damage.
+
+    `lzma.LZMAFile` and `bz2.BZ2File` take that for the end, and all records behind it would be missing unseen.
+    """
+
+    def __init__(self, packed: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._packed, self._begin = packed, begin
+        self._stream = begin()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            fresh = b""
+            if self._stream.eof:
+                left = self._stream.unused_data.lstrip(b"\0")  # padding
+                while not left:
+                    if not (read := self._packed.read(BUFFER)):
+                        return 0
+                    left = read.lstrip(b"\0")
+                self._stream, fresh = self._begin(), left
+            elif self._stream.needs_input and not (fresh := self._packed.read(BUFFER)):
+                raise EOFError("it ends within a stream")
+            data = self._stream.decompress(fresh, len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 class _SmallPieces:

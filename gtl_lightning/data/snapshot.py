@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -33,6 +34,7 @@ MALFORMED, MISSING_FIELD, EMPTY_ABSTRACT = ("malformed", "missing-field", "empty
 _decode = json.JSONDecoder().decode
 _HOPELESS_LINES = 1000
 _PEEK = 100
+_BETWEEN = re.compile(r"[\s,;]+")
 
 
 class Record(NamedTuple):
@@ -51,8 +53,8 @@ class Record(NamedTuple):
 
 
 def archive(categories: str) -> str:
-    """Archive of the first category: the text before its dot ("" when there is none)."""
-    return categories.partition(" ")[0].partition(".")[0]
+    """Archive of the first category: the text before its dot ("" when there is none); commas part them too."""
+    return _BETWEEN.split(categories.strip(), maxsplit=1)[0].partition(".")[0]
 
 
 def read_records(

@@ -17,6 +17,7 @@ from gtl_lightning.data.lines import Display, Progress, no_display
 from gtl_lightning.data.quarantine import Problem, quarantine
 from gtl_lightning.data.scan import Scan, scan
 from gtl_lightning.errors import UserError
+from gtl_lightning.fields import LEAST_SIMILARITY
 from gtl_lightning.files import atomic_path, replacing, write_json
 from gtl_lightning.records import COUNT, Shape, Values
 
@@ -93,12 +94,12 @@ def split_snapshot(
         target: archives of the target domain.
         seed: key of the hash.
         shares: share of its domain for each split named; the rest is that domain's training split.
-        near_duplicate: Jaccard similarity of word shingles from which two texts are duplicates, in (0, 1].
+        near_duplicate: Jaccard similarity of word shingles from which two texts are duplicates, in [0.5, 1].
         max_bad_share: share of damaged records (malformed, missing field, empty abstract) above which to stop.
         target_share_in_source: share of the target's records that go to source_train instead (the paper's r).
         min_examples: fewest records of target_train.
-        max_source: keep only that many source records, the first in hash order.
-        max_target: the same for the target.
+        max_source: keep only that many source records, the first in hash order; mixed ones come on top.
+        max_target: the same for the target; some of these are the mixed ones.
         fields: our field name -> the file's.
         display: of the progress.
 
@@ -122,8 +123,8 @@ def split_snapshot(
         if damaged.causes.total() > max_bad_share * found.records:
             damaged.write(out / QUARANTINE, doubles)
             raise _too_much_damage(snapshot, found.records, damaged.causes, out, max_bad_share)
-        domains = _domains(found, kept, source, target, target_share_in_source)
-        plan = _assign(found, domains, shares, {"source": max_source, "target": max_target})
+        domains = _domains(found, kept, source, target, target_share_in_source, max_source, max_target)
+        plan = _assign(found, domains, shares)
         _check_sizes(plan, shares, min_examples)
         _check_plan(found, plan, {*source, *target} if target_share_in_source else {*source}, {*target})
         for name in SPLITS:
@@ -156,8 +157,10 @@ def _check_arguments(
         raise UserError(f"archive {both[0]!r} is in both source and target; the domains must not overlap")
     if not source or not target:
         raise UserError(f"{'target' if source else 'source'} names no archive; name at least one, for example physics")
-    if not 0 < near_duplicate <= 1:
-        raise UserError(f"near_duplicate = {near_duplicate} lies outside (0, 1]; give a Jaccard similarity such as 0.8")
+    if not LEAST_SIMILARITY <= near_duplicate <= 1:
+        raise UserError(
+            f"near_duplicate = {near_duplicate} lies outside [{LEAST_SIMILARITY}, 1]; give a Jaccard similarity, as 0.8"
+        )
     if not 0 <= target_share_in_source < 1:
         raise UserError(f"target_share_in_source = {target_share_in_source} lies outside [0, 1); give a share")
     if unknown := sorted(set(shares) - set(SHARES)):
@@ -197,24 +200,28 @@ def _distinct(found: Scan, near_duplicate: float, progress: Progress) -> tuple[N
 
 
 def _domains(
-    found: Scan, kept: NDArray[np.int64], source: Sequence[str], target: Sequence[str], target_share_in_source: float
+    found: Scan,
+    kept: NDArray[np.int64],
+    source: Sequence[str],
+    target: Sequence[str],
+    target_share_in_source: float,
+    max_source: int | None,
+    max_target: int | None,
 ) -> dict[str, NDArray[np.int64]]:
     archive = found.archive[kept]
-    in_target = np.isin(archive, list(target))
-    mixed = in_target & (found.mix[kept] < target_share_in_source)
-    return {"source": kept[np.isin(archive, list(source))], "target": kept[in_target & ~mixed], "mixed": kept[mixed]}
+    of_target = kept[np.isin(archive, list(target))][:max_target]
+    mixed = found.mix[of_target] < target_share_in_source
+    of_source = kept[np.isin(archive, list(source))][:max_source]
+    return {"source": of_source, "target": of_target[~mixed], "mixed": of_target[mixed]}
 
 
 def _assign(
-    found: Scan,
-    domains: Mapping[str, NDArray[np.int64]],
-    shares: Mapping[str, float],
-    maximum: Mapping[str, int | None],
+    found: Scan, domains: Mapping[str, NDArray[np.int64]], shares: Mapping[str, float]
 ) -> dict[str, NDArray[np.int64]]:
     """Split name -> record indices in rank order."""
     plan: dict[str, NDArray[np.int64]] = {}
     for domain, names in (("source", SOURCE_SPLITS), ("target", TARGET_SPLITS)):
-        rows = domains[domain][: maximum[domain]]
+        rows = domains[domain]
         bounds = np.cumsum([shares.get(name, 0.0) for name in names[1:]])
         part = np.searchsorted(bounds, found.place[rows], side="right")
         for index, name in enumerate(names[1:]):

@@ -39,9 +39,9 @@ def rows(where: str, progress: Progress = unseen) -> Iterator[Row | bytes]:
     elif form in PARQUET:
         yield from _parquet(where)
     elif form in LINES:
-        yield from (_object(line) for _, line in read_lines(where, progress=progress) if line.strip())
+        yield from (object_of(line) for _, line in read_lines(where, progress=progress) if line.strip())
     elif form in TEXTS:
-        yield from ({TEXT: line} for line in _decoded(where, progress) if line.strip())
+        yield from _texts(where, progress)
     elif form in COMMAS:
         yield from _separated(where, "\t" if form == ".tsv" else ",", progress)
     else:
@@ -56,7 +56,8 @@ def form_of(where: str) -> str | None:
     return endings[-1] if endings and endings[-1] in FORMS else None
 
 
-def _object(line: bytes) -> Row | bytes:
+def object_of(line: bytes) -> Row | bytes:
+    """The JSON object that a line is; the line where it is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -72,13 +73,26 @@ def _decoded(where: str, progress: Progress) -> Iterator[str]:
             raise UserError(f"{where}, line {number} is not UTF-8; convert it: `iconv -t UTF-8`") from error
 
 
+def _texts(where: str, progress: Progress) -> Iterator[Row]:
+    for line in _decoded(where, progress):
+        if "\r" in line.rstrip("\r\n"):
+            raise UserError(f"{where} has carriage returns within a line, as old line ends are; use `tr '\\r' '\\n'`")
+        if line.strip():
+            yield {TEXT: line}
+
+
 def _separated(where: str, delimiter: str, progress: Progress) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_LINE)
     lines: Iterable[str] = _decoded(where, progress)
     table = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         for row in table:
-            row.pop(None, None)  # what a line has beyond the columns
+            if None in row:  # a text with the delimiter, unquoted, of which the column has the front part alone
+                columns, cells = len(table.fieldnames or ()), len(row) - 1 + len(row[None])
+                raise UserError(
+                    f"{where}, line {table.line_num} has {cells} cells under {columns} column(s); put texts that hold "
+                    f"{delimiter!r} in quotes"
+                )
             yield row
     except csv.Error as error:
         raise UserError(f"{where} is no table after line {table.line_num} ({error}); mend it") from error

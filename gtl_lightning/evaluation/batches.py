@@ -18,7 +18,8 @@ def as_sequences(tokens: Tensor | Sequence[Tensor], pad_index: int) -> list[Tens
     """
     if isinstance(tokens, Tensor) and tokens.ndim != 2:
         raise UserError(f"tokens have shape {tuple(tokens.shape)}; give Long[n,l] or a list of sequences")
-    sequences = [row[row != pad_index].long().cpu() for row in tokens]
+    # As Long at once: among ids of 8 bits a padding beyond them would be another id.
+    sequences = [row[row != pad_index].cpu() for row in (each.long() for each in tokens)]
     if not sequences:
         raise UserError("no token sequence to evaluate; give at least one")
     for at, row in enumerate(sequences):

@@ -20,13 +20,15 @@ from gtl_lightning.workspace.paths import log
 
 GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "candidates", "counted", "training")
 """What is measured together: what the sampler's cases vary, and training."""
+ALIKE = ("hardware", "torch", "denoiser_parameters", "ratio_parameters", "vocab_size")
+"""What rows of one profile have in common."""
 
 
 def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     """Measure, then write reports/bench.json, docs/benchmarks.md and its figure.
 
-    Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles, and of groups that
-    were not asked for, stay: the page shows all that were measured.
+    Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles stay, and of groups
+    that were not asked for those of the same machine, torch and sizes: the page shows all that were measured.
 
     Args:
         params: sizes and cases; nothing is read from disk.
@@ -38,11 +40,28 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     """
     if unknown := sorted(set(only) - set(GROUPS)):
         raise UserError(f"--only {unknown[0]} is no group of benchmarks; choose some of {', '.join(GROUPS)}")
+    today = _today()
     for group, rows in measure(params, command, only or GROUPS):
-        others = [row for row in measured() if (row["profile"], row["group"]) != (params.profile, group)]
-        write_json(ROWS, [*others, *({"profile": params.profile, **row} for row in rows)])
+        kept = measured()
+        if group == "machine":
+            kept = _of_alike(kept, params.profile, rows[0])
+        others = [row for row in kept if (row["profile"], row["group"]) != (params.profile, group)]
+        write_json(ROWS, [*others, *({"profile": params.profile, "date": today, **row} for row in rows)])
         write_page()
     log.info("benchmarks: %s and %s", PAGE, ROWS)
+
+
+def _of_alike(rows: list[dict[str, Any]], profile: str, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Without the profile's times of another machine, torch or size, which the page would show as of this one."""
+    before = next((row for row in rows if row["profile"] == profile and row["part"] == "machine"), machine)
+    if all(before.get(key) == machine[key] for key in ALIKE):
+        return rows
+    log.info("benchmarks of profile %s were measured otherwise and go: %s", profile, before.get("hardware"))
+    return [row for row in rows if row["profile"] != profile or row["part"] == "quality"]
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -60,7 +79,7 @@ def measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tup
         "part": "machine",
         "group": "machine",
         "hardware": hardware(device),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": _today(),
         "torch": torch.__version__,
         "command": command,
         "gflops_fp32": rates["32-true"] / 1e9,

@@ -74,7 +74,7 @@ def split(params: Params) -> None:
         settle(DATA)
         check_snapshot(DATA)
         source, target = domains(DATA, data.source, data.target)
-        split_snapshot(
+        summary = split_snapshot(
             SNAPSHOT,
             SPLITS,
             source=source,
@@ -96,6 +96,13 @@ def split(params: Params) -> None:
             fields=recorded_fields(DATA),
             display=progress_bar,
         )
+    left_out = {**summary["quarantine"], **summary["unused"]}
+    log.info(
+        "%d records, %d of them in the splits; left out: %s",
+        summary["records"],
+        sum(sum(archives.values()) for archives in summary["splits"].values()),
+        ", ".join(f"{cause} {count}" for cause, count in left_out.items() if count) or "none",
+    )
 
 
 def tokenize(params: Params) -> None:

@@ -14,10 +14,10 @@ from gtl_lightning.bench.results import ROWS
 from gtl_lightning.data.origin import check_fields
 from gtl_lightning.data.snapshot import import_snapshot
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import make_folder, write_json
+from gtl_lightning.files import make_folder, sha256_file, write_json
 from gtl_lightning.modules.callbacks import LAST
 from gtl_lightning.modules.state import RESULT
-from gtl_lightning.records import AMOUNT, COUNT, Shape, Values, read_record
+from gtl_lightning.records import AMOUNT, Shape, Values, read_record
 from gtl_lightning.stages.bench import measure
 from gtl_lightning.stages.whole import Step, whole, working_in
 from gtl_lightning.workspace.closure import ROOT, code_hash
@@ -30,7 +30,7 @@ from gtl_lightning.workspace.progress import progress_bar
 
 NOTE = Path("scale.json")
 NOTED: Shape = {
-    "data": {"name": str, "bytes": COUNT, "fields": Values(str)},
+    "data": {"name": str, "sha256": str, "fields": Values(str)},
     "code": str,
     "commit": str,
     "done": Values(AMOUNT),
@@ -129,7 +129,7 @@ def _begun(params: Params, data: Path, fields: dict[str, str], folder: Path) -> 
         UserError: it holds something else, or a run of other parameters, data or code.
     """
     own = {
-        "data": {"name": data.name, "bytes": data.stat().st_size, "fields": fields},
+        "data": {"name": data.name, "sha256": sha256_file(data), "fields": fields},
         "code": f"{code_hash(__name__)}-{code_hash(TRAINING)}",
         "commit": commit_of(ROOT) or "unknown",
         "done": {},

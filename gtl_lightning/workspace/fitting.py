@@ -122,7 +122,7 @@ def _fit_tracked(
     place |= {"devices": machine.devices, "accumulate": machine.accumulate}
     read = [*sorted(inputs)] if code else [*token_files(), *sorted(inputs)]
     state = state_dir(f"{cell.name}-{part}", plain | place, *read, code=code or TRAINING)
-    made = made_with(device, precision)
+    made = made_with(device, precision, machine.devices * machine.accumulate)
     tags = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed, "part": part, "made_with": made}
     note = f"{cell}: the training of its {part}, with learning curves."
     with study(params).child("train", f"train {cell.name} {part}", state.name, tags, note) as run:

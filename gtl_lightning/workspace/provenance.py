@@ -10,8 +10,13 @@ from typing import Any
 MADE_WITH = ("made_with", "trained_with")
 
 
-def made_with(device: str, precision: str) -> str:
+def made_with(device: str, precision: str, parts: int = 1) -> str:
     """For example `gtl-lightning 0.1.0, torch 2.13.0+cpu, cpu, 32-true, 1 thread`.
+
+    Args:
+        device: "cuda" or what torch calls another.
+        precision: Lightning's name of it.
+        parts: that each training batch came in, which have noise of their own.
 
     DVC knows none of it: it takes a result made with other versions or on another device for the same result.
     """
@@ -20,9 +25,8 @@ def made_with(device: str, precision: str) -> str:
     threads = torch.get_num_threads()
     where = torch.cuda.get_device_name() if device == "cuda" else device
     count = f"{threads} thread{'' if threads == 1 else 's'}"
-    return ", ".join(
-        (f"gtl-lightning {version('gtl-lightning')}", f"torch {torch.__version__}", where, precision, count)
-    )
+    facts = [f"gtl-lightning {version('gtl-lightning')}", f"torch {torch.__version__}", where, precision, count]
+    return ", ".join([*facts, f"batches in {parts} parts"] if parts > 1 else facts)
 
 
 def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, create_model, mo
 from gtl_lightning.fields import (
     CLASSIFIER,
     LARGEST_COUNT,
+    LEAST_SIMILARITY,
     Candidates,
     Few,
     Flag,
@@ -36,6 +37,7 @@ Archive = Annotated[str, StringConstraints(strict=True, pattern=ARCHIVE)]
 Address = Annotated[str, StringConstraints(strict=True, pattern=ADDRESS)]
 Vocabulary = Annotated[int, Field(strict=True, ge=8, le=2**24)]
 Length = Annotated[int, Field(strict=True, ge=2, le=65536)]
+Similarity = Annotated[float, Field(strict=True, ge=LEAST_SIMILARITY, le=1)]
 Above0 = Annotated[float, Field(strict=True, gt=0, le=1)]
 Schedule = Literal["loglinear", "polynomial", "cosine", "geometric"]
 
@@ -55,11 +57,11 @@ class Data(Section):
     target_share_in_source: Share = Field(
         0.0, description="target records mixed into the source training data (paper: r)"
     )
-    near_duplicate: Above0 = Field(0.8, description="estimated Jaccard similarity from which texts are duplicates")
+    near_duplicate: Similarity = Field(0.8, description="Jaccard similarity from which texts are duplicates")
     max_bad_share: Share = Field(0.01, description="share of damaged records above which the split stops")
     min_examples: Positive = Field(16, description="fewest target examples a fraction may leave")
-    max_source: Positive | None = Field(None, description="cap on source records (null: all)")
-    max_target: Positive | None = Field(None, description="cap on target records (null: all)")
+    max_source: Positive | None = Field(None, description="cap on source records; mixed ones come on top (null: all)")
+    max_target: Positive | None = Field(None, description="cap on target records, mixed ones among them (null: all)")
     seed: Seed = Field(0, description="key of the hash that orders and splits the records")
 
     @model_validator(mode="after")
@@ -358,7 +360,7 @@ class Bench(Section):
 
 
 class Machine(Section):
-    """Where it runs; nothing here changes what is computed beyond rounding."""
+    """Where it runs; beyond rounding, only the parts of a batch (devices, accumulate) change what is computed."""
 
     threads: Few | None = Field(1, description="processor threads of a command; null: as many as there are cores")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Lightning's accelerator")

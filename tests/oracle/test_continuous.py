@@ -215,6 +215,22 @@ def test_fine_walks_sample_the_target(process: str, leap: str) -> None:
     assert law_p_value(cells(x, tuple(range(LENGTH)), V).flatten(), TARGET_TABLE) > FALSE_ALARM
 
 
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_no_mask_is_left_where_strong_guidance_takes_every_rate_to_zero(gamma: float) -> None:
+    """Without the stabiliser a ratio that falls with every reveal leaves nothing of the rates in single precision."""
+    guidance = Guidance(SequenceRatio(lambda x, t: -30.0 * (x != 3).sum(-1).float()), gamma, stabilise=False)
+    x = sample_continuous(
+        lambda x, t: torch.zeros(*x.shape, 4),
+        Absorbing(3),
+        batch=100,
+        length=3,
+        steps=20,
+        guidance=guidance,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert not (x == 3).any() and len(x.unique()) == 3
+
+
 def test_continuous_and_revealing_samplers_agree() -> None:
     """Absorbing: the limit of eq. 10 is the law of section 2.4, at a gamma where that is neither p nor q.
 

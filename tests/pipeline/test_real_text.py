@@ -151,6 +151,7 @@ def test_results_say_what_they_were_made_with(trained: Path) -> None:
     told += [read_json(trained / "models/classifier-0.3-0/advisor.json")["made_with"]]
     told += [row["made_with"] for row in read_json(trained / "reports/ablation.json")]
     assert all(version in words and "thread" in words for words in told)
+    assert provenance.made_with("cpu", "32-true", 4) == f"{provenance.made_with('cpu', '32-true')}, batches in 4 parts"
     rows = read_json(trained / "reports/transfer.json")
     assert provenance.mixtures(rows) == []
     other = {**rows[0], "made_with": rows[0]["made_with"].replace("cpu", "NVIDIA H100")}

@@ -154,6 +154,10 @@ def test_a_folder_is_of_one_run(run: Callable[..., bool], tmp_path: Path) -> Non
     assert not run(lambda: None, interrupt, minutes=NOW, data=other), "a run of which nothing is done binds nobody"
     with pytest.raises(UserError, match=r"out holds another run \(data: .*other.jsonl.*texts.jsonl.*name another"):
         run(lambda: None)
+    other.write_text("[]\n{}\n")
+    with pytest.raises(UserError, match=r"out holds another run \(data: .*other.jsonl"):
+        run(lambda: None, data=other)  # of the same name and size
+    other.write_text("{}\n{}\n")
     with pytest.raises(UserError, match=r"out holds another run \(data.min_examples: 16 -> 17 \(and 1 more\)\)"):
         run(lambda: None, params=configure(overrides=("data.seed=1", "data.min_examples=17")), data=other)
     note = tmp_path / "out" / "scale.json"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 import gtl_lightning
 from gtl_lightning import Guidance, TokenRatio, UserError, advise, load_ratio, mauve, nelbo, sample, select_gamma
 from gtl_lightning.api.ratio import train_ratio
+from gtl_lightning.api.reading import Reading
 from gtl_lightning.core.guidance import guided_log_probs
+from gtl_lightning.core.schedule import Cosine
 from gtl_lightning.evaluation import likelihood
 from gtl_lightning.evaluation.masked_likelihood import Masking
 from gtl_lightning.evaluation.mauve import mauve_score
@@ -182,6 +186,70 @@ def test_texts_are_tensors_lists_arrays_or_strings() -> None:
     for other in ratios[1:]:
         for one, two in zip(ratios[0].network.parameters(), other.network.parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_ids_of_few_bits_are_the_ids_they_are(dtype: torch.dtype) -> None:
+    """A padding beyond 8 bits is another id in them, and no padding is 255."""
+    rows = torch.tensor([[1, 2, 3], [3, 0, 100]])
+    for ids in (Ids(200, 257), Ids(200, NO_PAD)):
+        read = Reading(ids, None, None).read(rows.to(dtype), "texts")
+        assert [row.tolist() for row in read] == rows.tolist()
+    high = torch.tensor([[1, 255]], dtype=torch.uint8)
+    assert [row.tolist() for row in Reading(Ids(300, NO_PAD), None, None).read(high, "texts")] == [[1, 255]]
+
+
+def test_padding_within_a_text_and_padding_that_ends_texts_are_refused() -> None:
+    """The one would be cut out and the text close up; with the other no end of a text is learned or counted."""
+    with pytest.raises(UserError, match="texts: text 1 holds the padding, id 0, within it"):
+        Reading(Ids(9, 0), None, None).read(torch.tensor([[0, 5, 6], [5, 0, 7]]), "texts")
+
+    class Tokenizer:
+        mask_token_id, pad_token_id, eos_token_id = 4, 3, 3
+
+    with pytest.raises(UserError, match="the padding, id 3, is the tokenizer's end token too"):
+        Reading.of(tokenizer=Tokenizer(), mask_index=None, pad_index=None, length=None)  # type: ignore[arg-type]
+
+
+def test_a_denoiser_that_reads_the_time_reads_that_of_its_schedule() -> None:
+    """Of 200 tokens the masked share tells alpha_t to .2 or better; the two schedules' times differ by up to .3."""
+    off: list[Tensor] = []
+
+    def timed(x_t: Tensor, t: Tensor) -> Tensor:
+        off.append((Cosine().alpha(t) - (x_t != 2).float().mean(-1)).abs())
+        return torch.tensor([0.0, -1.0, -30.0]).expand(*x_t.shape, 3)
+
+    def told(call: Callable[[], object]) -> float:
+        off.clear()
+        call()
+        return float(torch.cat(off).mean())
+
+    generator = torch.Generator().manual_seed(0)
+    source, target = ((torch.rand(64, 200, generator=generator) < share).long() for share in (0.5, 0.1))
+    silent = TokenRatio(lambda x, t: torch.zeros(*x.shape, 3))
+    training: dict[str, Any] = {"steps": 4, "check_every": 2, "batch": 16, "progress": False, "method": "gtl-warm"}
+    training |= {"members": 1, "borrowed": 0}
+    for schedule, within in ((Cosine(), 0.05), (None, 1.0)):
+        known: dict[str, Any] = {"mask_index": 2, "schedule": schedule}
+        calls: list[Callable[[], object]] = [
+            partial(nelbo, timed, target, draws=4, **known),
+            partial(select_gamma, timed, silent, target, [0.0, 1.0], draws=4, **known),
+            partial(train_ratio, Timed(timed), source, target, **known, **training),
+        ]
+        for call in calls:
+            assert told(call) < within
+            assert schedule is not None or told(call) > 0.08
+
+
+class Timed(nn.Module):
+    """A function as a module with a weight."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.shift = function, nn.Parameter(torch.zeros(3))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.function(x_t, t) + self.shift
 
 
 def test_strings_take_a_tokenizer_which_says_mask_and_padding() -> None:

@@ -132,6 +132,27 @@ def test_a_stream_that_was_cut_off_replaces_nothing(
     assert contents(data) == before
 
 
+@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+def test_streams_one_behind_the_other_are_read_to_the_end(kind: str, data: Path, tmp_path: Path) -> None:
+    parts = [PACKERS[kind](line(i)) for i in range(3)]
+    (tmp_path / "file").write_bytes(b"".join(parts) + bytes(8))  # padding, as a tape or xz leaves
+    import_snapshot(tmp_path / "file", data)
+    assert imported(data) == ["r0", "r1", "r2"]
+
+
+@pytest.mark.parametrize("behind", ["a damaged header", "text", "another form"])
+@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+def test_what_follows_a_stream_and_is_none_is_damage(kind: str, behind: str, data: Path, tmp_path: Path) -> None:
+    """Readers of xz and bzip2 take it for the end, and every record from there on is missing without a word."""
+    before, more = contents(data), PACKERS[kind](line(2))
+    other = PACKERS["gzip" if kind == "xz" else "xz"](line(2))
+    packed = {"a damaged header": b"\x01" + more[1:], "text": line(2), "another form": other}[behind]
+    (tmp_path / "file").write_bytes(PACKERS[kind](line(1)) + packed)
+    with pytest.raises(UserError, match=f"truncated or damaged {kind} file"):
+        import_snapshot(tmp_path / "file", data)
+    assert contents(data) == before
+
+
 def test_a_last_line_without_its_end_is_whole(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes((line(1) + line(2)).rstrip())
     import_snapshot(tmp_path / "file", data)

@@ -206,6 +206,13 @@ def test_a_batch_of_one_has_no_room_for_two_domains() -> None:
         domain_module(4, 4, batch=1)
 
 
+def test_parts_of_a_half_are_equal_or_an_example_would_weigh_more() -> None:
+    with pytest.raises(UserError, match="batch = 12 does not divide into halves of 4 equal parts.*a multiple of 8"):
+        domain_module(20, 20, batch=12, parts=4)
+    sizes = {len(batch["x_0"]) for batch in domain_module(20, 20, batch=16, parts=4).train_dataloader()}
+    assert sizes == {4}
+
+
 class Recorder(pl.LightningModule):
     """Keeps what it was trained on."""
 

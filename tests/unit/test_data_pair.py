@@ -116,6 +116,19 @@ def test_an_id_and_a_date_are_taken_where_they_are(tmp_path: Path, pair: tuple[s
     assert lines[1]["id"].startswith("source-") and "date" not in lines[1]
 
 
+def test_different_texts_of_one_id_all_count_whatever_their_order(tmp_path: Path, pair: tuple[str, str]) -> None:
+    """As the passages of a document have its id: of one id the split keeps one record, here the others were lost."""
+    passages = [f'{{"id": "{n // 5}", "text": "passage {n}"}}\n' for n in range(20)]
+    ids = []
+    for number, rows_ in enumerate((passages, passages[::-1], [*passages, passages[3]])):
+        Path(pair[0]).write_text("".join(rows_))
+        import_pair(*pair, tmp_path / f"data{number}")
+        found = [r for r in taken(tmp_path / f"data{number}") if isinstance(r, Record) and r.categories == "source"]
+        ids.append({r.id: r.abstract for r in found})
+    assert ids[0] == ids[1] == ids[2] and len(ids[0]) == len(set(ids[0].values())) == 20
+    assert all(name.startswith("source-") and name.split("-")[1] in "0123" for name in ids[0])
+
+
 def test_the_only_column_needs_no_name(tmp_path: Path, pair: tuple[str, str]) -> None:
     Path(pair[0]).write_text('{"sentence": "first"}\n')
     import_pair(*pair, tmp_path / "data")
@@ -226,6 +239,14 @@ def test_without_a_name_the_columns_there_are_shown(tmp_path: Path, pair: tuple[
     ("name", "content", "said"),
     [
         ("a.csv", b'text\n"open', "is no table after line 1 (unexpected end"),
+        (
+            "a.csv",
+            b"id,text\n1,We show, that it holds\n",
+            "line 2 has 3 cells under 2 column(s); put texts that hold ','",
+        ),
+        ("a.csv", b"id;text\n1;We show\n", "has no column 'text'; it has id;text: name one with --text"),
+        ("a.csv", b"a first text\na second\n", "has no column 'text'; it has a first text: name one with --text"),
+        ("a.txt", b"one text\ranother\rand a third\n", "carriage returns within a line"),
         ("a.txt", b"caf\xe9\n", "line 1 is not UTF-8"),
         ("a.parquet", b"PAR1 no", "cannot be read as parquet"),
         ("a.pdf", b"x", "is none of .jsonl"),

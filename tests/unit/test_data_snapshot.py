@@ -44,7 +44,15 @@ def test_gzip_is_told_by_content_not_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("categories", "archive"), [("cs.LG math.ST", "cs"), ("hep-th", "hep-th"), ("physics.optics", "physics")]
+    ("categories", "archive"),
+    [
+        ("cs.LG math.ST", "cs"),
+        ("hep-th", "hep-th"),
+        ("physics.optics", "physics"),
+        ("hep-th, math-ph", "hep-th"),
+        ("hep-th,math-ph", "hep-th"),
+        (" cs.LG;stat.ML", "cs"),
+    ],
 )
 def test_archive_of_the_first_category(categories: str, archive: str) -> None:
     assert Record(1, "a", "", categories, "x").archive == archive

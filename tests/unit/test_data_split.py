@@ -182,6 +182,14 @@ def test_maxima_keep_the_first_in_hash_order_and_are_counted(tmp_path: Path) -> 
     assert sum(len(few[name]) for name in SPLITS) == 150
 
 
+def test_a_cap_on_the_target_holds_for_mixed_records_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.gz", records(1200))
+    summary = split_snapshot(path, tmp_path / "out", **DOMAINS, max_target=60, target_share_in_source=0.3)
+    placed = sum(archives.get("physics", 0) for archives in summary["splits"].values())
+    assert placed == 60 and 5 <= summary["splits"]["source_train"]["physics"] <= 35
+    assert summary["unused"]["over-maximum"] == 300 - 60
+
+
 def test_too_much_damage_stops_and_keeps_the_quarantine(tmp_path: Path) -> None:
     path = write(tmp_path / "s.gz", [*records(98), "{", "{"])
     with pytest.raises(UserError, match=r"2 of 100 records are damaged \(malformed 2\).*max_bad_share = 0.01"):
@@ -212,7 +220,7 @@ def test_overlapping_domains(tmp_path: Path) -> None:
     [
         ({"source": []}, "source names no archive"),
         ({"target": []}, "target names no archive"),
-        ({"near_duplicate": 0.0}, "near_duplicate = 0.0 lies outside"),
+        ({"near_duplicate": 0.4}, r"near_duplicate = 0.4 lies outside \[0.5, 1\]"),
         ({"target_share_in_source": 1.0}, "target_share_in_source = 1.0 lies outside"),
         ({"shares": {"target_val": 0.6, "target_test": 0.5}}, "must each be at least 0 and leave something for target"),
         ({"shares": {"source_val": -0.1}}, "must each be at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_the_part_of_a_grid_is_a_part_of_the_profile_asked_for(root: Path) -> No
     wanted = Wanted(profile="three", seeds=(1,), write_params=True)
     assert settle(wanted, root).sweep.seeds == (0, 1, 2)
     assert wanted.narrows(load_params(root / "params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Wanted(fractions=(0.3,), seeds=(1,)), "leaves out seed 1 at the share 0.3"),
+        (Wanted(fractions=(1.0, 0.3), seeds=(0, 1)), "leaves out seed 1 at the share 0.3"),
+        (Wanted(seeds=(5,), write_params=True), "leaves out seed 5; raise its numbers"),
+    ],
+)
+def test_what_repeats_leave_out_is_no_part_of_a_flow(root: Path, wanted: Wanted, said: str) -> None:
+    """It would end Completed, with nothing run and no such cell."""
+    grid = ("sweep.seeds=[0, 1, 2]", "sweep.fractions=[1.0, 0.3]", "sweep.repeats=[3, 1]", "ablation.fraction=0.3")
+    write_params(configure(overrides=grid), root / "params.yaml")
+    before = (root / "params.yaml").read_text()
+    with pytest.raises(UserError, match=re.escape(said)):
+        settle(wanted, root)
+    assert (root / "params.yaml").read_text() == before
+    assert settle(Wanted(seeds=(1,)), root).sweep.repeats == (3, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from gtl_lightning.core.forward import (
@@ -19,6 +20,20 @@ MASK = 5
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_is_in_single_precision_whatever_the_default_is(dtype: torch.dtype) -> None:
+    """In half of it uniforms are multiples of 1/256: small times and shares would all be one."""
+    x_0 = torch.randint(MASK, (512, 40), generator=generator())
+    drawn = [stratified_times(512, generator()), *level_sample(x_0, MASK, generator())]
+    torch.set_default_dtype(dtype)
+    try:
+        again = [stratified_times(512, generator()), *level_sample(x_0, MASK, generator())]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(drawn[1:], again[1:], strict=True))
+    torch.testing.assert_close(again[0], drawn[0])
 
 
 def test_absorbing_masks_the_stated_share() -> None:

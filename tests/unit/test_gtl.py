@@ -151,6 +151,19 @@ def test_sequence_scores_are_of_the_completed_sequences(chunk: int) -> None:
     assert max(sizes) <= chunk
 
 
+def test_a_ratio_may_hand_out_the_same_memory_every_time() -> None:
+    """As a captured graph does: what an earlier pass gave must not become what the last one gave."""
+    memory = torch.empty(8)
+
+    def f(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return memory[: len(x)].copy_(x.sum(-1))
+
+    x, row, position = torch.tensor([[7, 1]]), torch.tensor([0]), torch.tensor([0])
+    candidates, t = torch.arange(5)[None], torch.zeros(1)
+    scores = SequenceRatio(f).log_ratio(x, t, t, row, position, candidates, chunk=2)
+    assert scores.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0]]
+
+
 one = torch.zeros(1)
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "gamma negative": (lambda: Guidance(TokenRatio(lambda x, t: x), gamma=-1.0), "gamma"),

@@ -148,6 +148,55 @@ def test_modes_come_back_part_by_part_also_after_an_error() -> None:
         assert [network.training, network.a.training, network.b.training] == [True, True, False]
 
 
+class Owner:
+    """No module, and not callable."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x)
+
+    def closure(self) -> Any:
+        return lambda x, t: self.network(x)
+
+
+class Slotted:
+    __slots__ = ("network",)
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class Unregistered(nn.Module):
+    """Its network lies in a list, where torch does not see it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.networks = [network]
+
+
+@pytest.mark.parametrize(
+    "shape", ["bound method", "closure over self", "slots", "a module's list", "an object's object"]
+)
+def test_a_network_is_in_eval_mode_whatever_holds_it(shape: str) -> None:
+    """Its dropout would sample in silence, and a likelihood with it."""
+    network = nn.Dropout(0.5).train()
+    held = {
+        "bound method": Owner(network).log_probs,
+        "closure over self": Owner(network).closure(),
+        "slots": Slotted(network).log_probs,
+        "a module's list": Unregistered(network),
+        "an object's object": Owner(Owner(network)).log_probs,  # type: ignore[arg-type]
+    }[shape]
+    with evaluating(held):
+        assert not network.training
+    assert network.training
+
+
 CONFIG = BackboneConfig(9, 6, 8, 1, 2, mask_index=7, pad_index=8, cond_dim=0, dropout=0.5)
 
 

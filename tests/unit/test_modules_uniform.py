@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -10,6 +11,7 @@ from gtl_lightning import Guidance, TokenRatio
 from gtl_lightning.core.continuous import sample_continuous
 from gtl_lightning.core.noise import Uniform
 from gtl_lightning.core.schedule import LogLinear
+from gtl_lightning.errors import UserError
 from gtl_lightning.laws.chains import MarkovChain, paper_chain
 from gtl_lightning.laws.exact import ExactRatio
 from gtl_lightning.modules.base import OptimiserConfig
@@ -29,6 +31,15 @@ class Chains(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader([{"x_0": SOURCE.sample(1000, LENGTH, torch.Generator().manual_seed(9))}], batch_size=None)
+
+
+@pytest.mark.parametrize(("mask", "pad"), [(0, NO_PAD), (1, 3), (3, 1)])
+def test_other_places_of_mask_and_padding_are_refused(mask: int, pad: int) -> None:
+    """The noise takes the first ids for tokens: it would draw the mask and never the last token."""
+    config = BackboneConfig(4, LENGTH, 8, 1, 2, mask_index=mask, pad_index=pad, cond_dim=8)
+    module = UniformDenoiserModule(UniformDenoiser(config), OptimiserConfig())
+    with pytest.raises(UserError, match="mask and padding must be the last ids"):
+        module.held_out_loss({"x_0": torch.full((2, LENGTH), 2)}, torch.Generator())
 
 
 def test_it_learns_the_posterior_and_can_be_guided(tmp_path: object) -> None:

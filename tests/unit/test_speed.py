@@ -15,6 +15,7 @@ from gtl_lightning.bench.reference import plain_sample
 from gtl_lightning.bench.sampling import MASK, Bench, Case
 from gtl_lightning.bench.timing import Times, flops, growth, matrix_rate, paired, peak_memory, quartiles, share_of_rate
 from gtl_lightning.errors import UserError
+from gtl_lightning.stages import bench
 from gtl_lightning.stages.bench import GROUPS, _check, run_bench
 from gtl_lightning.workspace.params import Params, configure, validate
 from tests.oracle.enumeration import random_laws, total_variation, total_variation_bound
@@ -196,6 +197,24 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
     assert page.count(" counted") >= 2 * (len(tiny().bench.n_ratios) + len(tiny().bench.batches))
     assert page.count("GFLOP a step and sequence") == 1
     assert Path("docs/figures/benchmarks.svg").exists()
+
+
+def test_times_of_another_machine_do_not_stay_under_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reports").mkdir()
+    old = {"profile": "default", "part": "machine", "group": "machine", "hardware": "an old one", "date": "2025-01-01"}
+    stale = {"profile": "default", "part": "training", "group": "training", "module": "source"}
+    quality = {"profile": "default", "part": "quality", "group": "quality"}
+    other = stale | {"profile": "paper"}
+    machine = {"part": "machine", "group": "machine", **dict.fromkeys(bench.ALIKE, "new")}
+    monkeypatch.setattr(bench, "measure", lambda *_: iter([("machine", [machine])]))
+    monkeypatch.setattr(bench, "write_page", lambda: None)
+    for before, kept in ((old, [quality, other]), (machine | {"profile": "default"}, [stale, quality, other])):
+        bench.ROWS.write_text(json.dumps([before, stale, quality, other]))
+        run_bench(tiny(), "gtl bench --only k", only=("k",))
+        rows = json.loads(bench.ROWS.read_text())
+        assert rows[:-1] == kept
+        assert rows[-1].items() >= {"profile": "default", "hardware": "new"}.items()
 
 
 def test_of_what_was_not_measured_no_table_is_shown() -> None:

@@ -121,8 +121,10 @@ def distillation_loss(log_p: Tensor, target: Conditional) -> Tensor:
     terms = torch.where(pi > 0, pi * (target.log_pi - log_model), 0.0).sum(-1)
     if target.complete:
         return terms
-    rest = log_p.scatter(-1, target.ids, -math.inf).logsumexp(-1)
     share = target.log_rest.exp()
+    left = log_p.scatter(-1, target.ids, -math.inf)
+    # Where nothing is left the model may have nothing there either, and a sum of nothing has no gradient.
+    rest = torch.where((share > 0)[:, None], left, 0.0).logsumexp(-1)
     return terms + torch.where(share > 0, share * (target.log_rest - rest), 0.0)
 
 
