@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from gtl_lightning.core.guidance import GAMMA_MAX, Guidance, LinearGamma, SequenceRatio, TokenRatio, linear_gamma
 from gtl_lightning.core.protocols import Source
+from gtl_lightning.core.schedule import NoiseSchedule
+from gtl_lightning.core.schedule import schedule as schedule_of
 from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import STRONGEST
@@ -21,6 +23,7 @@ from gtl_lightning.networks import DENOISERS, RatioEnsemble, SequenceRatioNetwor
 from gtl_lightning.records import Shape, Within
 from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, Shareable, read_config, write_config
 
+LOG_LINEAR = "loglinear"
 SAID: Shape = {
     "temperature": Within(0, STRONGEST),
     "length": Within(1, 2**16, whole=True),
@@ -28,6 +31,7 @@ SAID: Shape = {
     "gamma_end?": Within(0, GAMMA_MAX),
     "n_ratio?": Within(1, 2**31, whole=True, null=True),
     "stabilise?": bool,
+    "schedule?": str,
 }
 """What a folder says of a guided model; the strength and what follows it, where there is a ratio."""
 
@@ -42,6 +46,8 @@ class GuidedModel(Shareable):
         length: most tokens of a text.
         temperature: at which it samples.
         tokenizer: from tokens to text and back; None where nobody gave one.
+        schedule: name of the noise schedule that the networks were trained on, where they read t; give `sample` and
+            `nelbo` the schedule itself, `noise`.
     """
 
     denoiser: Source
@@ -49,6 +55,16 @@ class GuidedModel(Shareable):
     length: int
     temperature: float = 1.0
     tokenizer: Any = None
+    schedule: str = LOG_LINEAR
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        """The schedule of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        return schedule_of(self.schedule)
 
     @property
     def mask_index(self) -> int:
@@ -79,7 +95,7 @@ class GuidedModel(Shareable):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder / TOKENIZER)
             parts[TOKENIZER] = TOKENIZER
-        write_config(folder, parts, **said_of(self.guidance, self.length, self.temperature))
+        write_config(folder, parts, **said_of(self.guidance, self.length, self.temperature, self.schedule))
 
     @classmethod
     def read_from(cls, folder: Path) -> Self:
@@ -102,16 +118,20 @@ class GuidedModel(Shareable):
             from gtl_lightning.data.tokenizer import load_tokenizer
 
             tokenizer = load_tokenizer(parts[TOKENIZER])
-        return cls(denoiser, guidance, said["length"], said["temperature"], tokenizer)
+        model = cls(
+            denoiser, guidance, said["length"], said["temperature"], tokenizer, said.get("schedule", LOG_LINEAR)
+        )
+        schedule_of(model.schedule)
+        return model
 
 
-def said_of(guidance: Guidance | None, length: int, temperature: float) -> dict[str, Any]:
+def said_of(guidance: Guidance | None, length: int, temperature: float, schedule: str) -> dict[str, Any]:
     """What `config.json` says of a guided model beside its parts.
 
     Raises:
         UserError: a strength that is a function.
     """
-    said: dict[str, Any] = {"temperature": temperature, "length": length}
+    said: dict[str, Any] = {"temperature": temperature, "length": length, "schedule": schedule}
     if guidance is None:
         return said
     course = guidance.gamma

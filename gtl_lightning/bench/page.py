@@ -139,7 +139,7 @@ def _decades(low: float, high: float) -> list[float]:
 def _section(profile: str, rows: list[Row]) -> list[Block]:
     machine = next(row for row in rows if row["part"] == "machine")
     sampling = [row for row in rows if row["part"] == "sampling"]
-    days = sorted({str(row["date"]) for row in rows if row["part"] != "quality" and not missing(row.get("date"))})
+    days = sorted({str(row.get("date") or machine["date"]) for row in rows if row["part"] != "quality"})
     facts = (
         f"{machine['hardware']}; torch {machine['torch']}; {' to '.join(dict.fromkeys((days[0], days[-1])))}; "
         f"{machine['command']}. Matrix product: "

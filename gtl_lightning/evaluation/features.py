@@ -71,7 +71,7 @@ class TransformerFeaturizer:
         *,
         pooling: str = "mean",
         normalise: bool = True,
-        max_tokens: int = 128,
+        max_tokens: int = 512,
         batch: int = 32,
     ) -> None:
         if pooling not in POOLINGS:
@@ -142,7 +142,7 @@ class TransformerFeaturizer:
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
 
-def minilm(*, max_tokens: int = 128, batch: int = 32, device: str = "cpu") -> TransformerFeaturizer:
+def minilm(*, max_tokens: int = 512, batch: int = 32, device: str = "cpu") -> TransformerFeaturizer:
     """all-MiniLM-L6-v2 (384 dimensions) from the installed package; never touches the network.
 
     Raises:

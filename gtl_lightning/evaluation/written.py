@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from gtl_lightning.errors import UserError, extra
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])\w)+")
+"""A run of letters and digits of any script; of Chinese and Japanese, which put no blanks, one of their signs."""
+
+
+class _Words:
+    """What ROUGE's package asks for the words of a text."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words, in lower case."""
+        return _WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True)
@@ -14,7 +26,8 @@ class Agreement:
     """Likeness of generated texts to their references; higher is nearer.
 
     Attributes:
-        rouge_l: mean over texts of the F1 of the longest common subsequence of words (Lin, 2004), unstemmed.
+        rouge_l: mean over texts of the F1 of the longest common subsequence of words (Lin, 2004), unstemmed. Words are
+            of a to z and digits, as the package has them; of every script where a text goes beyond ASCII.
         chrf: chrF2 of the whole sample, character n-grams up to 6, recall twice as important (Popovic, 2015).
         exact: share of texts that are the reference, blanks at the ends apart.
     """
@@ -39,7 +52,9 @@ def agreement(generated: Sequence[str], references: Sequence[str]) -> Agreement:
     with extra("ROUGE-L and chrF", "rouge_score", "sacrebleu"):
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import CHRF
-    rouge = RougeScorer(["rougeL"])
+    latin = all(text.isascii() for text in (*generated, *references))
+    # The package's own words are of a to z and digits alone: of another script nothing would be left to agree.
+    rouge = RougeScorer(["rougeL"], tokenizer=None if latin else _Words())
     pairs = list(zip(generated, references, strict=True))
     return Agreement(
         rouge_l=100 * fmean(rouge.score(reference, text)["rougeL"].fmeasure for text, reference in pairs),

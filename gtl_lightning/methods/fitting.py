@@ -135,9 +135,10 @@ class Trained:
             score,
         )
 
-    def chosen(self, networks: Mapping[str, nn.Module]) -> Trained:
-        """The one of the lowest held-out score in the place of the fitted network, the time of scoring added."""
+    def chosen(self, choices: Callable[[nn.Module], Mapping[str, nn.Module]]) -> Trained:
+        """The choice of lowest held-out score in place of the fitted network; making and scoring add their time."""
         begun, computed = time.monotonic(), time.process_time()
+        networks = choices(self.network)
         scores = {name: self.score(network) for name, network in networks.items()}
         spent = Spent(time.monotonic() - begun, time.process_time() - computed)
         best = min(scores, key=lambda name: scores[name])
@@ -178,7 +179,7 @@ def fit_recipe(
             for name, build in recipe.builds.items()
         ]
         best = lowest(tried)
-        best = best.chosen(recipe.choices(best.network)) if recipe.choices else best
+        best = best.chosen(recipe.choices) if recipe.choices else best
         members.append(replace(best, network=recipe.finish(best.network)) if recipe.finish else best)
     return members
 

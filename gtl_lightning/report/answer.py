@@ -35,16 +35,32 @@ class Finding:
 
 def findings(transfer: Sequence[Row]) -> list[Finding]:
     """One for each share of the data, largest first."""
-    means = {(r["metric"], r["fraction"], r["method"]): r["mean"] for r in summarise(transfer)}
     shares = sorted({float(r["fraction"]) for r in transfer if not missing(r.get("fraction"))}, reverse=True)
-    compared = comparisons(transfer)
-    return [_finding(transfer, share, means, [r for r in compared if r["fraction"] == share]) for share in shares]
+    alike = {share: _of_all(transfer, share) for share in shares}
+    compared = comparisons([row for rows, _ in alike.values() for row in rows])
+    return [_finding(*alike[share], share, [row for row in compared if row["fraction"] == share]) for share in shares]
 
 
-def _finding(
-    transfer: Sequence[Row], share: float, means: Mapping[tuple[str, float | None, str], float], pairs: Sequence[Row]
-) -> Finding:
-    at = f"At {percent(share)} of the data{_texts(transfer, share)}"
+def _of_all(transfer: Sequence[Row], share: float) -> tuple[list[Row], str]:
+    """The rows of the seeds that every method has at a share, so that means are of the same ones; and which, if few.
+
+    A method that lacks the hardest seed would else be the best.
+    """
+    rows = [row for row in transfer if missing(row.get("fraction")) or row["fraction"] == share]
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        if not missing(row.get("fraction")) and not missing(row.get("nelbo")):
+            seeds.setdefault(str(row["method"]), set()).add(row["seed"])
+    every, common = set().union(*seeds.values()), set.intersection(*seeds.values()) if seeds else set[int]()
+    if common == every or not common:
+        return rows, ""
+    kept = [row for row in rows if row["seed"] in common or missing(row.get("fraction"))]
+    return kept, f", of the seeds that every method has ({listing([str(seed) for seed in sorted(common)])})"
+
+
+def _finding(transfer: Sequence[Row], seeds: str, share: float, pairs: Sequence[Row]) -> Finding:
+    means = {(r["metric"], r["fraction"], r["method"]): r["mean"] for r in summarise(transfer)}
+    at = f"At {percent(share)} of the data{_texts(transfer, share)}{seeds}"
     order = order_methods({str(row["method"]) for row in transfer})
     nelbo = {m: means["nelbo", f, m] for m in order for f in (share, None) if ("nelbo", f, m) in means}
     if not set(nelbo) - {SOURCE}:

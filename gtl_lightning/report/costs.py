@@ -10,6 +10,7 @@ from gtl_lightning.report.document import Group, Table, TableCell
 from gtl_lightning.report.panels import Panel, Point, Series
 from gtl_lightning.report.sections import axes
 from gtl_lightning.report.style import (
+    DASH,
     SOURCE,
     count,
     megabytes,
@@ -93,7 +94,7 @@ def cost_tables(transfer: Sequence[Row]) -> list[Table]:
         "encoder, for one text of mean length."
     )
     chosen = {
-        "Learning rate": lambda value: number(value.get("lr"), 5),
+        "Learning rate": lambda value: DASH if missing(value.get("lr")) else f"{float(value['lr']):g}",
         "Steps": lambda value: count(value.get("steps")),
         "Best step": lambda value: count(value.get("best_step")),
         "gamma (NELBO)": lambda value: number(value.get("gamma"), 2),

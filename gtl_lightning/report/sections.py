@@ -25,7 +25,7 @@ from gtl_lightning.report.tables import METRICS, find_holes, real_value, summari
 
 Row = Mapping[str, Any]
 QUALITY = {
-    "Likeness to the target": ("domain_score", "reference_ppl", "exact_nll"),
+    "Likeness to the target": ("domain_score", "reference_ppl", "exact_nll", "exact_known"),
     "Diversity and memorisation": ("distinct_1", "distinct_2", "distinct_3", "longest_copy", "nearest_train"),
 }
 

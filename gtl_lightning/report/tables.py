@@ -35,6 +35,7 @@ METRICS = {
     "domain_score": Metric("Domain score", "real", 3),
     "reference_ppl": Metric("Reference perplexity", "real", 1),
     "exact_nll": Metric("Exact target NLL", "real", 3),
+    "exact_known": Metric("Texts with an exact NLL", "real", 3),
     "distinct_1": Metric("Distinct-1", "real", 3),
     "distinct_2": Metric("Distinct-2", "real", 3),
     "distinct_3": Metric("Distinct-3", "real", 3),

@@ -92,7 +92,7 @@ def _write_config(params: Params, sampler: Sampler, cell: Cell, folder: Path) ->
     parts = {DENOISER: denoiser_path(cell).as_posix(), TOKENIZER: (TOKENS / "tokenizer").as_posix()}
     if guidance is not None:
         parts[RATIO] = (MODELS / cell.name / NETWORK).as_posix()
-    write_config(folder, parts, **said_of(guidance, sampler.corpus.length, setting.temperature))
+    write_config(folder, parts, **said_of(guidance, sampler.corpus.length, setting.temperature, params.schedule))
 
 
 def sampling_params(params: Params) -> Params:

@@ -36,7 +36,7 @@ from gtl_lightning import Draw, GuidedModel, sample  # the package gtl-lightning
 
 model = GuidedModel.from_pretrained("{name}")
 x = sample(model.denoiser, batch=4, length=model.length, mask_index=model.mask_index, guidance=model.guidance,
-           draw=Draw(model.temperature))
+           draw=Draw(model.temperature), schedule=model.noise)
 print(model.decode(x))
 """
 ALSO = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +82,13 @@ def fit_best(
 
     tried = []
     for lr in (training.lr, *training.also_lr):
-        module = build(OptimiserConfig.of(training, lr))
+        begun, computed = time.monotonic(), time.process_time()
+        module = build(OptimiserConfig.of(training, lr))  # which counts tables, where a method has them
+        built = Spent(time.monotonic() - begun, time.process_time() - computed)
         name = part if lr == training.lr else f"{part}-lr-{lr:g}"
         result, made = _fit_tracked(params, cell, module, data, training, lr, settings, inputs, name, seed, code)
-        tried.append(Trained.once(module, data, result, lr, made, part, name))
+        once = Trained.once(module, data, result, lr, made, part, name)
+        tried.append(replace(once, spent=built + once.spent))
     return lowest(tried)
 
 

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 MADE_WITH = ("made_with", "trained_with")
+MEASURED_ON = {"samples": "number of samples", "mauve_real": "MAUVE of real against real text"}
+"""What is one value for all cells that were measured with the same settings."""
 
 
 def made_with(device: str, precision: str, parts: int = 1) -> str:
@@ -47,4 +49,9 @@ def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"Not all of these cells come from the same source denoiser: {listed}; `dvc repro` mends the stale ones."
         )
+    for key, what in MEASURED_ON.items():
+        values = Counter(row[key] for row in found if row.get(key) is not None)
+        if len(values) > 1:
+            listed = "; ".join(f"{count} with {value:g}" for value, count in values.most_common())
+            sentences.append(f"Not all of these cells were measured alike, by the {what}: {listed}.")
     return sentences

@@ -60,6 +60,7 @@ def load_model(name: str, tracking_uri: str | None = None) -> RegisteredModel:
             length=sampler.corpus.length,
             temperature=setting.temperature,
             tokenizer=tokenizer(folder),
+            schedule=params.schedule,
             cell=cell,
         )
 

@@ -31,7 +31,7 @@ from gtl_lightning.methods import FINETUNED, METHODS, ROLLS
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.sources.kind import NoSettings
 
-Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, gt=0, le=1)]
+Fraction = Annotated[float, BeforeValidator(lambda value: _with_a_point(value)), Field(strict=True, ge=1e-12, le=1)]
 ARCHIVE, ADDRESS = r"^[^\s.]+$", r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$"
 Archive = Annotated[str, StringConstraints(strict=True, pattern=ARCHIVE)]
 Address = Annotated[str, StringConstraints(strict=True, pattern=ADDRESS)]
@@ -317,6 +317,13 @@ class Sweep(Section):
             )
         if self.repeats and max(self.repeats) > len(self.seeds):
             raise ValueError(f"repeats asks for {max(self.repeats)} of {len(self.seeds)} seeds; add seeds, or lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_short(self) -> Sweep:
+        for share in self.fractions:
+            if round(share, 12) != share:  # by which tables know it, and folders by all of its digits
+                raise ValueError(f"fractions has {share!r}; give at most 12 decimals, as {round(share, 12):g}")
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,8 @@ def test_results_say_what_they_were_made_with(trained: Path) -> None:
     assert sentence.startswith("Not all of these cells were evaluated alike: 14 with")
     assert "1 with gtl-lightning" in sentence
     assert "NVIDIA H100" in sentence
+    (sentence,) = provenance.mixtures([{**rows[0], "samples": 7}, *rows[1:]])
+    assert sentence.startswith("Not all of these cells were measured alike, by the number of samples: ")
 
 
 def test_the_report_says_when_its_table_mixes_machines(workspace: Path) -> None:

@@ -72,6 +72,7 @@ def test_dump_is_yaml_of_the_same_values() -> None:
         ("train.source.stepz=3", "unknown parameter train.source.stepz"),
         ("gama=3", "unknown parameter gama"),
         ("data.near_duplicate=3", "data.near_duplicate = 3"),
+        ("sweep.fractions=[0.03162277660168379]", "give at most 12 decimals, as 0.0316228"),
         ("train.source.batch=-1", "train.source.batch = -1"),
         ("train.source.lr=fast", "train.source.lr = 'fast'"),
         ("sweep.fractions=[0.5, 1.5]", "sweep.fractions.1 = 1.5"),

@@ -28,7 +28,7 @@ def text_module(n: int = 100, *, batch: int = 8, steps: int = 10, seed: int = 0)
     return TextDataModule(dataset(n), dataset(13, 1), batch=batch, steps_per_epoch=steps, seed=seed, pad_index=PAD)
 
 
-def domain_module(n_source: int, n_target: int, *, batch: int = 8, steps: int = 10) -> DomainDataModule:
+def domain_module(n_source: int, n_target: int, *, batch: int = 8, steps: int = 10, parts: int = 1) -> DomainDataModule:
     return DomainDataModule(
         dataset(n_source),
         dataset(n_target, 1),
@@ -38,6 +38,7 @@ def domain_module(n_source: int, n_target: int, *, batch: int = 8, steps: int = 
         steps_per_epoch=steps,
         seed=0,
         pad_index=PAD,
+        parts=parts,
     )
 
 

@@ -275,6 +275,19 @@ def test_a_share_is_one_sentence_best_method_size_certainty_cost() -> None:
     )
 
 
+def test_the_best_is_the_best_of_the_seeds_that_every_method_has() -> None:
+    """Without its hardest seed a method's mean would be of other trials than its rival's, and the verdict of pairs."""
+    nelbo = {"finetune": (3.5, 3.02, 3.03), "gtl": (3.48, 3.0, 3.012)}
+    rows = [row(method, 0.05, seed, value) for method, values in nelbo.items() for seed, value in enumerate(values)]
+    for hole in (("finetune", 0), ("gtl", 0)):
+        (found,) = findings([one for one in rows if (one["method"], one["seed"]) != hole])
+        assert "GTL is best:" in found.best, hole
+        assert ", of the seeds that every method has (1 and 2) " in found.best
+        assert "NELBO 3.006" in found.rest and "0.019 below fine-tuning" in found.rest
+    (whole,) = findings(rows)
+    assert "GTL is best:" in whole.best and "of the seeds" not in whole.best
+
+
 def test_the_loser_is_compared_as_the_winner_is() -> None:
     lost = findings(with_costs(study(gain=-0.5)))[1]
     assert lost.best.endswith("fine-tuning is best:") and "0.503 below GTL" in lost.rest

@@ -206,7 +206,7 @@ def test_times_of_another_machine_do_not_stay_under_this_one(tmp_path: Path, mon
     stale = {"profile": "default", "part": "training", "group": "training", "module": "source"}
     quality = {"profile": "default", "part": "quality", "group": "quality"}
     other = stale | {"profile": "paper"}
-    machine = {"part": "machine", "group": "machine", **dict.fromkeys(bench.ALIKE, "new")}
+    machine = {"part": "machine", "group": "machine", **dict.fromkeys(bench.ALIKE, 1), "hardware": "new", "torch": "2"}
     monkeypatch.setattr(bench, "measure", lambda *_: iter([("machine", [machine])]))
     monkeypatch.setattr(bench, "write_page", lambda: None)
     for before, kept in ((old, [quality, other]), (machine | {"profile": "default"}, [stale, quality, other])):

@@ -97,3 +97,10 @@ def test_ends_are_tokens_and_padding_is_none() -> None:
     tokenizer = train_tokenizer(["a b"], 30)
     found = paired_rows(tokenizer, [Pair("a", "b")], length=6, prefix=2)
     assert found.dtype == np.int64 and found[0].tolist().count(tokenizer.pad_token_id) == 1
+
+
+@pytest.mark.parametrize("text", ["Привет мир это тест", "量子场论的重正化", "über die Größe"])
+def test_a_text_of_any_script_is_like_itself(text: str) -> None:
+    """Words of a to z alone would leave nothing that agrees."""
+    assert agreement([text], [text]).rouge_l == pytest.approx(100)
+    assert 0 < agreement([text[: len(text) // 2]], [text]).rouge_l < 100
