@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gtl_lightning.core.guard import wide
+from gtl_lightning.core.guidance import tilt
 from gtl_lightning.core.trace import Step
 from gtl_lightning.errors import UserError
 
@@ -84,9 +85,7 @@ class Recorder:
         log_r = None if step.log_r is None else wide(step.log_r)
         tilted = log_p
         if log_r is not None and step.gamma is not None:
-            gamma = wide(step.gamma)[:, None]
-            # At gamma = 0 a ratio of zero says nothing, and 0 * -inf is no number.
-            tilted = (log_p + torch.where(gamma == 0, 0.0, gamma * log_r)).log_softmax(-1)
+            tilted = tilt(log_p, log_r, wide(step.gamma)[:, None]).log_softmax(-1)
         taken = ids == step.tokens[:, None]
         # The token that was drawn is kept however unlikely it is.
         best = tilted.masked_fill(taken, math.inf).topk(min(self._top, n)).indices

@@ -96,7 +96,7 @@ def models(ratio: TrainedRatio) -> list[GuidedModel]:
         GuidedModel(DENOISER, None, 6, 0.7),
         GuidedModel(DENOISER, Guidance(ratio, 1.3), 6),
         GuidedModel(DENOISER, Guidance(by_sequence, 0.9, n_ratio=3, stabilise=False), 6),
-        GuidedModel(DENOISER, Guidance(head, LinearGamma(2.0, 0.25)), 6),
+        GuidedModel(DENOISER, Guidance(head, LinearGamma(2.0, 0.25)), 6, schedule="cosine"),
     ]
 
 
@@ -111,6 +111,7 @@ def drawn(model: GuidedModel) -> Tensor:
 def same(a: GuidedModel, b: GuidedModel) -> bool:
     """Settings alike, and laws to the bit."""
     settings = [(model.length, model.temperature, model.mask_index, model.guidance is None) for model in (a, b)]
+    assert a.schedule == b.schedule and type(a.noise) is type(b.noise)
     if a.guidance is not None and b.guidance is not None:
         settings = [
             (one.strengths(6), one.n_ratio, one.stabilise, isinstance(one.ratio, SequenceRatio))  # type: ignore[misc]
@@ -135,6 +136,14 @@ def test_a_guided_model_is_one_folder_and_its_parts_are_in_it(
     if which == 1:
         again = TrainedRatio.from_pretrained(tmp_path / "model")
         assert (again.method, again.length) == ("gtl", 6) and torch.equal(said(again.network), said(trained.network))
+
+
+def test_a_schedule_that_is_unknown_is_one_line(tmp_path: Path) -> None:
+    model = GuidedModel(DENOISER, None, 6, schedule="tangent")
+    for using in (lambda: model.noise, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(UserError, match="schedule 'tangent' is unknown; choose one of loglinear"):
+            using()
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_librarys_denoiser_stays_its_librarys(tmp_path: Path, hub: Hub) -> None:

@@ -73,6 +73,23 @@ def test_candidates_have_the_law_the_ratio_and_the_tilted_law(gamma: float | Non
         assert found == sorted(found, reverse=True)
 
 
+def test_where_the_ratio_excludes_everything_the_law_is_the_denoisers() -> None:
+    """As the sampler draws: not a number would stand on the page."""
+    recorder = Recorder(8)
+    nothing = TokenRatio(lambda x, t: torch.full((*x.shape, 5), -math.inf))
+    sample(
+        lambda x, t: torch.zeros(*x.shape, 5),
+        mask_index=4,
+        batch=1,
+        length=1,
+        guidance=Guidance(nothing),
+        generator=torch.Generator().manual_seed(0),
+        observe=recorder,
+    )
+    (choice,) = recorder.texts[0]
+    assert [one.log_tilted for one in choice.candidates] == pytest.approx([one.log_p for one in choice.candidates])
+
+
 def test_the_token_that_was_drawn_is_among_however_few_are_kept() -> None:
     x, recorder = recorded(None, top=1)
     assert all(choice.candidates[0].token == choice.token for text in recorder.texts for choice in text)
