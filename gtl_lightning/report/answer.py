@@ -116,8 +116,13 @@ def limits(transfer: Sequence[Row]) -> list[str]:
     ]
 
 
-def next_command(transfer: Sequence[Row]) -> tuple[str, str] | None:
-    """What a run of one seed is followed by: (words with the time it takes, command); None after several seeds."""
+def next_command(transfer: Sequence[Row], repeats: Sequence[int] = ()) -> tuple[str, str] | None:
+    """What a run of one seed is followed by: (words with the time it takes, command); None after several seeds.
+
+    Args:
+        transfer: rows of the cells.
+        repeats: how many of the seeds each share has, which would leave out further ones.
+    """
     seeds = {row["seed"] for row in transfer if not missing(row.get("fraction"))}
     if len(seeds) != 1:
         return None
@@ -132,5 +137,6 @@ def next_command(transfer: Sequence[Row]) -> tuple[str, str] | None:
     more = len(wanted) - 1
     time = f", about {time_words(more * sum(known))} of training and sampling at this run's pace" if known else ""
     names = listing([str(one) for one in sorted(wanted)])
-    command = f"gtl configure --set 'sweep.seeds={sorted(wanted)}' && dvc repro report"
+    all_of_them = " --set 'sweep.repeats=[]'" if repeats else ""
+    command = f"gtl configure --set 'sweep.seeds={sorted(wanted)}'{all_of_them} && dvc repro report"
     return f"Next: seeds {names}{time}; what exists is kept.", command

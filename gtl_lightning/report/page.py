@@ -130,7 +130,7 @@ def write_report(
     body += _made(made or {}, settings)
     blocks: list[Block] = [
         *(Text(said, "warning") for said, holds in ((DEMO, after_demo), (GENERATED, generated)) if holds),
-        *_answer(transfer, [(finding.best, finding.rest) for finding in found], after_demo),
+        *_answer(transfer, [(finding.best, finding.rest) for finding in found], after_demo, grid["repeats"] or ()),
         *(Text(warning, "warning") for warning in warnings),
     ]
     if missing_cells:
@@ -169,11 +169,13 @@ def _section(title: str) -> list[Block]:
     return [Heading(title, anchor=title.lower().replace(" ", "-"))]
 
 
-def _answer(transfer: Sequence[Row], found: Sequence[tuple[str, str]], after_demo: str) -> list[Block]:
+def _answer(
+    transfer: Sequence[Row], found: Sequence[tuple[str, str]], after_demo: str, repeats: Sequence[int]
+) -> list[Block]:
     if not found:
         return [Text("No result yet, so there is nothing to compare.", "lead")]
     blocks: list[Block] = [Bullets(tuple(found), lead=True), *(Text(sentence) for sentence in limits(transfer))]
-    following = ("Next, the comparison itself:", after_demo) if after_demo else next_command(transfer)
+    following = ("Next, the comparison itself:", after_demo) if after_demo else next_command(transfer, repeats)
     return [*blocks, Text(following[0]), Code(following[1])] if following else blocks
 
 

@@ -319,6 +319,8 @@ def test_one_seed_says_what_it_can_and_cannot_what_next_and_how_long() -> None:
     # Two more seeds of two methods at two shares: 2 * 2 * (40 + 10 + 50 + 10) s.
     assert "seeds 0, 1 and 2" in words and "about 7.3 min" in words
     assert command == "gtl configure --set 'sweep.seeds=[0, 1, 2]' && dvc repro report"
+    _, whole = next_command(one, repeats=[1]) or ("", "")
+    assert whole == "gtl configure --set 'sweep.seeds=[0, 1, 2]' --set 'sweep.repeats=[]' && dvc repro report"
     assert "[0, 1, 7]" in (next_command([r | {"seed": 7} for r in one]) or ("", ""))[1]
     assert (limits(study()), next_command(study())) == ([], None)
 
