@@ -87,8 +87,8 @@ class GuidedModel(Shareable):
         """A folder for each part, which can be read alone; `config.json` says how they go together.
 
         Raises:
-            UserError: a denoiser or a ratio that is no network of this project; a strength that is a function; an unknown
-                schedule.
+            UserError: a denoiser or a ratio that is no network of this project; a strength that is a function; an
+                unknown schedule.
         """
         schedule_of(self.schedule)
         parts = {DENOISER: _write_denoiser(self.denoiser, folder)}
