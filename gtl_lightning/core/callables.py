@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, ModuleType
 
 import torch
@@ -90,8 +91,9 @@ def _reached(holder: object) -> Iterator[object]:
         yield from holder.values()
     elif isinstance(holder, list | tuple | set):
         yield from holder
-    yield from (getattr(holder, "__self__", None), getattr(holder, "func", None))
-    yield from (*getattr(holder, "args", ()), *(getattr(holder, "keywords", None) or {}).values())
+    if isinstance(holder, partial):
+        yield from (holder.func, *holder.args, *holder.keywords.values())
+    yield getattr(holder, "__self__", None)
     yield from (cell.cell_contents for cell in getattr(holder, "__closure__", None) or () if cell != type(cell)())
     yield from (
         *(getattr(holder, "__defaults__", None) or ()),

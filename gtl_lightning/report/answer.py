@@ -52,10 +52,12 @@ def _of_all(transfer: Sequence[Row], share: float) -> tuple[list[Row], str]:
         if not missing(row.get("fraction")) and not missing(row.get("nelbo")):
             seeds.setdefault(str(row["method"]), set()).add(row["seed"])
     every, common = set().union(*seeds.values()), set.intersection(*seeds.values()) if seeds else set[int]()
-    if common == every or not common:
+    if common == every:
         return rows, ""
-    kept = [row for row in rows if row["seed"] in common or missing(row.get("fraction"))]
-    return kept, f", of the seeds that every method has ({listing([str(seed) for seed in sorted(common)])})"
+    if not common:
+        return rows, ", of methods that have no seed in common,"
+    kept = [row for row in rows if row["seed"] in common]
+    return kept, f", of the seeds that every method has ({listing([str(seed) for seed in sorted(common)])}),"
 
 
 def _finding(transfer: Sequence[Row], seeds: str, share: float, pairs: Sequence[Row]) -> Finding:

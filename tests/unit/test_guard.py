@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -153,6 +154,7 @@ class Owner:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.args, self.keywords, self.func = Namespace(lr=1), None, 3  # names that functools.partial has too
 
     def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
         return self.network(x)
