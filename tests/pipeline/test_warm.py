@@ -231,7 +231,7 @@ def _forget(checkout: Path) -> None:
         shutil.rmtree(checkout / made, ignore_errors=True)
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
