@@ -348,3 +348,18 @@ def test_bad_input_is_told_in_one_line() -> None:
             conditional(ChainTeacher(random_chain(V, 0)), x, EVERYWHERE[:2], how(4))
     with pytest.raises(UserError, match="cannot teach"):
         ChainTeacher(MarkovChain(torch.tensor([1.0, 0.0]), torch.tensor([[0.5, 0.5], [0.5, 0.5]])))
+
+
+def test_a_law_of_which_nothing_is_left_over_has_a_gradient() -> None:
+    """All clean tokens are listed and only the specials are not, which the model excludes: a bucket of nothing."""
+    raw = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    excluded = torch.tensor([False, False, False, True, True])
+    weights = raw.clone().requires_grad_()
+    log_p = weights.masked_fill(excluded, -math.inf).log_softmax(-1)
+    teacher = raw.flip(0).masked_fill(excluded, -math.inf).log_softmax(-1)
+    found = Conditional.whole(teacher).top(3)
+    assert not found.complete and found.log_rest.isneginf().all()
+    loss = distillation_loss(log_p, found)
+    torch.testing.assert_close(loss, distillation_loss(log_p, Conditional.whole(teacher)))
+    (gradient,) = torch.autograd.grad(loss.sum(), weights)
+    assert gradient.isfinite().all()
