@@ -188,10 +188,11 @@ def start_own_server(database: Path) -> None:
     Raises:
         UserError: its folder cannot be written.
     """
-    from prefect.server.api.server import SubprocessASGIServer  # seconds of imports, which most commands need not pay
-
     with writing(database), FileLock(database.with_suffix(".lock")):
         if not database.exists():
+            # Seconds of imports, which most commands need not pay.
+            from prefect.server.api.server import SubprocessASGIServer
+
             server = SubprocessASGIServer()  # the one that the flow will find
             try:
                 server.start(FIRST_START_SECONDS)

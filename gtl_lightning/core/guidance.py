@@ -142,16 +142,14 @@ class SequenceRatio:
         networks gave at (x, t), `hidden`, serves token-level ratios; here it says how the rows are padded.
         """
         m, n = candidates.shape
-        tokens, scores = candidates.reshape(-1), None
+        tokens, scores = candidates.reshape(-1), []
         look = hidden.look if hidden else EVERYWHERE
         for index in torch.arange(m * n, device=x.device).split(chunk):
             slot = index // n
             tried = x[row[slot]].scatter(1, position[slot, None], tokens[index, None])
-            found = self.of(tried, t_next[row[slot]], look)
-            if scores is None:
-                scores = found.new_empty(m * n)
-            scores[index] = found  # copied: a callable may hand out the same memory every time
-        return found.new_empty(m, n) if scores is None else scores.view(m, n)
+            # A copy: a callable may hand out the same memory every time.
+            scores.append(self.of(tried, t_next[row[slot]], look).clone())
+        return torch.cat(scores).view(m, n)
 
 
 @dataclass(frozen=True)

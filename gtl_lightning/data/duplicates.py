@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.lines import Progress, unseen
+from gtl_lightning.data.scripts import UNSPACED
 
 WORDS_PER_SHINGLE = 3
 BANDS, ROWS = 12, 3  # at similarity 0.8 a pair is missed with chance (1 - 0.8^3)^12 = 1e-4, at 0.7 with 6e-3
@@ -34,10 +35,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _LAST = np.uint32(0xFFFFFFFF)
 _NO_LETTERS = re.compile(r"[\W_]+")
-# Thai, Lao, Burmese and Khmer, kana, and the ideographs of Chinese and Japanese: no blank parts their words.
-_WORDS_OF_THEIR_OWN = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+_WORDS_OF_THEIR_OWN = re.compile(f"[{UNSPACED}]")
 _BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from gtl_lightning.data.scripts import UNSPACED
 from gtl_lightning.errors import UserError, extra
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])\w)+")
-"""A run of letters and digits of any script; of Chinese and Japanese, which put no blanks, one of their signs."""
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
+"""A run of letters and digits of any script, one sign where a script puts no blanks."""
 
 
 class _Words:

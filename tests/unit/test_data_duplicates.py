@@ -156,6 +156,8 @@ def test_pairs_of_any_script_are_found() -> None:
         assert similarity("".join(text).encode(), "".join(other).encode()) > 0.9
         unlike = [chr(rng.randrange(low, high)) for _ in range(120)]
         assert similarity("".join(text).encode(), "".join(unlike).encode()) < 0.1
+        texts = ["".join(one).encode() for one in (text, other, unlike)]
+        assert group(signatures(texts), texts.__getitem__, 0.8).tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
