@@ -12,13 +12,18 @@ bench: export OMP_WAIT_POLICY := ACTIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
+# The store that data.dvc names is named to DVC too, which else warns that there is no default one. What it took is not
+# shown; why it fails is, which --quiet would hide.
+RECORDS = test -e data/snapshot.jsonl.gz || \
+	dvc pull $$(sed -n 's/^  remote: /--remote /p' data.dvc) data.dvc >/dev/null
+
 .PHONY: demo repro markov tcsm ar2diff test test-slow bench lint ui serve env lock clean-env
 
 demo: $(READY)  ## a first look in three minutes: .demo/reports/report.html; touches nothing else
 	@gtl demo
 
 repro: $(READY)  ## environment, sample data, pipeline, report
-	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@$(RECORDS)
 	@if test -e dvc.lock && dvc status --quiet --with-deps report register 2>/dev/null; then dvc repro; else gtl sweep; fi
 	@echo
 	@echo "report: reports/report.html (and reports/report.md); runs: make ui"
@@ -27,17 +32,17 @@ markov: $(READY)  ## the study on Markov chains: reports/markov.md
 	@dvc repro gtl_lightning/studies/markov/dvc.yaml:markov-report
 
 tcsm: $(READY)  ## the study of target concrete score matching: reports/tcsm.md
-	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@$(RECORDS)
 	@dvc repro gtl_lightning/studies/tcsm/dvc.yaml:tcsm-report
 
 ar2diff: $(READY)  ## the study of AR2Diff, a causal model continued as a denoiser: reports/ar2diff.md
-	@test -e data/snapshot.jsonl.gz || dvc pull --quiet data.dvc
+	@$(RECORDS)
 	@dvc repro gtl_lightning/studies/ar2diff/dvc.yaml:ar2diff-report
 
 # Two workers, one thread each: most tests are one process on one core. By file, so that what its tests share is made once.
 test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## the test suite
-	@pytest --numprocesses 2 --dist loadfile
+	@pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: export OMP_NUM_THREADS := 1
 test-slow: $(READY)  ## tests of minutes each, which the suite leaves out

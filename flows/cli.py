@@ -87,7 +87,7 @@ def reconcile(
     """After a killed worker or server: end the runs without a live process, in MLflow too; release slots, retry."""
     from flows.lockfile import DAMAGED, lives, mend_lockfile
     from flows.reconcile import reconcile as bring_back
-    from flows.remote import connect
+    from flows.remote import connect, server_url
     from gtl_lightning.errors import UserError
     from gtl_lightning.workspace.lost import end_lost
     from gtl_lightning.workspace.params import PARAMS, Params, load_params
@@ -101,7 +101,12 @@ def reconcile(
         for run in end_lost(tracking.uri, lives, lost_hosts=lost_host, dry_run=dry_run):
             typer.echo(f"{run.name}: {'would be ended' if dry_run else 'ended'} in MLflow ({run.reason})")
     except UserError as error:  # Prefect's runs are brought back all the same
+        if server_url() is None:
+            raise
         typer.echo(f"MLflow's runs are as they were: {error}")
+    if server_url() is None:
+        typer.echo("No Prefect server is configured (PREFECT_API_URL): MLflow's runs alone were looked at.")
+        return
     with connect() as client:
         verdicts = bring_back(client, lost_hosts=lost_host, crashed=crashed, dry_run=dry_run)
     for verdict in verdicts:

@@ -36,7 +36,8 @@ def show(port: int) -> None:
         write_login(ROOT / LOGIN, tracker)
         experiment = find(variables.tracker[STORE])
         place = experiment_place(experiment) if experiment else ""
-        log.info("MLflow: http://%s:%d/%s   it asks for the user gtl and the password in %s", HOST, port, place, LOGIN)
+        said = "all runs: http://%s:%d/%s   it asks for the user gtl and the password in %s"
+        log.info(said, HOST, port, place, LOGIN)
         for what, where in (comparisons(experiment) if experiment else {}).items():
             log.info("%s: http://%s:%d/%s", what, HOST, port, where)
         while True:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gtl_lightning.core.guidance import GAMMA_MAX, Guidance, LinearGamma, SequenceRatio, TokenRatio, linear_gamma
 from gtl_lightning.core.protocols import Source
-from gtl_lightning.core.schedule import NoiseSchedule
+from gtl_lightning.core.schedule import LOG_LINEAR, NoiseSchedule
 from gtl_lightning.core.schedule import schedule as schedule_of
 from gtl_lightning.data.hub import refuse_code
 from gtl_lightning.errors import UserError
@@ -23,7 +23,6 @@ from gtl_lightning.networks import DENOISERS, RatioEnsemble, SequenceRatioNetwor
 from gtl_lightning.records import Shape, Within
 from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, Shareable, read_config, write_config
 
-LOG_LINEAR = "loglinear"
 SAID: Shape = {
     "temperature": Within(0, STRONGEST),
     "length": Within(1, 2**16, whole=True),
@@ -48,6 +47,9 @@ class GuidedModel(Shareable):
         tokenizer: from tokens to text and back; None where nobody gave one.
         schedule: name of the noise schedule that the networks were trained on, where they read t; give `sample` and
             `nelbo` the schedule itself, `noise`.
+
+    Raises:
+        UserError: the ratio was trained on another schedule.
     """
 
     denoiser: Source
@@ -56,6 +58,14 @@ class GuidedModel(Shareable):
     temperature: float = 1.0
     tokenizer: Any = None
     schedule: str = LOG_LINEAR
+
+    def __post_init__(self) -> None:
+        trained = getattr(self.guidance.ratio, "schedule", self.schedule) if self.guidance else self.schedule
+        if trained not in (None, self.schedule):
+            raise UserError(
+                f"the ratio was trained on the schedule {trained!r}, and the model is said to be of {self.schedule!r}; "
+                f"give GuidedModel(..., schedule={trained!r})"
+            )
 
     @property
     def noise(self) -> NoiseSchedule:

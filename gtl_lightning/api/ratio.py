@@ -28,7 +28,7 @@ from gtl_lightning.api.training import (
 from gtl_lightning.core.callables import evaluating
 from gtl_lightning.core.guidance import TokenRatio
 from gtl_lightning.core.protocols import Denoiser, Source
-from gtl_lightning.core.schedule import LogLinear, NoiseSchedule
+from gtl_lightning.core.schedule import LOG_LINEAR, LogLinear, NoiseSchedule, course, name_of
 from gtl_lightning.data.dataset import TokenDataset
 from gtl_lightning.data.loading import DomainDataModule, TextDataModule
 from gtl_lightning.errors import UserError
@@ -41,7 +41,7 @@ from gtl_lightning.modules.base import OptimiserConfig, TrainedModule
 from gtl_lightning.modules.fit import FitResult, MakesTrainer, fit, lent
 from gtl_lightning.networks import BackboneConfig, Ids, Plain, load_network, read_meta, save_network
 from gtl_lightning.networks.block import NO_PAD
-from gtl_lightning.records import record
+from gtl_lightning.records import Shape, record
 from gtl_lightning.sharing.shareable import RATIO, WEIGHTS, Shareable, part_of, write_config
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class TrainedRatio(TokenRatio, Shareable):
         length: most tokens of a text.
         fits: what each member's training came to; `best_score` is the guided NELBO of held-out target texts at gamma 1
             in nats per token, `history` has a row a check.
+        schedule: name of the noise schedule that it was trained on; None for one without a name.
     """
 
     method: str
@@ -70,6 +71,7 @@ class TrainedRatio(TokenRatio, Shareable):
     pad_index: int | None
     length: int
     fits: tuple[FitResult, ...]
+    schedule: str | None = LOG_LINEAR
 
     @property
     def network(self) -> nn.Module:
@@ -108,12 +110,14 @@ def load_ratio(path: Path | str, denoiser: Denoiser | None = None) -> TrainedRat
     """
     said: dict[str, type | tuple[type, ...]]
     said = {"method": str, "mask_index": int, "pad_index": (int, type(None)), "length": int, "fits": list}
-    meta = record(read_meta(path), path, said)
+    shape: Shape = {**said, "schedule?": (str, type(None))}  # of which ratios of before say nothing
+    meta = record(read_meta(path), path, shape)
     ids = Ids(meta["mask_index"], NO_PAD if meta["pad_index"] is None else meta["pad_index"])
     source = None if denoiser is None else as_source(denoiser, ids, meta["length"])
     network = load_network(path, denoiser=source).to(device_of(denoiser))
     fits = tuple(FitResult(**fit) for fit in meta["fits"])
-    return TrainedRatio(cast(Any, network), **{key: meta[key] for key in said if key != "fits"}, fits=fits)
+    own = {key: meta[key] for key in said if key != "fits"}
+    return TrainedRatio(cast(Any, network), **own, fits=fits, schedule=meta.get("schedule", LOG_LINEAR))
 
 
 def train_ratio(
@@ -219,7 +223,7 @@ def train_ratio(
     if folder is not None:  # what stands there of another training is not gone on from
         said = own.model_dump(mode="json") | {"length": longest}
         if type(schedule) is not LogLinear:
-            said["schedule"] = f"{type(schedule).__qualname__} {sorted(vars(schedule).items())}"
+            said["schedule"] = course(schedule)
         parts = {"source_texts": source, "target_texts": train, "held_out": val}
         options["identity"] = identity_of(frozen, {"method": method, "settings": digest(said)}, parts)
     with fit_folder(folder) as state, evaluating(denoiser), staying(denoiser) as home:
@@ -227,7 +231,7 @@ def train_ratio(
         network = averaged([member.network for member in members]).to(home).eval()
     fits = tuple(member.result for member in members)
     pad = None if reading.ids.pad_index == NO_PAD else reading.ids.pad_index
-    return TrainedRatio(cast(Any, network), method, reading.ids.mask_index, pad, longest, fits)
+    return TrainedRatio(cast(Any, network), method, reading.ids.mask_index, pad, longest, fits, name_of(schedule))
 
 
 def _fit(

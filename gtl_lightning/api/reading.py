@@ -53,6 +53,8 @@ class Reading:
     ) -> Reading:
         """What is given; of the rest, what a denoiser or ratio that is `known` says, then the tokenizer.
 
+        A padding that is the tokenizer's end token too is not taken from it: it would take the ends of texts along.
+
         Raises:
             UserError: nothing says what the mask is, or the padding is the same id.
         """
@@ -61,15 +63,10 @@ class Reading:
 
             tokenizer = load_tokenizer(tokenizer)
         mask = _first(mask_index, *known, name="mask_index", last=getattr(tokenizer, "mask_token_id", None))
-        pad = _first(pad_index, *known, name="pad_index", last=getattr(tokenizer, "pad_token_id", None))
+        own, end = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        pad = _first(pad_index, *known, name="pad_index", last=None if own == end else own)
         if mask is None:
             raise UserError("nothing says which id is the mask; give mask_index=...")
-        end = getattr(tokenizer, "eos_token_id", None)
-        if pad is not None and pad == end:
-            raise UserError(
-                f"the padding, id {pad}, is the tokenizer's end token too, so that the ends of texts would count for "
-                "nothing; give a tokenizer with a padding of its own (its name or folder will do), or no strings"
-            )
         if pad == mask:
             raise UserError(f"mask_index and pad_index are both {mask}, and a mask is no padding; give two ids")
         return cls(Ids(mask, NO_PAD if pad is None else pad), tokenizer, length)
@@ -79,7 +76,8 @@ class Reading:
 
         Raises:
             UserError: there are none; one has no token, or more than `length`, or holds the mask; strings without a
-                tokenizer; texts of several lengths without a padding; numbers that are no ids.
+                tokenizer, or with one whose padding ends texts too; texts of several lengths without a padding; numbers
+                that are no ids.
         """
         if isinstance(texts, Mapping) or not all(hasattr(texts, each) for each in ("__len__", "__getitem__")):
             raise UserError(f"{what} is a {type(texts).__name__}; give a list of texts")
@@ -131,6 +129,12 @@ class Reading:
         end = getattr(self.tokenizer, "eos_token_id", None)
         if end is None or getattr(self.tokenizer, "backend_tokenizer", None) is None:
             raise UserError("the tokenizer has no end token, or no fast form; give its folder or name, or token ids")
+        pad = self.ids.pad_index
+        if end == (self.tokenizer.pad_token_id if pad == NO_PAD else pad):
+            raise UserError(
+                f"the padding, id {end}, is the tokenizer's end token too, so that the ends of texts would count for "
+                "nothing; give a tokenizer with a padding of its own (its name or folder will do), or token ids"
+            )
         (rows,) = encode_chunks(self.tokenizer, [list(texts)], self.length or sys.maxsize, end)
         return [torch.tensor(row) for row in rows]
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from gtl_lightning.bench.timing import hardware, paired
 from gtl_lightning.bench.training import training_step
+from gtl_lightning.errors import UserError
 from gtl_lightning.modules.base import Batch, TrainedModule
 from gtl_lightning.modules.continuation import ContinuationModule
 from gtl_lightning.networks.adapters.model import Reading
@@ -68,10 +71,32 @@ def conversion(
     }
 
 
-def main() -> None:
-    """Measure the checkpoint that the command names, 8 texts of 48 tokens, in fp32 and, where there is one, in bf16."""
+def main() -> int:
+    """The command: what the user has to mend is one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = read_model(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m gtl_lightning.bench.conversion",
+        description="Time a step of `gtl ar2diff` beside the decoder's own: 8 texts of 48 tokens, in fp32 and, where "
+        "the processor has it, in bf16.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a checkpoint of transformers")
+    try:
+        measure(parser.parse_args().folder)
+    except UserError as error:
+        log.error("error: %s", error)
+        return 2
+    return 0
+
+
+def measure(folder: str) -> None:
+    """Log the ratios for a checkpoint in each precision.
+
+    Raises:
+        UserError: no such folder, or as `read_model`.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder} is no folder; give one that holds a checkpoint of transformers")
+    model = read_model(folder)
     rows = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
     denoiser = PretrainedDenoiser(model, Reading(rows - 1, rows - 2, 0, sink=True))
     for precision in ("bf16-mixed", "32-true") if has_bf16("cpu") else ("32-true",):
@@ -81,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

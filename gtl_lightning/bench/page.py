@@ -39,6 +39,7 @@ _NAMES = {
     "sequence": "sequence ratio",
     "plain": "plain reference",
 }
+_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "sampled with products in bf16"}
 _COLOURS = {
     "none": COLOURS["source"],
     "token": COLOURS["gtl"],
@@ -145,7 +146,8 @@ def _section(profile: str, rows: list[Row]) -> list[Block]:
         f"{machine['command']}. Matrix product: "
         f"{number(machine['gflops_fp32'], 0)} GFLOP/s in fp32, {number(machine['gflops_bf16'], 0)} in bf16. Denoiser "
         f"{number(machine['denoiser_parameters'] / 1e6, 2)}M and ratio network "
-        f"{number(machine['ratio_parameters'] / 1e6, 2)}M parameters, {number(machine['vocab_size'], 0)} ids, fp32."
+        f"{number(machine['ratio_parameters'] / 1e6, 2)}M parameters, {number(machine['vocab_size'], 0)} ids, "
+        f"{_PRECISIONS[machine['sampling_precision']]}."
     )
     tables = (
         _limits(sampling, published=profile == PUBLISHED),

@@ -8,13 +8,27 @@ import typer
 
 from gtl_lightning.methods import METHODS
 from gtl_lightning.workspace.opening import open_params, open_point
+from gtl_lightning.workspace.options import check_method
+from gtl_lightning.workspace.params import Params
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train one component; resumes where it was stopped.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 FractionOption = Annotated[float, typer.Option(help="share of the target training data, as in sweep.fractions")]
-SeedOption = Annotated[int, typer.Option(help="repetition, as in sweep.seeds")]
+SeedOption = Annotated[int | None, typer.Option(help="repetition (default: the first of the sweep)")]
+
+
+def _open(fraction: float | None, seed: int | None, method: str | None = None) -> tuple[Params, int]:
+    """The parameters, whose grid has this point, and its repetition; a method that does not exist is refused first.
+
+    Raises:
+        UserError: as `check_method` and `open_point`.
+    """
+    if method is not None:
+        check_method(method)
+    repetition = open_params().sweep.seeds[0] if seed is None else seed
+    return open_point(fraction, repetition, method), repetition
 
 
 @train_app.command("source")
@@ -54,20 +68,20 @@ def train_planner() -> None:
 
 
 @train_app.command("classifier")
-def train_classifier(fraction: FractionOption, seed: SeedOption = 0) -> None:
+def train_classifier(fraction: FractionOption, seed: SeedOption = None) -> None:
     """The domain classifiers and the advisor's verdict."""
-    params = open_point(fraction, seed)
+    params, repetition = _open(fraction, seed)
     from gtl_lightning.stages import train
 
-    train.train_classifier(params, fraction, seed)
+    train.train_classifier(params, fraction, repetition)
 
 
 def _cell_command(method: str, description: str) -> None:
-    def command(fraction: FractionOption, seed: SeedOption = 0) -> None:
-        params = open_point(fraction, seed)
+    def command(fraction: FractionOption, seed: SeedOption = None) -> None:
+        params, repetition = _open(fraction, seed)
         from gtl_lightning.stages import train
 
-        train.train_cell(params, method, fraction, seed)
+        train.train_cell(params, method, fraction, repetition)
 
     train_app.command(method, help=description)(command)
 
@@ -80,13 +94,13 @@ for _method in METHODS.values():
 def evaluate(
     method: Annotated[str, typer.Argument(help="source, vanilla, finetune, lora, gtl, ...")],
     fraction: Annotated[float | None, typer.Option(help="share of the target; none for source")] = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
 ) -> None:
     """Select on validation data, read the test data once, sample, measure."""
-    params = open_point(fraction, seed, method)
+    params, repetition = _open(fraction, seed, method)
     from gtl_lightning.stages import evaluate
 
-    evaluate.evaluate_cell(params, method, fraction, seed)
+    evaluate.evaluate_cell(params, method, fraction, repetition)
 
 
 @app.command()
@@ -99,14 +113,12 @@ def real() -> None:
 
 
 @app.command()
-def ablation(
-    seed: Annotated[int | None, typer.Option(help="repetition (default: the first of the sweep)")] = None,
-) -> None:
+def ablation(seed: SeedOption = None) -> None:
     """Resample one trained ratio over gamma and n_ratio."""
-    params = open_params() if seed is None else open_point(None, seed)
+    params, repetition = _open(None, seed)
     from gtl_lightning.stages import evaluate
 
-    evaluate.ablation(params, params.sweep.seeds[0] if seed is None else seed)
+    evaluate.ablation(params, repetition)
 
 
 @app.command()

@@ -11,12 +11,29 @@ from gtl_lightning.errors import UserError
 app = typer.Typer()
 
 
+def each_once(changes: list[str]) -> list[str]:
+    """What --set asks for, if no key is given twice: of two values one would be dropped without a word.
+
+    Raises:
+        UserError: naming the key.
+    """
+    keys = [change.partition("=")[0].strip() for change in changes]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--set {twice} is given more than once; give it once")
+    return changes
+
+
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="key=value, repeatable", show_default=False, callback=each_once)
+]
+
+
 @app.command()
 def configure(
     profile: Annotated[
         str | None, typer.Option(help="default, or a file in profiles/ [default: default, without --set]")
     ] = None,
-    overrides: Annotated[list[str], typer.Option("--set", help="key=value, repeatable", show_default=False)] = [],  # noqa: B006 - typer reads it
+    overrides: SetOption = [],  # noqa: B006 - typer reads it
     show: Annotated[bool, typer.Option("--show", help="print every value that holds; write nothing")] = False,
     prefix: Annotated[
         str | None, typer.Argument(help="with --show: these alone, train or methods.gtl", show_default=False)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gtl_lightning.commands.configure import SetOption
 from gtl_lightning.commands.data import FieldOption, pairs
 from gtl_lightning.resources import check_address_space, limit_threads
 
@@ -22,7 +23,7 @@ def scale(
     minutes: Annotated[float, typer.Option(help="of this part; the same command goes on with the next")] = 8.0,
     profile: Annotated[str, typer.Option(help="default, or a file in profiles/")] = "gpu",
     field: FieldOption = [],  # noqa: B006 - typer reads it
-    overrides: Annotated[list[str], typer.Option("--set", help="key=value, repeatable", show_default=False)] = [],  # noqa: B006 - typer reads it
+    overrides: SetOption = [],  # noqa: B006 - typer reads it
 ) -> None:
     """Records to report and speed, every step in one process and all of it in FOLDER, in parts of some minutes.
 

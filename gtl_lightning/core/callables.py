@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, MethodWrapperType, ModuleType
 
 import torch
 from torch import nn
@@ -15,6 +15,10 @@ from gtl_lightning.errors import UserError
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
 """Where a module keeps its parts, which it is asked for otherwise, and its hooks."""
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.Tensor, type, ModuleType)
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+_MANY = 1000
+"""A container of more is data, a vocabulary or texts, unless it begins with a module."""
 
 
 def called(network: object, role: str) -> str:
@@ -54,6 +58,17 @@ def _mismatch(network: object, inputs: tuple[object, ...], options: dict[str, ob
     return None
 
 
+def second_input(network: object) -> str | None:
+    """The name of what a module takes second; None for another callable, or where nothing tells it."""
+    if not isinstance(network, nn.Module):
+        return None
+    try:
+        names = list(inspect.signature(network.forward).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names[1] if len(names) > 1 else None
+
+
 def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterator[nn.Module]:
     """The modules behind a callable: itself, or what it reaches.
 
@@ -78,37 +93,54 @@ def held(network: object, deep: int = 3, seen: set[int] | None = None) -> Iterat
 
 def _may_hold(part: object) -> bool:
     """Whether modules may be reached from it: no number, text, tensor, class or module of Python's."""
-    if isinstance(part, type | ModuleType | torch.Tensor):
+    if isinstance(part, _PLAIN):
         return False
-    return (
-        callable(part) or isinstance(part, list | tuple | set | dict) or hasattr(part, "__dict__") or _slots(part) != []
-    )
+    if isinstance(part, _CONTAINERS):
+        first = next(iter(part.values() if isinstance(part, dict) else part), None)
+        return len(part) <= _MANY or isinstance(first, nn.Module)
+    return callable(part) or bool(_own(part)) or bool(_slots(part))
 
 
 def _reached(holder: object) -> Iterator[object]:
     """What a callable, an object or a container has at hand."""
     if isinstance(holder, dict):
         yield from holder.values()
-    elif isinstance(holder, list | tuple | set):
+    elif isinstance(holder, _CONTAINERS):
         yield from holder
     if isinstance(holder, partial):
         yield from (holder.func, *holder.args, *holder.keywords.values())
-    yield getattr(holder, "__self__", None)
-    yield from (cell.cell_contents for cell in getattr(holder, "__closure__", None) or () if cell != type(cell)())
-    yield from (
-        *(getattr(holder, "__defaults__", None) or ()),
-        *(getattr(holder, "__kwdefaults__", None) or {}).values(),
-    )
-    yield from vars(holder).values() if hasattr(holder, "__dict__") else ()
+    # Of Python's own kinds alone: what answers to any name, or raises, is not asked.
+    if isinstance(holder, MethodType):
+        yield from (holder.__self__, holder.__func__)
+    elif isinstance(holder, BuiltinFunctionType | MethodWrapperType):
+        yield holder.__self__
+    yield from _own(holder).values()
     if isinstance(holder, FunctionType):
+        yield from (cell.cell_contents for cell in holder.__closure__ or () if cell != type(cell)())
+        yield from (*(holder.__defaults__ or ()), *(holder.__kwdefaults__ or {}).values())
         yield from (holder.__globals__.get(name) for name in holder.__code__.co_names)
     else:
         yield next((vars(kind)["__call__"] for kind in type(holder).__mro__ if "__call__" in vars(kind)), None)
-        yield from (getattr(holder, name, None) for name in _slots(holder))
+        yield from _slots(holder)
 
 
-def _slots(holder: object) -> list[str]:
-    return [name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())]
+def _own(holder: object) -> dict[str, object]:
+    """The attributes that an object keeps itself, whatever it answers to other names."""
+    try:
+        return dict(object.__getattribute__(holder, "__dict__"))
+    except AttributeError:
+        return {}
+
+
+def _slots(holder: object) -> list[object]:
+    """What lies in the slots of an object."""
+    found = []
+    for kind in type(holder).__mro__:
+        for slot in vars(kind).values() if "__slots__" in vars(kind) else ():
+            if isinstance(slot, MemberDescriptorType):
+                with suppress(AttributeError):  # nothing was put there
+                    found.append(slot.__get__(holder))
+    return found
 
 
 @contextmanager

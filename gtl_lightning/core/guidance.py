@@ -39,7 +39,7 @@ def tilt(log_p: Tensor, log_r: Tensor, gamma: float | Tensor = 1.0) -> Tensor:
     log_p, log_r = wide(log_p), wide(log_r)
     excluded = log_p == -math.inf
     # 0 * -inf is not a number: gamma = 0 must switch a zero ratio off as well. Filling before adding keeps gradients.
-    off = excluded | (gamma == 0)
+    off = excluded | (gamma == 0 if isinstance(gamma, Tensor) else bool(gamma == 0))
     log_w = log_p + gamma * log_r.masked_fill(off, 0.0)
     dead = log_w.detach().amax(-1, keepdim=True) == -math.inf
     return torch.where(dead, log_p, log_w)

@@ -36,10 +36,22 @@ class Padding:
 
     @classmethod
     def of(cls, prompt: Tensor, denoiser: object) -> Padding | None:
-        """The padding of Long[b,l], if its denoiser says which id that is and it occurs."""
+        """The padding of Long[b,l], if its denoiser says which id that is and it occurs.
+
+        Raises:
+            UserError: it stands within a row, between what is read and what is wanted.
+        """
         index = getattr(denoiser, "pad_index", None)
         if not isinstance(index, int) or not (found := prompt == index).any():
             return None
+        row, place = (~found).nonzero(as_tuple=True)
+        first = torch.full((len(prompt),), prompt.shape[1], device=prompt.device).scatter_reduce(0, row, place, "amin")
+        last = torch.zeros_like(first).scatter_reduce(0, row, place, "amax")
+        if (within := (last - first + 1 > (~found).sum(-1))).any():
+            raise UserError(
+                f"prompt: row {int(within.nonzero()[0])} holds the padding, id {index}, within it; put it before or "
+                "behind all that is given and wanted, before it where texts of several lengths are continued"
+            )
         return cls(index, set((~found).sum(-1).tolist()) - {0})
 
 

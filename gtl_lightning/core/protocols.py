@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from gtl_lightning.core.callables import called, taking
+from gtl_lightning.core.callables import called, second_input, taking
 from gtl_lightning.core.guard import Role, tensor_of
 from gtl_lightning.errors import UserError
 
@@ -17,13 +17,16 @@ from gtl_lightning.errors import UserError
 class Denoiser(Protocol):
     """Predicts the clean token at every position (SUBS parameterisation, MDLM, arXiv 2406.07524).
 
-    Its output is made a law by `guard.Guard.law`: logits will do, and mass on the mask is shared by the others. Three
-    attributes are read where it has them:
+    Its output is made a law by `guard.Guard.law`: logits will do, and mass on the mask is shared by the others. Rows
+    come to it in an order of their own, and those without a mask not at all. Four attributes are read where it has
+    them:
 
     - `normalised`: True promises log-probabilities in fp32 at least, of sum one and -inf at the mask, that are NaN or
       infinite nowhere; they are then used to the last bit.
     - `mask_index`: its mask; a sampler that is told another one refuses.
     - `pad_index`: its padding; padded rows of a prompt are sampled as if they stood alone.
+    - `fixed_rows`: True says that it holds something for each row, a prefix or a label; a prompt whose rows would come
+      in another order is then refused.
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor:
@@ -194,6 +197,11 @@ def check_denoiser(denoiser: object) -> None:
     """Raise UserError for what can neither be called nor encodes."""
     if not callable(denoiser) and not isinstance(denoiser, Encoder):
         raise UserError(f"the denoiser is a {type(denoiser).__name__}; give a function of (x_t, t)")
+    if second_input(denoiser) == "attention_mask":  # the time would be read as one, in silence by some models
+        raise UserError(
+            f"the {called(denoiser, 'denoiser')} takes an attention mask where a denoiser takes the time; open it with "
+            "load_denoiser(...), or give lambda x_t, t: model(x_t)"
+        )
 
 
 class Attending(Source, Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gtl_lightning.core.ancestral import ancestral
 from gtl_lightning.core.blocks import Blocks, Reuse
+from gtl_lightning.core.callables import called
 from gtl_lightning.core.choices import (
     UNSET,
     Draw,
@@ -175,6 +176,7 @@ def _planned(proposal: Proposal, x: Tensor, order: Order) -> Tensor:
     masks = torch.stack([(x[:, a:b] == proposal.mask_index).sum(-1) for a, b in pairwise(edges)])
     # The one synchronisation with the host: from here on every step's shape is known beforehand.
     counts = masks.tolist()
+    _check_rows(proposal, counts)
     k, trace, taken = order.positions_per_step, proposal.trace, 0
     if trace is not None:
         trace.steps, trace.wanted = sum(-(-max(count, default=0) // k) for count in counts), sum(map(sum, counts))
@@ -195,6 +197,21 @@ def _planned(proposal: Proposal, x: Tensor, order: Order) -> Tensor:
                 trace.tell(taken, revealed, x.index_copy(0, rows, inside), rows[row], position)
         x[rows] = inside
     return x
+
+
+def _check_rows(proposal: Proposal, counts: list[list[int]]) -> None:
+    """Refuse rows that would be reordered, or leave the batch one by one, where a network knows them by their place.
+
+    Raises:
+        UserError: rows have different numbers of masks.
+    """
+    ratio = proposal.guidance.ratio.f if proposal.guidance else None
+    fixed = next((each for each in (proposal.denoiser, ratio) if getattr(each, "fixed_rows", False) is True), None)
+    if fixed is not None and any(len(set(count)) > 1 for count in counts):
+        raise UserError(
+            f"the {called(fixed, 'network')} knows rows by their place, and those of the prompt hold different numbers "
+            "of masks; sample the rows of each number together"
+        )
 
 
 def _reveal(

@@ -142,8 +142,9 @@ class Geometric(NoiseSchedule):
         return -self.dalpha(t) / self._noised(t)
 
 
+LOG_LINEAR = "loglinear"
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
-    "loglinear": LogLinear,
+    LOG_LINEAR: LogLinear,
     "polynomial": Polynomial,
     "cosine": Cosine,
     "geometric": Geometric,
@@ -159,3 +160,13 @@ def schedule(name: str) -> NoiseSchedule:
     if name not in SCHEDULES:
         raise UserError(f"schedule '{name}' is unknown; choose one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name]()
+
+
+def course(schedule: NoiseSchedule) -> list[float]:
+    """alpha at nine times: what tells one schedule from another, whatever object it is."""
+    return [float(alpha) for alpha in schedule.alpha(torch.linspace(0, 1, 9, dtype=torch.float64))]
+
+
+def name_of(wanted: NoiseSchedule) -> str | None:
+    """The name by which `schedule` gives the same one; None where there is none."""
+    return next((name for name in SCHEDULES if course(schedule(name)) == course(wanted)), None)

@@ -2,7 +2,7 @@
 
 Broder (1997), On the resemblance and containment of documents: the chance that two sets share the least element under
 a random order is their Jaccard similarity. Words are compared by letters and digits alone, in lower case, of whatever
-script; where a script puts no blanks between words, each character is one.
+script, each with its marks; where a script puts no blanks between words, each letter is one (`scripts.words`).
 
 What counts as a duplicate: texts of equal shingle sets, always; two others when they agree in all rows of a band (fall
 into one bucket), are compared there, and their exact similarity reaches the threshold; and whatever hangs together
@@ -14,8 +14,6 @@ pairs further apart are let be. So a text costs at most (ROUNDS + NEIGHBOURS) co
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gtl_lightning.data.lines import Progress, unseen
-from gtl_lightning.data.scripts import UNSPACED
+from gtl_lightning.data.scripts import words
 
 WORDS_PER_SHINGLE = 3
 BANDS, ROWS = 12, 3  # at similarity 0.8 a pair is missed with chance (1 - 0.8^3)^12 = 1e-4, at 0.7 with 6e-3
@@ -34,8 +32,6 @@ ROUNDS, NEIGHBOURS = 64, 4
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _LAST = np.uint32(0xFFFFFFFF)
-_NO_LETTERS = re.compile(r"[\W_]+")
-_WORDS_OF_THEIR_OWN = re.compile(f"[{UNSPACED}]")
 _BATCH_BYTES = 1 << 17  # one batch's arrays stay in the processor's cache
 
 
@@ -250,9 +246,7 @@ def _hashes(texts: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.int6
 
 def _folded(text: bytes) -> bytes:
     """A text whose letters are not all ASCII, in one form, as its words: no byte of a word is one of ASCII's signs."""
-    words = unicodedata.normalize("NFKC", text.decode("utf-8", "surrogatepass")).casefold()
-    words = _NO_LETTERS.sub(" ", unicodedata.normalize("NFKC", words))
-    return _WORDS_OF_THEIR_OWN.sub(r" \g<0> ", words).encode("utf-8", "surrogatepass")
+    return " ".join(words(text.decode("utf-8", "surrogatepass"))).encode("utf-8", "surrogatepass")
 
 
 def _inside(first: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -117,7 +117,7 @@ class _Taken:
         own = row.get("id")
         if isinstance(own, str | int) and not isinstance(own, bool) and own != "":
             name = f"{self._domain}-{own}"
-            if self._texts.setdefault(name, key.digest()) != key.digest():
+            if words and self._texts.setdefault(name, key.digest()) != key.digest():
                 self.shared.add(name)
         else:
             name = f"{self._domain}-{key.hexdigest()}"

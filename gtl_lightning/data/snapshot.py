@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -198,13 +198,24 @@ def _copy(path: Path | str, staged: Path, names: Mapping[str, str], progress: Pr
 
 
 def _check_first(text: IO[bytes], names: Mapping[str, str], shown_name: str) -> None:
-    first = list(islice(_records(lines_of(text, shown_name), names, shown_name), _PEEK))
+    lines = lines_of(text, shown_name)
+    number, begins = next(((number, line) for number, line in lines if line.strip()), (0, b""))
+    first = list(islice(_records(chain([(number, begins)], lines), names, shown_name), _PEEK))
     problems = [record for record in first if isinstance(record, Problem)]
     if len(problems) == len(first):
+        cause = problems[0].cause
+        said = f"{cause} {', '.join(_lacking(begins, names))}".strip() if cause == MISSING_FIELD else cause
         raise UserError(
-            f"{shown_name}: none of the first {len(first)} records is usable (line {problems[0].line}: "
-            f"{problems[0].cause}); map its field names to {', '.join(FIELDS)}"
+            f"{shown_name}: none of the first {len(first)} records is usable (line {number}: {said}); map its field "
+            f"names to {', '.join(FIELDS)} (--field), or give texts that have no categories as --source and --target"
         )
+
+
+def _lacking(line: bytes, names: Mapping[str, str]) -> list[str]:
+    """The file's names of the fields of which this record has nothing that could be one."""
+    value = json.loads(line)
+    kinds = {"id": (str, int, float), "categories": (str, list), "abstract": (str,)}
+    return [names[field] for field, kind in kinds.items() if not isinstance(value.get(names[field]), kind)]
 
 
 def _parse(number: int, line: bytes, names: Mapping[str, str]) -> Record | Problem:

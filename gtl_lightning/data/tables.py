@@ -87,8 +87,9 @@ def _separated(where: str, delimiter: str, progress: Progress) -> Iterator[Row]:
     table = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         for row in table:
-            if None in row:  # a text with the delimiter, unquoted, of which the column has the front part alone
-                columns, cells = len(table.fieldnames or ()), len(row) - 1 + len(row[None])
+            surplus = row.pop(None, [])
+            if any(cell.strip() for cell in surplus):  # of an unquoted text with the delimiter, all but its front part
+                columns, cells = len(table.fieldnames or ()), len(row) + len(surplus)
                 raise UserError(
                     f"{where}, line {table.line_num} has {cells} cells under {columns} column(s); put texts that hold "
                     f"{delimiter!r} in quotes"

@@ -18,6 +18,7 @@ from gtl_lightning.data.tokenizer import decode, load_tokenizer, text_only, trai
 from gtl_lightning.errors import UserError, reason
 from gtl_lightning.files import atomic_path, replacing, settle, write_json
 from gtl_lightning.inputs import open_regular
+from gtl_lightning.records import ANY, Values, read_record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,9 +58,10 @@ def tokenize_splits(
         kind: of the trained tokenizer, "wordpiece" or "bpe".
 
     Returns:
-        meta.json: vocab_size (every id), mask_index, pad_index, eos_index, length, name, and by split its examples,
-        tokens and cut texts. `files` names each other file with its sha256: whatever is keyed by this one is keyed by
-        the tokens, and who reads a file can tell whether it is the one (`recorded.check_tokens`).
+        meta.json: vocab_size (every id), mask_index, pad_index, eos_index, length, name, the archives of either domain
+        as the splits say them, and by split its examples, tokens and cut texts. `files` names each other file with its
+        sha256: whatever is keyed by this one is keyed by the tokens, and who reads a file can tell whether it is the
+        one (`recorded.check_tokens`).
 
     Raises:
         UserError: a missing split, a tokenizer that cannot be used, or an unwritable folder.
@@ -85,6 +87,7 @@ def tokenize_splits(
         "eos_index": tokenizer.eos_token_id,
         "length": length,
         "name": name or f"trained {kind}",
+        "domains": _domains(splits),
         "splits": {},
     }
     dtype = np.uint16 if meta["vocab_size"] <= _LARGEST_UINT16 else np.int32
@@ -96,6 +99,15 @@ def tokenize_splits(
         meta["files"] = hashes(staged)
         write_json(staged / META, meta)
     return meta
+
+
+def _domains(splits: Path) -> dict[str, str]:
+    """`source` and `target` -> the archives of its texts, where `split_snapshot` left its summary."""
+    summary = splits / "summary.json"
+    if not summary.is_file():
+        return {}
+    parts = read_record(summary, {"splits": Values(ANY)})["splits"]
+    return {side: ", ".join(sorted(parts.get(f"{side}_train", {}))) for side in ("source", "target")}
 
 
 def read_texts(path: Path | str) -> Iterator[list[str]]:

@@ -226,7 +226,7 @@ def _scorer(
 def _strength(strength: Strength, revealed: Tensor, dtype: torch.dtype) -> float | Tensor:
     """gamma, or Float[m,1] where it depends on the revealed share of each slot's sequence."""
     if not callable(strength):
-        return strength
+        return strength_at(strength, 0.0)  # a number of Python's, whatever it was given as
     shares, inverse = revealed.unique(return_inverse=True)
     values = [strength_at(strength, float(share)) for share in shares]
     return torch.tensor(values, dtype=dtype, device=revealed.device)[inverse][:, None]

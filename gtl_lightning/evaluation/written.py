@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gtl_lightning.data.scripts import UNSPACED
+from gtl_lightning.data.scripts import words
 from gtl_lightning.errors import UserError, extra
-
-_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
-"""A run of letters and digits of any script, one sign where a script puts no blanks."""
 
 
 class _Words:
-    """What ROUGE's package asks for the words of a text."""
+    """What ROUGE's package asks for the words of a text.
+
+    Its own are of a to z and digits alone, of ASCII texts the same: of another script nothing would be left to agree.
+    """
 
     def tokenize(self, text: str) -> list[str]:
-        """The words, in lower case."""
-        return _WORD.findall(text.casefold())
+        """The words, in one form."""
+        return words(text)
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Agreement:
 
     Attributes:
         rouge_l: mean over texts of the F1 of the longest common subsequence of words (Lin, 2004), unstemmed. Words are
-            of a to z and digits, as the package has them; of every script where a text goes beyond ASCII.
+            runs of letters and digits of any script, in one form (`scripts.words`); of ASCII texts the package's own.
         chrf: chrF2 of the whole sample, character n-grams up to 6, recall twice as important (Popovic, 2015).
         exact: share of texts that are the reference, blanks at the ends apart.
     """
@@ -53,9 +52,7 @@ def agreement(generated: Sequence[str], references: Sequence[str]) -> Agreement:
     with extra("ROUGE-L and chrF", "rouge_score", "sacrebleu"):
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import CHRF
-    latin = all(text.isascii() for text in (*generated, *references))
-    # The package's own words are of a to z and digits alone: of another script nothing would be left to agree.
-    rouge = RougeScorer(["rougeL"], tokenizer=None if latin else _Words())
+    rouge = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = list(zip(generated, references, strict=True))
     return Agreement(
         rouge_l=100 * fmean(rouge.score(reference, text)["rougeL"].fmeasure for text, reference in pairs),

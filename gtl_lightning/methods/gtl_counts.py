@@ -114,7 +114,11 @@ def frequent(pairs: Mapping[int, Pairs], most: int) -> dict[int, Pairs]:
 
 
 def ratio_of(target: Counts, of_source: Counts, source: Source, settings: CountRatio) -> CountTokenRatio:
-    """The ratio of two counts, its strengths as they are before any training."""
+    """The ratio of two counts, its strengths as they are before any training.
+
+    Raises:
+        UserError: a share of the weights of a denoiser that has none.
+    """
     from gtl_lightning.core.counts import pair_log_ratio, source_law, token_log_ratio
     from gtl_lightning.networks import CountTokenRatio, ids_of
 
@@ -126,6 +130,8 @@ def ratio_of(target: Counts, of_source: Counts, source: Source, settings: CountR
     pairs = target.pairs
     if settings.table_share is not None:
         weights = sum(weight.numel() for weight in cast("nn.Module", source).parameters())
+        if not weights:
+            raise UserError("the denoiser has no weights of its own to take a share of; leave table_share out")
         fixed = sum(table.numel() for table in empty(0).state_dict().values())
         pairs = frequent(pairs, (int(settings.table_share * weights) - fixed) // NUMBERS)
     p = source_law(of_source.tokens)

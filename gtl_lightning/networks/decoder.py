@@ -105,8 +105,8 @@ class Decoder(Stored, nn.Module):
         return digest([type(self).__name__, read, weights_hash(self)])
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
-        """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""
-        copy = deepcopy(self).requires_grad_(True)
+        """A copy of which every weight trains, in training mode: fine-tuning starts from it, the original stays."""
+        copy = deepcopy(self).requires_grad_(True).train()
         if dropout is not None:
             copy.backbone.set_dropout(dropout)
             copy.config = copy.backbone.config

@@ -21,7 +21,7 @@ class RatioEnsemble(Stored, nn.Module):
     """The mean of several members' log-ratios: one ratio again, of lower variance.
 
     Token-level members are asked in their two parts; sequence-level members are called. Members that read the same
-    denoiser share its features.
+    denoiser as the first one share its features.
     """
 
     part = RATIO
@@ -59,10 +59,13 @@ class RatioEnsemble(Stored, nn.Module):
 
     def encode(self, x_t: Tensor, t: Tensor, look: Look = EVERYWHERE, features: Tensor | None = None) -> Tensor:
         """Long[b,l], Float[b] -> the members' hidden states side by side, Float[b,n, sum of hidden sizes]."""
-        if features is None and self.denoiser is not None:
+        shared = self.denoiser
+        if features is None and shared is not None:
             with torch.no_grad():
-                features = self.denoiser.encode(x_t, t, look, None)
-        return torch.cat([member.encode(x_t, t, look, features) for member in self._token_level()], dim=-1)
+                features = shared.encode(x_t, t, look, None)
+        known = [features if getattr(member, "denoiser", None) is shared else None for member in self._token_level()]
+        pairs = zip(self._token_level(), known, strict=True)
+        return torch.cat([member.encode(x_t, t, look, own) for member, own in pairs], dim=-1)
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., sum of hidden sizes] -> mean log r, Float[...,v] in fp32."""

@@ -40,9 +40,15 @@ def positions(config: Any) -> int:
     """Tokens, a start counted, that a model reads: those that it has positions for, and no more than its window.
 
     Where some layers look back a window alone, a longer text would be read through it or past it, as a mask is given
-    or not: two networks.
+    or not: two networks. Where rotations are stretched for the longest row of a batch (`longrope`), no row is longer
+    than those that they are not stretched for: its law would depend on the rows beside it.
     """
-    return min(config.max_position_embeddings, window(config) or config.max_position_embeddings)
+    most: int = config.max_position_embeddings
+    said = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" in (said.get("rope_type"), said.get("type")):
+        stretched = said.get("original_max_position_embeddings")
+        most = min(most, stretched or getattr(config, "original_max_position_embeddings", None) or most)
+    return min(most, window(config) or most)
 
 
 def window(config: Any) -> int | None:

@@ -32,7 +32,8 @@ def apart(network: Attending) -> Visible:
 class Following:
     """A denoiser of the tokens behind a prefix, Long[b,t], as samplers and `papers.ar2diff.decode` take it.
 
-    The prefix does not depend on them (`apart`), so that its keys and values are computed once and read at every step.
+    The prefix does not depend on them (`apart`), so that its keys and values are computed once and read at every step;
+    of weights that have changed since, make another.
 
     Args:
         network: trained with `apart`.
@@ -40,6 +41,7 @@ class Following:
     """
 
     normalised = True
+    fixed_rows = True
 
     def __init__(self, network: Attending, prefix: Tensor) -> None:
         self.network, self.prefix = network, prefix

@@ -70,7 +70,7 @@ class Plain(nn.Module):
         return weights_hash(self.network) if isinstance(self.network, nn.Module) else called(self.network, "function")
 
     def trainable_copy(self, dropout: float | None = None) -> Plain:
-        """A copy whose every weight trains: by its own `trainable_copy`, else by `copy.deepcopy`.
+        """A copy whose every weight trains, in training mode: by its own `trainable_copy`, else by `copy.deepcopy`.
 
         `dropout` is then set in all of its `nn.Dropout`; None keeps what they have.
 
@@ -96,4 +96,4 @@ class Plain(nn.Module):
             for layer in copy.modules():
                 if dropout is not None and isinstance(layer, nn.Dropout):
                     layer.p = dropout
-        return Plain(copy, Ids(self.mask_index, self.pad_index), self.vocab_size)
+        return Plain(copy, Ids(self.mask_index, self.pad_index), self.vocab_size).train()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gtl_lightning.core.forward import gumbel_noise, nelbo_terms, uniform_noise
+from gtl_lightning.core.proposal import COLD
 from gtl_lightning.core.schedule import NoiseSchedule
 from gtl_lightning.errors import UserError
 
@@ -146,6 +147,8 @@ def drawn(log_p: Tensor, generator: torch.Generator | None = None, temperature: 
     """Float[...,v] -> Long[...]: a draw of each position, which SUNDAE unrolls by; temperature 0 takes the arg-max."""
     if temperature == 0:
         return likeliest(log_p)
+    if temperature < COLD:  # divided as they are, all would be beyond the numbers that there are
+        log_p = log_p - log_p.amax(-1, keepdim=True)
     return (log_p / temperature + gumbel_noise(tuple(log_p.shape), generator, log_p.device)).argmax(-1)
 
 

@@ -18,6 +18,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from gtl_lightning.core.guidance import tilt
 from gtl_lightning.errors import UserError
 
+CAP = 20.0
+"""log r above which exp(f) is continued by its tangent, unless weights are heavier."""
+
 # From classifier logits to log-ratios (docs/method.md section 2.1)
 
 
@@ -64,7 +67,9 @@ def gkl_loss(f: Tensor, log_r_star: Tensor, clip: float | None = None) -> Tensor
         log_r_star: Float[b] the clean classifier's log-ratio of x_0.
         clip: upper bound on r*, against outliers; biases the minimiser where it bites.
     """
-    return capped_exp(f) - _weights(log_r_star, clip) * f
+    weights = _weights(log_r_star, clip)
+    # Above the cap a heavier weight than its slope would leave the loss without a minimum.
+    return capped_exp(f, (weights.amax().log() + 1).clamp(min=CAP)) - weights * f
 
 
 def bce_loss(f: Tensor, is_target: Tensor, smoothing: float = 0.0, share_target: float = 0.5) -> Tensor:
@@ -172,7 +177,7 @@ def _weights(log_r_star: Tensor, clip: float | None) -> Tensor:
     return log_r_star.detach().clamp(max=math.inf if clip is None else math.log(clip)).exp()
 
 
-def capped_exp(f: Tensor, cap: float = 20.0) -> Tensor:
+def capped_exp(f: Tensor, cap: float | Tensor = CAP) -> Tensor:
     """exp(f), continued by its tangent above `cap`: still convex, no overflow, the same minimiser for r* < e^cap."""
     low = f.clamp(max=cap)
     return low.exp() * (1 + f - low)

@@ -155,8 +155,34 @@ def _ids(folder: Path, name: str, config: dict[str, Any], tokenizer: PreTrainedT
         given, tokenizer = tokenizer, load_tokenizer(where)
         if given is not None and _foreign(folder, tokenizer):
             raise UserError(f"{name} has a tokenizer of its own, and {given} is another; leave that out")
+    else:
+        _check_given(folder, name, tokenizer)
     check_mask(tokenizer.mask_token_id, config, name)
     return text_ids(tokenizer)
+
+
+def _check_given(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer, given as it is, whose ids say less than those of one that is given by its name.
+
+    Raises:
+        UserError: it lacks a mask, a padding of its own or an end, or is another than the model's.
+    """
+    lacking = [
+        what
+        for what, index, others in (
+            ("a mask", tokenizer.mask_token_id, ()),
+            ("a padding of its own", tokenizer.pad_token_id, (tokenizer.eos_token_id, tokenizer.unk_token_id)),
+            ("an end", tokenizer.eos_token_id, ()),
+        )
+        if index is None or index in others
+    ]
+    if lacking:
+        raise UserError(
+            f"the tokenizer that is given for {name} lacks {' and '.join(lacking)}; give its name or folder, which is "
+            "completed, or `load_tokenizer(NAME)` of gtl_lightning.data.tokenizer"
+        )
+    if _foreign(folder, tokenizer):
+        raise UserError(f"{name} has a tokenizer of its own, and the one that is given is another; leave that out")
 
 
 SOURCE = SourceKind(

@@ -20,7 +20,7 @@ from gtl_lightning.workspace.paths import log
 
 GROUPS = ("batch", "length", "n_ratio", "k", "planner", "block", "guidance", "candidates", "counted", "training")
 """What is measured together: what the sampler's cases vary, and training."""
-ALIKE = ("hardware", "torch", "denoiser_parameters", "ratio_parameters", "vocab_size")
+ALIKE = ("hardware", "torch", "sampling_precision", "denoiser_parameters", "ratio_parameters", "vocab_size")
 """What rows of one profile have in common."""
 
 
@@ -28,7 +28,7 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
     """Measure, then write reports/bench.json, docs/benchmarks.md and its figure.
 
     Rows are kept group by group, so that an interrupted run loses one group. Rows of other profiles stay, and of groups
-    that were not asked for those of the same machine, torch and sizes: the page shows all that were measured.
+    that were not asked for those that are alike (`ALIKE`): the page shows all that were measured.
 
     Args:
         params: sizes and cases; nothing is read from disk.
@@ -52,7 +52,7 @@ def run_bench(params: Params, command: str, only: tuple[str, ...] = ()) -> None:
 
 
 def _of_alike(rows: list[dict[str, Any]], profile: str, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Without the profile's times of another machine, torch or size, which the page would show as of this one."""
+    """Without the profile's times that are not alike (`ALIKE`), which the page would show as of this machine."""
     before = next((row for row in rows if row["profile"] == profile and row["part"] == "machine"), machine)
     if all(before.get(key) == machine[key] for key in ALIKE):
         return rows
@@ -82,6 +82,7 @@ def measure(params: Params, command: str, groups: Sequence[str]) -> Iterator[tup
         "date": _today(),
         "torch": torch.__version__,
         "command": command,
+        "sampling_precision": params.machine.sampling_precision,
         "gflops_fp32": rates["32-true"] / 1e9,
         "gflops_bf16": rates["bf16-mixed"] / 1e9,
         "denoiser_parameters": sum(weight.numel() for weight in subject.denoiser.parameters()),

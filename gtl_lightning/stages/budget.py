@@ -28,7 +28,7 @@ from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.fit import resolve_precision
 from gtl_lightning.networks import MaskedDenoiser, SequenceRatioNetwork, seeded
 from gtl_lightning.stages.train import context_of
-from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
+from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser, tokens_hash, trained_on
 from gtl_lightning.workspace.fitting import domains_of, texts_of
 from gtl_lightning.workspace.params import Params, override
 from gtl_lightning.workspace.paths import SOURCE, Cell
@@ -172,4 +172,5 @@ def _untrained(params: Params, corpus: Corpus, role: Role) -> Source | nn.Module
         if role in ("clean", "noised"):
             return SequenceRatioNetwork(corpus.backbone(params.networks.classifier)).eval()
         own = MaskedDenoiser(corpus.backbone(params.networks.denoiser)).eval()
-    return load_denoiser(SOURCE.parent.name) if SOURCE.exists() else own
+    there = SOURCE.exists() and trained_on(SOURCE) in (None, tokens_hash())
+    return load_denoiser(SOURCE.parent.name) if there else own

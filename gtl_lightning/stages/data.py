@@ -74,6 +74,8 @@ def split(params: Params) -> None:
         settle(DATA)
         check_snapshot(DATA)
         source, target = domains(DATA, data.source, data.target)
+        if (source, target) != (data.source, data.target):
+            log.info("the domains are the two tables of %s; data.source and data.target are not used", DATA)
         summary = split_snapshot(
             SNAPSHOT,
             SPLITS,

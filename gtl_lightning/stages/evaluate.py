@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
     real = RealText.open(params, sampler.corpus)
     tags = {"method": method, "fraction": fraction, "seed": seed}
     settings = settings_of(params, guided=sampler.guidance is not None)
-    key = f"{cell.name}-{digest([sampler.versions, settings])}"
+    key = f"{cell.name}-{digest([sampler.versions, settings, asdict(real.measured)])}"
     tracked = study(params)
     note = f"{cell}, evaluated: metrics of held-out target texts and of samples. Its trainings lie below."
     with tracked.child("cell", cell.name, key, tags, note) as run:
         tracked.adopt(run.run_id, tracked.runs({"kind": "train", **tags}))
-        run.log_params(settings)
+        run.log_params(settings | {"domains": sampler.corpus.domains})
         train, val = sampler.corpus.target(fraction or 1.0, params.data.min_examples)
         row: dict[str, Any] = {
             "method": method,
@@ -83,6 +83,8 @@ def evaluate_cell(params: Params, method: str, fraction: float | None, seed: int
             "made_with": made_with(sampler.device.type, params.machine.sampling_precision),
             "trained_with": sampler.training.get("made_with"),
             "source": sampler.source,
+            "settings": digest(settings_of(params, guided=False)),
+            "guidance_settings": digest(settings) if sampler.guidance is not None else None,
         }
         _write_cell(CELLS / cell.name, row, texts, sampler.versions, seed)
         took = {"sample_seconds": round(seconds, 2)}
@@ -130,7 +132,8 @@ def ablation(params: Params, seed: int) -> None:
     rows: list[dict[str, Any]] = []
     took: list[dict[str, Any]] = []
     whose = {"method": cell.method, "fraction": cell.fraction, "seed": cell.seed}
-    key = f"ablation-{cell.name}-{digest([sampler.versions, settings, settings_of(params, guided=True)])}"
+    asked = [settings, settings_of(params, guided=True), asdict(real.measured)]
+    key = f"ablation-{cell.name}-{digest([sampler.versions, *asked])}"
     note = f"{cell}: samples over gamma and over n_ratio; nothing is trained."
     with study(params).child("ablation", f"ablation {cell.name}", key, whose, note) as run:
         curve = gamma_choice(params, sampler, val, settings.gammas).curve

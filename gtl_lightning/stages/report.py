@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 POINT: Shape = {"method": str, "fraction": (float, type(None)), "seed": int}
 """What every row of a cell says of where it belongs."""
-TEXTS = frozenset({"verdict", "made_with", "trained_with", "source", "mlflow_run"})
+TEXTS = frozenset({"verdict", "made_with", "trained_with", "source", "settings", "guidance_settings", "mlflow_run"})
 ADVICE = Row({"fraction": float, "seed": int, "verdict": str, "sentence": str})
 SHARED = ("source", "causal", "planner", "judge")
 """Folders of models/ that all cells share."""

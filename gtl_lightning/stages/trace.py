@@ -132,7 +132,8 @@ def other_cell(cell: Cell, method: str) -> Cell:
     if cell.fraction is None and method != SOURCE_METHOD:
         raise UserError(
             f"--beside {method} is of the same share of the target data, and {cell.method} has none; ask for {method} "
-            f"and show the other beside it: --method {method} --fraction SHARE --beside {cell.method}"
+            f"and show {cell.method} beside it: `gtl explore {method}-SHARE-{cell.seed} --beside {cell.method}`, or "
+            f"`gtl sample --method {method} --fraction SHARE --beside {cell.method} --trace FILE`"
         )
     return Cell(method, None if method == SOURCE_METHOD else cell.fraction, cell.seed)
 

@@ -28,14 +28,13 @@ from gtl_lightning.networks import (
     CausalLM,
     PositionNetwork,
     SequenceRatioNetwork,
-    load_network,
     seeded,
 )
 from gtl_lightning.networks.adapters.origin import Origin
 from gtl_lightning.sources import SOURCES
 from gtl_lightning.sources.kind import Context as SourceContext
 from gtl_lightning.workspace.advice import advise_cell
-from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser
+from gtl_lightning.workspace.corpus import Corpus, check_machine, device_of, load_denoiser, open_network
 from gtl_lightning.workspace.fitting import domains_of, fit_and_save, fit_best, save_trained, scoring, texts_of
 from gtl_lightning.workspace.frozen import OF_OTHERS, frozen_path
 from gtl_lightning.workspace.options import checked_cell
@@ -65,7 +64,7 @@ def train_source(params: Params) -> None:
 
     def causal() -> CausalLM:
         read.add(CAUSAL)
-        return cast(CausalLM, load_network(CAUSAL, expect=CausalLM))
+        return cast(CausalLM, open_network(CAUSAL, expect=CausalLM))
 
     context = SourceContext(
         corpus.backbone(params.networks.denoiser),
@@ -285,7 +284,7 @@ def context_of(
     def frozen(role: Role) -> Source | nn.Module:
         path = frozen_path(role, cell)
         read.add(path)
-        return load_network(path) if role in ("clean", "noised") else load_denoiser(path.parent.name)
+        return open_network(path) if role in ("clean", "noised") else load_denoiser(path.parent.name)
 
     def smoothing() -> float:
         said["smoothing"] = params.classifier.label_smoothing if params.classifier.unsmooth else 0.0

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gtl_lightning.files import write_json
-from gtl_lightning.workspace.corpus import Corpus, device_of
+from gtl_lightning.workspace.corpus import Corpus, device_of, open_network
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, Cell, log
 from gtl_lightning.workspace.provenance import made_with
@@ -20,10 +20,9 @@ def advise_cell(params: Params, corpus: Corpus, cell: Cell, target_val: TokenDat
     from gtl_lightning.core.schedule import schedule
     from gtl_lightning.evaluation.noised_ratio import diagnose_levels
     from gtl_lightning.evaluation.overlap import advise
-    from gtl_lightning.networks import load_network
 
     device = device_of(params)
-    network = load_network(MODELS / cell.name / "noised.safetensors").to(device)
+    network = open_network(MODELS / cell.name / "noised.safetensors").to(device)
     source_val = corpus.dataset("source_val")
     levels = diagnose_levels(network, source_val, target_val, corpus.mask_index, schedule(params.schedule), device)
     advice = advise(levels)

@@ -24,7 +24,7 @@ from gtl_lightning.sharing.shareable import DENOISER, RATIO, TOKENIZER, write_co
 from gtl_lightning.workspace.card import MLMODEL, mlmodel
 from gtl_lightning.workspace.frozen import denoiser_path, guided_files
 from gtl_lightning.workspace.params import PARAMS, Params, load_params, write_params
-from gtl_lightning.workspace.paths import CELLS, LENGTHS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell
+from gtl_lightning.workspace.paths import CELLS, LENGTHS, MODELS, NETWORK, RESULT, ROW, TOKENS, Cell, changed_since
 from gtl_lightning.workspace.sampler import Sampler, at_gamma
 from gtl_lightning.workspace.selection import chosen_setting
 from gtl_lightning.workspace.settings import Evaluation
@@ -52,7 +52,8 @@ def bundle_files(params: Params, cell: Cell) -> list[Path]:
     """The files that sampling from a cell needs, every network among them read whole.
 
     Raises:
-        UserError: one is missing; a network is truncated, damaged, or holds numbers that are not finite.
+        UserError: one is missing; a network is truncated, damaged, or holds numbers that are not finite; the cell was
+            measured with another.
     """
     own = MODELS / cell.name
     files = [own / NETWORK, own / RESULT, TOKENS / "meta.json", CELLS / cell.name / ROW]
@@ -64,6 +65,11 @@ def bundle_files(params: Params, cell: Cell) -> list[Path]:
             raise UserError(f"{path} does not exist; `dvc repro` makes it")
         if path.suffix == Path(NETWORK).suffix:
             load_tensors(path)
+    if (other := changed_since(cell)) is not None:
+        raise UserError(
+            f"{other} is another network than {CELLS / cell.name / ROW} was measured with; measure it again "
+            f"(`dvc repro`, or `gtl evaluate {cell.method} --fraction {cell.fraction} --seed {cell.seed}`)"
+        )
     return files
 
 

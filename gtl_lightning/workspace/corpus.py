@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -10,13 +10,15 @@ from gtl_lightning.data.recorded import check_tokens
 from gtl_lightning.data.split import SPLITS
 from gtl_lightning.errors import UserError
 from gtl_lightning.fields import Network
-from gtl_lightning.records import COUNT, Shape, Within, read_record
+from gtl_lightning.files import sha256_file
+from gtl_lightning.records import COUNT, Shape, Values, Within, read_record
 from gtl_lightning.workspace.checks import check_corpus
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import MODELS, NETWORK, TOKENS
+from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, TOKENS
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from gtl_lightning.core.protocols import Source
     from gtl_lightning.data.dataset import TokenDataset
@@ -29,12 +31,13 @@ META: Shape = {
     **dict.fromkeys(SPECIALS, COUNT),
     "length": Within(1, 2**16, whole=True),
     "splits": {split: {"examples": COUNT} for split in SPLITS},
+    "domains?": Values(str),
 }
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The token arrays and what their ids mean."""
+    """The token arrays and what their ids mean; `domains` are the archives of source and target, where known."""
 
     vocab_size: int
     mask_index: int
@@ -42,6 +45,7 @@ class Corpus:
     eos_index: int
     length: int
     sizes: dict[str, int]
+    domains: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, params: Params, root: Path = Path()) -> Corpus:
@@ -59,7 +63,7 @@ class Corpus:
         if len({meta[key] for key in SPECIALS}) < len(SPECIALS):
             raise UserError(f"{path}: two of {', '.join(SPECIALS)} are one id; {AGAIN}")
         sizes = {split: found["examples"] for split, found in meta["splits"].items()}
-        corpus = cls(**{key: meta[key] for key in ids}, sizes=sizes)
+        corpus = cls(**{key: meta[key] for key in ids}, sizes=sizes, domains=meta.get("domains", {}))
         if root == Path():  # what a registered model holds was looked at when it was made
             check_corpus(params, corpus.vocab_size, corpus.sizes)
         return corpus
@@ -131,12 +135,46 @@ def check_machine(params: Params) -> None:
         raise UserError(f"machine.devices = {wanted}, and there are {there} GPUs to be seen; lower it")
 
 
+def tokens_hash(root: Path = Path()) -> str:
+    """Short hash of all that tokens/ holds below `root`: meta.json names the other files with theirs."""
+    return sha256_file(root / TOKENS / "meta.json")[:12]
+
+
+def trained_on(path: Path) -> str | None:
+    """The `tokens_hash` that a network's training noted beside it; None where nothing was noted."""
+    result = path.with_name(RESULT if path.name == Path(NETWORK).name else f"{path.stem}.json")
+    noted = read_record(result, {"tokens?": str}).get("tokens") if result.is_file() else None
+    return None if noted is None else str(noted)
+
+
+def open_network(
+    path: Path,
+    root: Path = Path(),
+    *,
+    expect: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
+    denoiser: Source | None = None,
+) -> nn.Module:
+    """`load_network` of a file below `root`, which was trained on the tokens that are there.
+
+    Raises:
+        UserError: as there; or the ids meant something else when it was trained, or the texts were others.
+    """
+    from gtl_lightning.networks import load_network
+
+    if trained_on(root / path) not in (None, tokens_hash(root)):
+        raise UserError(
+            f"{root / path} was trained on other tokens than those that {root / TOKENS} holds; train it again "
+            "(`dvc repro`), or tokenise what it was trained on"
+        )
+    return load_network(root / path, expect=expect, denoiser=denoiser)
+
+
 def load_denoiser(name: str, root: Path = Path(), device: torch.device | str = "cpu") -> Source:
     """The trained denoiser of models/NAME below `root`, on a device.
 
     Raises:
-        UserError: missing, truncated, foreign, or no denoiser.
+        UserError: missing, truncated, foreign, trained on other tokens, or no denoiser.
     """
-    from gtl_lightning.networks import DENOISERS, load_network
+    from gtl_lightning.networks import DENOISERS
 
-    return cast("Source", load_network(root / MODELS / name / NETWORK, expect=DENOISERS).to(device))
+    return cast("Source", open_network(MODELS / name / NETWORK, root, expect=DENOISERS).to(device))

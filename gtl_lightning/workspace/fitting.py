@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gtl_lightning.fields import Training
 from gtl_lightning.files import sha256_file, write_json
 from gtl_lightning.methods.fitting import Spent, Trained, held_out_draws, lowest
-from gtl_lightning.workspace.corpus import Corpus, device_of, token_files
+from gtl_lightning.workspace.corpus import Corpus, device_of, token_files, tokens_hash
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import RESULT, Cell, log, note_run, state_dir, study
 from gtl_lightning.workspace.provenance import made_with
@@ -172,7 +172,8 @@ def save_trained(
 ) -> None:
     """Write the network and what its training came to: cost of all members, score and curve of the best.
 
-    What was read is named with short hashes: a ratio belongs to the denoiser beside which it was trained. What the
+    What was read is named with short hashes, the tokens too: a ratio belongs to the denoiser beside which it was
+    trained, and every network to the texts and the ids that it knows. What the
     recipe found stands with them, a `warning` for the report among it. What it took stands in `runs/`, the seconds in
     which the recipe `prepared` its texts too: equal trainings leave equal files.
     """
@@ -189,6 +190,7 @@ def save_trained(
         "tried": {name: score for member in trained for name, score in member.tried.items()},
         "made_with": best.made_with,
         "read": {str(path): sha256_file(path)[:12] for path in sorted(read)},
+        "tokens": tokens_hash(),
         **(found or {}),
     }
     save_network(folder / f"{part}.safetensors", network, summary)

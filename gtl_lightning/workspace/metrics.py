@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gtl_lightning.workspace.corpus import Corpus
+from gtl_lightning.workspace.corpus import Corpus, open_network
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import NETWORK
 from gtl_lightning.workspace.real import JUDGE, RealText
@@ -41,13 +41,13 @@ def text_metrics(
     from gtl_lightning.evaluation.diversity import diversity
     from gtl_lightning.evaluation.judge import Judge
     from gtl_lightning.evaluation.reference import reference_perplexity
-    from gtl_lightning.networks import CausalLM, load_network
+    from gtl_lightning.networks import CausalLM
 
     spread = diversity(texts)
     return {
         "domain_score": Judge.load(JUDGE / "judge.safetensors").domain_score(texts),
         "reference_ppl": reference_perplexity(
-            load_network(JUDGE / NETWORK, expect=CausalLM),
+            open_network(JUDGE / NETWORK, expect=CausalLM),
             sampled,
             pad_index=corpus.pad_index,
             batch=params.evaluation.batch,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.data.origin import read_provenance
 from gtl_lightning.files import digest, sha256_file, write_json
-from gtl_lightning.records import AMOUNT, Each, Row, Shape, Within, read_lines, read_record
+from gtl_lightning.records import AMOUNT, Each, Row, Shape, Values, Within, read_lines, read_record
 from gtl_lightning.workspace.closure import code_hash
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.watched import check_inputs
@@ -130,6 +130,18 @@ def fraction_of(cell: Cell) -> float:
     """The cell's share of the target data; every cell but the source's has one."""
     assert cell.fraction is not None
     return cell.fraction
+
+
+def changed_since(cell: Cell) -> Path | None:
+    """A network that is another by now than when the cell was evaluated; None where all are the same.
+
+    Raises:
+        UserError: the cell's samples, which name them, are damaged.
+    """
+    samples = CELLS / cell.name / SAMPLES
+    first = next(iter(read_lines(samples, {"models?": Values(str)})), {}) if samples.is_file() else {}
+    used = {Path(name): version for name, version in first.get("models", {}).items()}
+    return next((path for path, version in used.items() if sha256_file(path)[:12] != version), None)
 
 
 def read_samples(folder: Path) -> list[str]:

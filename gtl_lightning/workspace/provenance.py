@@ -10,6 +10,11 @@ from typing import Any
 MADE_WITH = ("made_with", "trained_with")
 MEASURED_ON = {"samples": "number of samples", "mauve_real": "MAUVE of real against real text"}
 """What is one value for all cells that were measured with the same settings."""
+SET_BY = {
+    "settings": "sampled and measured with the same settings",
+    "guidance_settings": "guided with the same settings",
+}
+"""Hashes of what params.yaml said; the second is of cells with a ratio alone."""
 
 
 def made_with(device: str, precision: str, parts: int = 1) -> str:
@@ -49,6 +54,14 @@ def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         sentences.append(
             f"Not all of these cells come from the same source denoiser: {listed}; `dvc repro` mends the stale ones."
         )
+    for key, what in SET_BY.items():
+        values = Counter(row[key] for row in found if row.get(key))
+        if len(values) > 1:
+            listed = ", ".join(f"{count} with {value}" for value, count in values.most_common())
+            sentences.append(
+                f"Not all of these cells were {what} of params.yaml: {listed} (hashes of schedule, sampling and "
+                "evaluation there); `dvc repro` mends the stale ones."
+            )
     for key, what in MEASURED_ON.items():
         values = Counter(row[key] for row in found if row.get(key) is not None)
         if len(values) > 1:

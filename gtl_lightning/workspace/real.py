@@ -88,12 +88,14 @@ class RealText:
         stored, (features, header) = read_record(REAL_VALUES, SHAPE), load_tensors(FEATURES)
         featurizer = load_featurizer(params.evaluation.featurizer)
         wanted = how(params, corpus, featurizer)
-        for key, value in asdict(wanted).items():
+        # Tokens first: where they are others, so may be the number of texts, which nobody asked to be another.
+        for key, value in {"tokens": wanted.tokens, **asdict(wanted)}.items():
             for place, found in ((REAL_VALUES, stored["measured"]), (FEATURES, header)):
                 if found.get(key) != value:
+                    said = f"with {key} = {found.get(key)}, and {value} is asked for"
                     raise UserError(
-                        f"{place} was measured with {key} = {found.get(key)}, and {value} is asked for; measure real "
-                        "text anew: `dvc repro real-text` (or `gtl real`)"
+                        f"{place} was measured {f'on other tokens than {TOKENS} holds' if key == 'tokens' else said}; "
+                        "measure real text anew: `dvc repro real-text` (or `gtl real`)"
                     )
         widths = {value.ndim == 2 and value.shape[1] for value in features.values()}
         if not {"real", "train"} <= features.keys() or len(widths) > 1 or False in widths:

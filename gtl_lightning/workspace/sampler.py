@@ -11,7 +11,7 @@ from gtl_lightning.errors import UserError
 from gtl_lightning.files import sha256_file
 from gtl_lightning.methods import guides
 from gtl_lightning.records import COUNT, NUMBER, Shape, Values, read_record
-from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser
+from gtl_lightning.workspace.corpus import Corpus, device_of, load_denoiser, open_network
 from gtl_lightning.workspace.frozen import denoiser_path
 from gtl_lightning.workspace.params import Params
 from gtl_lightning.workspace.paths import MODELS, NETWORK, RESULT, SOURCE, TOKENS, Cell
@@ -69,7 +69,7 @@ class Sampler:
             UserError: the cell is not in the grid's terms, or its networks are missing, truncated or foreign.
         """
         from gtl_lightning.core.guidance import Guidance, SequenceRatio, TokenRatio
-        from gtl_lightning.networks import SequenceRatioNetwork, load_network
+        from gtl_lightning.networks import SequenceRatioNetwork
 
         corpus, device = Corpus.open(params, root), device_of(params)
         own = MODELS / (cell.name if cell.fraction is not None else "source")
@@ -83,7 +83,7 @@ class Sampler:
                 )
         guidance = None
         if guides(cell.method):
-            network = load_network(root / own / NETWORK, denoiser=denoiser).to(device)
+            network = open_network(own / NETWORK, root, denoiser=denoiser).to(device)
             by_sequence = isinstance(network, SequenceRatioNetwork)
             guidance = Guidance(
                 SequenceRatio(network) if by_sequence else TokenRatio(network),
@@ -269,6 +269,6 @@ def _with_denoiser(training: dict[str, Any], denoiser: dict[str, Any]) -> dict[s
 def _planner(params: Params, device: torch.device, root: Path) -> str | Callable[[Tensor], Tensor]:
     if params.sampling.planner != "learned":
         return params.sampling.planner
-    from gtl_lightning.networks import PositionNetwork, load_network
+    from gtl_lightning.networks import PositionNetwork
 
-    return load_network(root / MODELS / "planner" / NETWORK, expect=PositionNetwork).to(device)
+    return open_network(MODELS / "planner" / NETWORK, root, expect=PositionNetwork).to(device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gtl_lightning.fields import STRONGEST
 from gtl_lightning.methods import guides
 from gtl_lightning.records import Within, read_record
 from gtl_lightning.workspace.params import Params
-from gtl_lightning.workspace.paths import CELLS, ROW, Cell, log
+from gtl_lightning.workspace.paths import CELLS, ROW, Cell, changed_since, log
 from gtl_lightning.workspace.progress import progress_bar
 from gtl_lightning.workspace.sampler import Sampler, at_gamma, draw_lengths
 from gtl_lightning.workspace.text import decode_all
@@ -78,6 +79,12 @@ def chosen_setting(params: Params, cell: Cell, root: Path) -> Setting:
     temperature = params.sampling.temperature
     if not path.exists():
         return Setting(temperature, 1.0 if guides(cell.method) else None)
+    if root == Path() and (other := changed_since(cell)) is not None:
+        log.warning(
+            "%s is another network than the one that gamma and temperature of %s were chosen for; evaluate it again "
+            "(`dvc repro`)",
+            *(other, cell.name),
+        )
     row = read_record(path, {"temperature": Within(0, STRONGEST), "sample_gamma": Within(0, STRONGEST, null=True)})
     return Setting(row["temperature"] if params.sampling.also_temperatures else temperature, row["sample_gamma"])
 

@@ -73,7 +73,10 @@ def fetch_model(uri: str, name: str, alias: str, folder: Path) -> tuple[Path, di
     uri = resolve_uri(uri)
     check_reachable(uri)
     if not exists(uri):
-        raise UserError(f"model {name}@{alias} cannot be fetched: there is no {uri}; `gtl register` makes both")
+        raise UserError(
+            f"model {name}@{alias} cannot be fetched: there is no {uri}; set MLFLOW_TRACKING_URI to the tracker that "
+            "has it, or make both there (`gtl register`)"
+        )
     from mlflow import artifacts
 
     try:

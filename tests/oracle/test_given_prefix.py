@@ -245,5 +245,9 @@ def test_samplers_take_it_as_any_denoiser() -> None:
     law = alone(torch.full((1, 1), MASK)).exp()[0, 0, :V].double()
     found = torch.bincount(drawn[:, 0], minlength=V).double() / 4000
     assert 0.5 * (found - law).abs().sum() < 0.04
+    uneven = torch.full((2, T), MASK)
+    uneven[0, 0] = 1
+    with pytest.raises(UserError, match=r"network \(Following\) knows rows by their place"):
+        sample(Following(network, prefix[:2]), mask_index=MASK, prompt=uneven)  # type: ignore[arg-type]
     x, scores = decode(Following(network, prefix[:8]), torch.zeros(8, T).long(), torch.ones(8, T).bool(), steps=3)
     assert x.shape == (8, T) and (x < V).all() and scores.isfinite().all()

@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from gtl_lightning import Guidance, TokenRatio, UserError, load_denoiser, load_pretrained, sample
 from gtl_lightning.bench.conversion import OwnLoss, conversion
+from gtl_lightning.bench.conversion import main as time_conversion
 from gtl_lightning.core.protocols import EVERYWHERE, Look, Source
 from gtl_lightning.modules.base import OptimiserConfig
 from gtl_lightning.modules.continuation import ContinuationModule
@@ -19,7 +21,7 @@ from gtl_lightning.modules.denoiser import DenoiserModule
 from gtl_lightning.modules.lora import add_lora, merge_lora
 from gtl_lightning.networks import FeatureTokenRatio, ids_of, log_prob_of
 from gtl_lightning.networks.adapters.model import Reading
-from gtl_lightning.networks.families import FAMILIES
+from gtl_lightning.networks.families import FAMILIES, positions
 from gtl_lightning.networks.pretrained import PretrainedDenoiser
 from gtl_lightning.papers.ar2diff import (
     annealed_mask,
@@ -98,6 +100,14 @@ def test_a_window_changes_nothing_within_it_and_no_text_is_read_past_it(kind: st
         with pytest.raises(UserError, match=f"the {L + 1} positions that some layers look back in this {kind}; use"):
             windowed(texts(length=L + 2))
     assert windowed.most == x.shape[1]
+
+
+def test_no_text_is_longer_than_rotations_that_are_not_stretched() -> None:
+    """transformers stretches them by the longest row of a batch: the law of a row would be that of its company."""
+    said = {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 4}
+    said |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+    config = LlamaConfig(max_position_embeddings=16, rope_parameters=said)
+    assert positions(config) == 4 and positions(LlamaConfig(max_position_embeddings=16)) == 16
 
 
 @every
@@ -416,6 +426,27 @@ def test_a_sink_without_a_start_is_refused_and_its_file_named(broken: dict[str, 
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="and none is read"):
         Reading(MASK, PAD, None, sink=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [((), 2, "arguments are required: FOLDER"), (("nowhere",), 2, "error: nowhere is no folder"), (("--help",), 0, "")],
+)
+def test_the_command_that_times_a_conversion_refuses_in_a_line(
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["conversion", *words])
+    try:
+        ended: int | str | None = time_conversion()
+    except SystemExit as exit:  # argparse's
+        ended = exit.code
+    assert ended == code
+    assert said in capsys.readouterr().err + caplog.text
 
 
 @every

@@ -305,3 +305,18 @@ def test_bad_settings_are_told_in_one_line() -> None:
         Reward(len).ratio(lambda x: x, 0)
     with pytest.raises(UserError, match="forbids every sample"):
         reward_weights(torch.full((3,), -math.inf))
+
+
+def test_a_reward_may_write_where_it_reads_and_reuse_its_memory() -> None:
+    given_x, memory = torch.tensor([[1, 3], [3, 3]]), torch.zeros(2)
+
+    def rude(x: Tensor) -> Tensor:
+        memory.copy_(x.sum(-1))
+        x.zero_()
+        return memory
+
+    one = Reward(rude)
+    first, kept = one(given_x), given_x.clone()
+    assert torch.equal(given_x, kept) and first.tolist() == [4.0, 6.0]
+    one(torch.zeros(2, 2).long())
+    assert first.tolist() == [4.0, 6.0]

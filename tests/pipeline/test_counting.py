@@ -16,7 +16,7 @@ from gtl_lightning.files import read_json
 from gtl_lightning.methods import METHODS
 from gtl_lightning.methods.gtl_counts import HELD, CountRatio, counted, frequent, ratio_of
 from gtl_lightning.modules.base import OptimiserConfig
-from gtl_lightning.networks import BackboneConfig, CountTokenRatio, MaskedDenoiser, load_network
+from gtl_lightning.networks import BackboneConfig, CountTokenRatio, Ids, MaskedDenoiser, Plain, load_network
 from gtl_lightning.stages.train import context_of, train_cell
 from gtl_lightning.workspace.corpus import Corpus
 from gtl_lightning.workspace.paths import Cell
@@ -95,6 +95,15 @@ def test_of_more_pairs_than_may_be_kept_the_most_frequent_stay() -> None:
         assert len(stay) == min(most, len(beside))
         assert all(count > other or (count == other and near <= far) for count, near in stay for other, far in left)
     assert all(len(one.keys) == 0 for one in frequent(pairs, -3).values())
+
+
+def test_a_function_has_no_weights_of_which_tables_may_be_a_share() -> None:
+    """Else every pair would be left out and nothing said."""
+    source = Plain(lambda x_t, t: torch.zeros(*x_t.shape, V), Ids(V - 1, 0), V)
+    counts = counted(TokenDataset.from_arrays(np.array([1, 2, 1, 2]), np.array([0, 4]), 0), V, 2)
+    assert len(ratio_of(counts, counts, source, CountRatio()).values) > 1
+    with pytest.raises(UserError, match="no weights of its own to take a share of; leave table_share out"):
+        ratio_of(counts, counts, source, CountRatio(table_share=1.0))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 2.0, 1e6])

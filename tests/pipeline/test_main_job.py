@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ from mlflow import MlflowClient
 
 from gtl_lightning.errors import UserError
 from gtl_lightning.files import read_json, sha256_file, write_json
+from gtl_lightning.stages.data import split, tokenize
 from gtl_lightning.stages.evaluate import evaluate_cell
+from gtl_lightning.stages.real import measure_real
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.sample import sample_cell
+from gtl_lightning.stages.share import export_cell
 from gtl_lightning.stages.train import train_cell
 from gtl_lightning.workspace.options import SampleRequest
 from gtl_lightning.workspace.paths import Cell
+from gtl_lightning.workspace.selection import chosen_setting
 from tests.pipeline.conftest import Gtl, inside, tiny
 from tests.unit.trees import snapshot
 
@@ -94,6 +100,49 @@ def test_evaluating_again_gives_the_same_row_and_the_same_samples(workspace: Pat
     with inside(workspace):
         evaluate_cell(tiny(), "gtl", 0.3, 0)
     assert snapshot(folder) == before
+
+
+def test_networks_of_other_tokens_are_neither_evaluated_nor_trained_beside(workspace: Path) -> None:
+    """By hand the stages may be run in any order: the ids would mean something else, and the texts be others."""
+    other = tiny("data.max_source=300")
+    with inside(workspace):
+        split(other)
+        tokenize(other)
+        calls: list[Callable[[], object]] = [
+            partial(evaluate_cell, other, "finetune", 0.3, 0),
+            partial(evaluate_cell, other, "source", None, 0),
+            partial(train_cell, other, "gtl", 0.3, 0),
+            partial(sample_cell, other, Cell("finetune", 0.3, 0), SampleRequest(count=1)),
+        ]
+        for call in calls:
+            with pytest.raises(UserError, match="was trained on other tokens than those that tokens holds; train it"):
+                call()
+
+
+def test_a_cell_whose_network_is_another_by_now_is_not_shared(
+    workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its figures, and the gamma that was chosen for it, are of the network that it was measured with."""
+    cell, path = Cell("gtl", 0.3, 0), workspace / "cells" / "gtl-0.3-0" / "samples.jsonl"
+    with inside(workspace):
+        version = sha256_file("models/gtl-0.3-0/network.safetensors")[:12]
+        path.write_text(path.read_text().replace(version, "0" * 12))
+        with pytest.raises(UserError, match="is another network than cells/gtl-0.3-0/row.json was measured with"):
+            export_cell(tiny(), cell, tmp_path / "folder")
+        chosen_setting(tiny(), cell, Path())
+    assert "is another network than the one that gamma and temperature of gtl-0.3-0 were chosen for" in caplog.text
+
+
+def test_cells_that_are_measured_otherwise_are_other_runs(workspace: Path) -> None:
+    other, run = tiny("evaluation.neighbours=40"), workspace / "runs" / "cells" / "finetune-0.3-0" / "row.json"
+    before = read_json(run)["mlflow_run"]
+    with inside(workspace):
+        measure_real(other)
+        evaluate_cell(other, "finetune", 0.3, 0)
+    assert read_json(run)["mlflow_run"] != before
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    told = client.get_run(read_json(run)["mlflow_run"]).data.params
+    assert (told["domains.source"], told["domains.target"]) == ("cs, math", "physics")
 
 
 def test_a_finished_training_is_not_run_again(workspace: Path) -> None:
@@ -284,7 +333,8 @@ def test_a_trace_shows_the_very_texts_beside_the_unguided_ones(trained: Path, tm
         assert len(json.loads(data)["runs"]) == 1
         # Without a share of its own there is no cell beside it, and the source's weights are nobody else's.
         nowhere = replace(asked, trace=tmp_path / "none.html", beside="finetune")
-        with pytest.raises(UserError, match="--method finetune --fraction SHARE --beside source"):
+        said = "`gtl explore finetune-SHARE-0 --beside source`, or `gtl sample --method finetune --fraction SHARE"
+        with pytest.raises(UserError, match=said):
             sample_cell(tiny(), Cell("source", None, 0), nowhere)
         assert not (tmp_path / "none.html").exists()
         with pytest.raises(UserError, match="is none; leave it out, or use --trace"):

@@ -79,8 +79,9 @@ def test_features_of_another_featurizer_of_equal_width_are_no_measure(workspace:
 def test_other_tokens_need_another_measurement(workspace: Path) -> None:
     with inside(workspace):
         meta = read_json(Path("tokens/meta.json"))
+        meta["splits"]["target_test"]["examples"] = 40  # of which 20 a side are compared, where 24 are asked for
         write_json(Path("tokens/meta.json"), {**meta, "name": "another"})
-        with pytest.raises(UserError, match=r"tokens = .*dvc repro real-text"):
+        with pytest.raises(UserError, match=r"measured on other tokens than tokens holds; .*dvc repro real-text"):
             evaluate_cell(tiny(), "source", None, 0)
 
 
@@ -161,6 +162,11 @@ def test_results_say_what_they_were_made_with(trained: Path) -> None:
     assert "NVIDIA H100" in sentence
     (sentence,) = provenance.mixtures([{**rows[0], "samples": 7}, *rows[1:]])
     assert sentence.startswith("Not all of these cells were measured alike, by the number of samples: ")
+    (sentence,) = provenance.mixtures([{**rows[0], "settings": "0" * 12}, *rows[1:]])
+    assert "sampled and measured with the same settings of params.yaml: 14 with" in sentence
+    guided = next(index for index, row in enumerate(rows) if row["guidance_settings"])
+    (sentence,) = provenance.mixtures([*rows[:guided], {**rows[guided], "guidance_settings": "0"}, *rows[guided + 1 :]])
+    assert "guided with the same settings of params.yaml: " in sentence
 
 
 def test_the_report_says_when_its_table_mixes_machines(workspace: Path) -> None:

@@ -426,7 +426,7 @@ def test_mlflow_alone_asks_for_its_password_and_leads_to_the_runs(
             assert login.keys() == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
             assert login["MLFLOW_TRACKING_PASSWORD"] not in said
             place = f"http://127.0.0.1:{port}/#/experiments/{study.experiment_id}"
-            assert f"{place}?workflowType=machine_learning " in said
+            assert f"all runs: {place}?workflowType=machine_learning " in said
             assert ui.stderr.readline().startswith(f"cells by NELBO: {place}/runs?")
             url = f"http://127.0.0.1:{port}/"
             assert ask(url)[0] == 401

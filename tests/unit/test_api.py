@@ -8,8 +8,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,7 +19,18 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 
 import gtl_lightning
-from gtl_lightning import Guidance, TokenRatio, UserError, advise, load_ratio, mauve, nelbo, sample, select_gamma
+from gtl_lightning import (
+    Guidance,
+    GuidedModel,
+    TokenRatio,
+    UserError,
+    advise,
+    load_ratio,
+    mauve,
+    nelbo,
+    sample,
+    select_gamma,
+)
 from gtl_lightning.api.ratio import train_ratio
 from gtl_lightning.api.reading import Reading
 from gtl_lightning.core.guidance import guided_log_probs
@@ -199,16 +212,59 @@ def test_ids_of_few_bits_are_the_ids_they_are(dtype: torch.dtype) -> None:
     assert [row.tolist() for row in Reading(Ids(300, NO_PAD), None, None).read(high, "texts")] == [[1, 255]]
 
 
-def test_padding_within_a_text_and_padding_that_ends_texts_are_refused() -> None:
-    """The one would be cut out and the text close up; with the other no end of a text is learned or counted."""
+def test_padding_within_a_text_is_refused() -> None:
+    """It would be cut out and the text close up."""
     with pytest.raises(UserError, match="texts: text 1 holds the padding, id 0, within it"):
         Reading(Ids(9, 0), None, None).read(torch.tensor([[0, 5, 6], [5, 0, 7]]), "texts")
 
-    class Tokenizer:
-        mask_token_id, pad_token_id, eos_token_id = 4, 3, 3
 
-    with pytest.raises(UserError, match="the padding, id 3, is the tokenizer's end token too"):
-        Reading.of(tokenizer=Tokenizer(), mask_index=None, pad_index=None, length=None)  # type: ignore[arg-type]
+def test_a_tokenizers_padding_that_ends_texts_is_none_for_ids_and_refused_for_strings() -> None:
+    """Of ids it would strip the ends; of strings no end would be learned or counted."""
+    from gtl_lightning.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["a b"], 30)
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    asked: dict[str, Any] = {"tokenizer": tokenizer, "mask_index": None, "length": None}
+    ids = [[20, 21, end], [20, end, end]]
+
+    def reading(*known: object, pad_index: int | None = None) -> Reading:
+        return Reading.of(*known, pad_index=pad_index, **asked)
+
+    assert reading().ids == Ids(tokenizer.mask_token_id, NO_PAD)
+    assert [row.tolist() for row in reading().read(ids, "texts")] == ids
+    with pytest.raises(UserError, match="several lengths; give pad_index"):
+        reading().read([[20, end], [20, 21, end]], "texts")
+    for known, given in (((), end), ((SimpleNamespace(pad_index=end),), None)):
+        said = reading(*known, pad_index=given)
+        assert [row.tolist() for row in said.read(ids, "texts")] == [[20, 21], [20]]
+        with pytest.raises(UserError, match="is the tokenizer's end token too.*, or token ids$"):
+            said.read(["a b"], "texts")
+    with pytest.raises(UserError, match=f"the padding, id {end}, is the tokenizer's end token too"):
+        reading().read(["a b"], "texts")
+    (row,) = reading(pad_index=end + 1).read(["a b"], "texts")
+    assert row[-1] == end
+
+
+def test_a_ratio_says_its_schedule_and_a_model_of_another_is_refused(tmp_path: Path) -> None:
+    with seeded(0):
+        denoiser = MaskedDenoiser(BackboneConfig(4, 2, 8, 1, 2, mask_index=MASK, pad_index=NO_PAD)).eval()
+    for given, name in ((None, "loglinear"), (Cosine(), "cosine")):
+        ratio = train_ratio(denoiser, SOURCE, TARGET, method="gtl", schedule=given, members=1, **SHORT)
+        assert ratio.schedule == name
+        ratio.save(tmp_path / name)
+        assert load_ratio(tmp_path / name).schedule == name
+    with pytest.raises(UserError, match=r"trained on the schedule 'cosine', .*; give GuidedModel.*schedule='cosine'"):
+        GuidedModel(denoiser, Guidance(ratio), 2)
+    assert isinstance(GuidedModel(denoiser, Guidance(ratio), 2, schedule="cosine").noise, Cosine)
+
+
+def test_strengths_of_numpy_are_numbers() -> None:
+    ratio = TokenRatio(lambda x, t: torch.cat([(Q / P).log(), torch.zeros(1)]).expand(*x.shape, -1))
+    found = select_gamma(exact, ratio, TARGET, np.linspace(0, 2, 5), mask_index=MASK)
+    assert found.gamma == select_gamma(exact, ratio, TARGET, [0.0, 0.5, 1.0, 1.5, 2.0], mask_index=MASK).gamma
+    one, same = (nelbo(exact, TARGET, Guidance(ratio, gamma), mask_index=MASK) for gamma in (np.float64(1), 1.0))
+    assert one.nats_per_token == same.nats_per_token
 
 
 def test_a_denoiser_that_reads_the_time_reads_that_of_its_schedule() -> None:

@@ -73,6 +73,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
             (("--set", "=3"), "--set =3: write it as key=value"),
             (("--set", "profile=paper"), "choose it with --profile"),
             (("--set", "data.seed={a: 1, a: 2}"), 'found duplicate key "a"'),
+            (("--set", "sweep.seeds=[0]", "--set", "sweep.seeds =[1]"), "--set sweep.seeds is given more than once"),
         ],
         "show": [(("--show=perhaps",), "--show")],
         "prefix": [
@@ -117,6 +118,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
     "evaluate": {
         "method": [
             (("foo",), "method 'foo' is unknown; choose one of source, finetune"),
+            (("foo", "--seed", "7"), "method 'foo' is unknown"),
             (("classifier", *CELL), "method 'classifier' is unknown"),
         ],
         "fraction": [
@@ -282,7 +284,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         "model": [
             (("--model", "@best"), "--model @best: write it as NAME@ALIAS"),
             (("--model", "gtl-transfer-ratio@"), "--model gtl-transfer-ratio@: write it as NAME@ALIAS"),
-            (("--model", "nosuch@best"), "model nosuch@best cannot be fetched"),
+            (("--model", "nosuch@best"), "set MLFLOW_TRACKING_URI to the tracker that has it"),
         ],
         "seed": [(("--seed", "-1"), "--seed -1 is out of range"), (("--seed", str(2**32)), f"--seed {2**32}")],
         "out": [(("--out", "snapshot"), "--out snapshot cannot be written: it is a file")],
@@ -342,6 +344,7 @@ TABLE: dict[str, dict[str, list[Case]]] = {
         ],
         "overrides": [
             (("snapshot", "new", *HERE, "--set", "nosuch=1"), "unknown parameter nosuch"),
+            (("snapshot", "new", *HERE, *("--set", "data.seed=1") * 2), "--set data.seed is given more than once"),
             (("snapshot", "new", *HERE, "--set", "machine.accelerator=gpu"), "no GPU is to be seen; set it to auto or"),
         ],
     },
@@ -432,6 +435,34 @@ def test_help_changes_nothing(
     assert run((*command.split(), "--help"), monkeypatch) == 0
     assert "Usage" in capsys.readouterr().out
     assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize("words", [("train", "gtl", *CELL[:2]), ("evaluate", "gtl", *CELL[:2]), ("ablation",)])
+def test_without_a_repetition_the_sweeps_first_is_meant(
+    words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(configure(overrides=("sweep.seeds=[1]",)), Path("params.yaml"))
+    assert run(words, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--seed" not in line and "does not exist" in line
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_without_a_server_mlflows_runs_are_reconciled_alone(
+    words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(("reconcile", *words), monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "No Prefect server is configured (PREFECT_API_URL): MLflow's runs alone were looked at.\n"
+    assert not captured.err
+
+
+def test_without_a_server_a_tracker_that_cannot_be_read_is_a_failure(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run(("reconcile",), monkeypatch) == 2
+    assert "tracking server http://127.0.0.1:9 does not answer" in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gtl_lightning.data import duplicates
 from gtl_lightning.data.duplicates import BANDS, group, signatures, similarity
+from gtl_lightning.data.scripts import words
 
 ROWS = duplicates.ROWS
 
@@ -171,12 +174,43 @@ def test_pairs_of_any_script_are_found() -> None:
         ("we call it “exact” — don’t we", 'we call it "exact" - don\'t we'),
         ("an eﬃcient ﬂow", "an efficient flow"),
         ("die Größe des Raums", "DIE GRÖSSE DES RAUMS"),
+        ("x̂ is an estimate", unicodedata.normalize("NFD", "X̂ is an estimate")),
+        ("it´s ❤️ and 葛\U000e0100", "it's and 葛"),
     ],
 )
 def test_words_are_compared_in_one_form(one: str, other: str) -> None:
     texts = [one.encode(), other.encode(), b"something else entirely"]
     assert similarity(texts[0], texts[1]) == 1
     assert group(signatures(texts), texts.__getitem__, 0.8).tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("वह लड़का अच्छा है", "वह लड़की अच्छी है"),
+        ("সে কাল আসে", "সে কিল আসি"),
+        ("கி கூ கே", "கூ கே கி"),
+        ("เขากินข้าว", "เขากันข้าว"),
+        ("كَتَبَ", "كُتِبَ"),
+        ("x̂ of y", "x̃ of y"),
+        ("\U00011103\U00011127 \U00011107", "\U00011103\U00011128 \U00011107"),  # Chakma, beyond 16 bits
+    ],
+)
+def test_texts_that_differ_in_their_marks_are_two(one: str, other: str) -> None:
+    """Vowel signs are marks in many scripts, no letters; without them different sentences would be equal."""
+    texts = [one.encode(), other.encode()]
+    assert group(signatures(texts), texts.__getitem__, 0.8).tolist() == [0, 1]
+
+
+def test_a_mark_belongs_to_the_letter_before_it_and_alone_is_no_word() -> None:
+    assert words("เขากิน ข้าว") == ["เ", "ข", "า", "กิ", "น", "ข้", "า", "ว"]
+    assert words("वह लड़की है।") == ["वह", "लड़की", "है"]
+    assert words("\u0301a \u0301 b_\u0301c ¨") == ["a", "b", "c"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_word_holds_a_sign_of_ascii(text: str) -> None:
+    assert all(character.isalnum() for word in words(text) for character in word if character.isascii())
 
 
 def test_of_texts_without_words_the_equal_ones_are_one() -> None:

@@ -207,6 +207,21 @@ def test_no_usable_record_replaces_nothing(content: bytes, data: Path) -> None:
     assert contents(data) == before
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ('{"text": "a"}', "line 2: missing-field id, categories)"),
+        ('{"id": 1, "categories": 5, "text": "a"}', "line 2: missing-field categories)"),
+        ('{"id": 1, "categories": " ", "text": "a"}', "line 2: missing-field)"),
+    ],
+)
+def test_the_fields_that_the_first_record_lacks_are_named(record: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text(f"\n{record}\n")
+    with pytest.raises(UserError, match="as --source and --target$") as caught:
+        import_snapshot(tmp_path / "texts.jsonl", tmp_path / "data", {"abstract": "text"})
+    assert said in str(caught.value)
+
+
 def test_a_mark_of_generated_data_far_down_is_seen(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(PLAIN + line(5000, generated=True))
     assert import_snapshot(tmp_path / "file", data)["generated"] is True

@@ -129,6 +129,26 @@ def test_different_texts_of_one_id_all_count_whatever_their_order(tmp_path: Path
     assert all(name.startswith("source-") and name.split("-")[1] in "0123" for name in ids[0])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_row_without_a_text_is_no_other_text_at_its_id(tmp_path: Path, pair: tuple[str, str], order: int) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("id,text\n" + "\n".join(["1,abc def", "1,", "2,ghi"][::order]) + "\n")
+    import_pair(str(table), pair[1], tmp_path / "data")
+    found = {r.id: r.abstract for r in taken(tmp_path / "data") if isinstance(r, Record) and r.categories == "source"}
+    assert found == {"source-1": "abc def", "source-2": "ghi"}
+
+
+def test_a_surplus_cell_that_holds_nothing_is_left_out(tmp_path: Path) -> None:
+    """As where a writer ends every row in the delimiter."""
+    table = tmp_path / "a.csv"
+    table.write_text("id,text\n1,abc def,\n2,ghi,, \n3,jkl\n")
+    assert list(rows(str(table))) == [
+        {"id": "1", "text": "abc def"},
+        {"id": "2", "text": "ghi"},
+        {"id": "3", "text": "jkl"},
+    ]
+
+
 def test_the_only_column_needs_no_name(tmp_path: Path, pair: tuple[str, str]) -> None:
     Path(pair[0]).write_text('{"sentence": "first"}\n')
     import_pair(*pair, tmp_path / "data")
@@ -155,7 +175,7 @@ def test_the_domains_are_the_tables_whatever_the_parameters_name(tmp_path: Path,
 
 
 def test_the_pipeline_splits_them_with_the_parameters_as_they_are(
-    tmp_path: Path, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from pyarrow.parquet import read_table
 
@@ -169,7 +189,9 @@ def test_the_pipeline_splits_them_with_the_parameters_as_they_are(
     jsonl(Path(pair[1]), [f"item {i * i} says of {word} that {i} is new" for i, word in enumerate(words)])
     monkeypatch.chdir(tmp_path)
     import_pair(*pair, tmp_path / "data")
-    split(configure(overrides=("data.near_duplicate=1.0", "data.min_examples=1")))
+    with caplog.at_level("INFO", logger="gtl"):
+        split(configure(overrides=("data.near_duplicate=1.0", "data.min_examples=1")))
+    assert "the domains are the two tables of data; data.source and data.target are not used" in caplog.messages
     counts = read_json(tmp_path / "splits" / "summary.json")["splits"]
     assert set(counts["source_train"]) == {"source"} and set(counts["target_train"]) == {"target"}, counts
     texts = read_table(tmp_path / "splits" / "target_test.parquet")["text"].to_pylist()
@@ -244,6 +266,7 @@ def test_without_a_name_the_columns_there_are_shown(tmp_path: Path, pair: tuple[
             b"id,text\n1,We show, that it holds\n",
             "line 2 has 3 cells under 2 column(s); put texts that hold ','",
         ),
+        ("a.csv", b"id,text\n1,We show,, that\n", "line 2 has 4 cells under 2 column(s)"),
         ("a.csv", b"id;text\n1;We show\n", "has no column 'text'; it has id;text: name one with --text"),
         ("a.csv", b"a first text\na second\n", "has no column 'text'; it has a first text: name one with --text"),
         ("a.txt", b"one text\ranother\rand a third\n", "carriage returns within a line"),

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gtl_lightning import UserError, load_denoiser
+from gtl_lightning.data.tokenizer import load_tokenizer
 from gtl_lightning.workspace.closure import ROOT
 from tests.adapters_kit import BERT, bert, llada, mdlm, qwen, tokenizer
 from tests.pretrained_kit import folder as causal
@@ -253,3 +254,16 @@ def test_from_a_hub_by_revision_resumed_after_a_full_disk_and_then_without_the_h
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     bert(tmp_path)
     assert "is a folder, which has no revisions" in refusal(tmp_path, "main")
+
+
+def test_a_tokenizer_that_is_given_as_it_is_is_looked_at_as_one_by_name(tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    model = str(tmp_path / "bert")
+    own = load_tokenizer(model)
+    assert load_denoiser(model, tokenizer=own).mask_index == load_denoiser(model).mask_index
+    padless = load_tokenizer(model)
+    padless.pad_token = padless.eos_token
+    assert "lacks a padding of its own; give its name" in refusal(model, tokenizer=padless)
+    other = load_tokenizer(model)
+    other.add_tokens(["another"])
+    assert "the one that is given is another; leave that out" in refusal(model, tokenizer=other)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,20 @@ def test_plain_repro_is_the_main_job_and_all_of_it_is_made_by_a_sweep() -> None:
     assert not [address for address in own if ":" in address], "a study has its own command: make markov"
     assert own == {address for address in needed if not address.endswith(".dvc")}
     assert "then dvc repro; else gtl sweep; fi\n" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize(("named", "asked"), [("  remote: sample\n", "--remote sample "), ("", "")])
+def test_the_store_that_data_dvc_names_is_the_one_that_make_asks(named: str, asked: str, tmp_path: Path) -> None:
+    """Without it DVC warns of a default that is not there; of other records it must ask the user's own default."""
+    (tmp_path / "data.dvc").write_text(f"outs:\n- md5: 0.dir\n  path: data\n{named}")
+    (tmp_path / "dvc").write_text('#!/bin/sh\necho "$@" >&2\n')
+    (tmp_path / "dvc").chmod(0o755)
+    done = subprocess.run(
+        ["make", "--silent", f"--file={ROOT / 'Makefile'}", "--eval=records: ; $(RECORDS)", "records"],
+        cwd=tmp_path, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stderr == f"pull {asked}data.dvc\n"
 
 
 def changed(path: Path, **keys: object) -> list[str]:

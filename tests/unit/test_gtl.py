@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,3 +187,19 @@ def test_bad_input(name: str) -> None:
     build, message = BAD[name]
     with pytest.raises(UserError, match=message):
         build()
+
+
+@pytest.mark.parametrize("log_r", [15.0, 25.0, 40.0, 70.0])
+def test_the_loss_has_its_minimum_at_any_constant_of_the_ratio(log_r: float) -> None:
+    """A reward may be far from a mean of one: a constant more is the same law."""
+    weights = torch.tensor([log_r, log_r - 2.0]).double()
+    wanted = float(weights.logsumexp(0)) - math.log(2)
+    f = (wanted + torch.linspace(-30, 30, 601)).double()
+    loss = gkl_loss(f[:, None].expand(-1, 2), weights).mean(-1)
+    assert float(f[loss.argmin()]) == pytest.approx(wanted, abs=0.06)
+
+
+@pytest.mark.parametrize("gamma", [np.float64(0.0), np.float64(1.0), np.float32(0.5), np.int64(2)])
+def test_a_strength_of_numpy_is_a_number(gamma: np.number) -> None:
+    log_p, log_r = torch.log_softmax(torch.randn(3, 5), -1), torch.randn(3, 5)
+    assert torch.equal(tilt(log_p, log_r, gamma), tilt(log_p, log_r, gamma.item()))  # type: ignore[arg-type]

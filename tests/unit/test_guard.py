@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -173,6 +174,29 @@ class Slotted:
         return self.network(x)
 
 
+class OneSlot:
+    __slots__ = "network"
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+
+class Hidden:
+    __slots__ = ("__network", "empty")
+
+    def __init__(self, network: nn.Module) -> None:
+        self.__network = network
+
+
+class Proxy(dict[str, Any]):
+    """Answers to any name, in its own way."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "lost":
+            raise RuntimeError("not connected")
+        return self[name]
+
+
 class Unregistered(nn.Module):
     """Its network lies in a list, where torch does not see it."""
 
@@ -182,7 +206,16 @@ class Unregistered(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "shape", ["bound method", "closure over self", "slots", "a module's list", "an object's object"]
+    "shape",
+    [
+        "bound method",
+        "closure over self",
+        "slots",
+        "one slot",
+        "a private slot",
+        "a module's list",
+        "an object's object",
+    ],
 )
 def test_a_network_is_in_eval_mode_whatever_holds_it(shape: str) -> None:
     """Its dropout would sample in silence, and a likelihood with it."""
@@ -191,12 +224,51 @@ def test_a_network_is_in_eval_mode_whatever_holds_it(shape: str) -> None:
         "bound method": Owner(network).log_probs,
         "closure over self": Owner(network).closure(),
         "slots": Slotted(network).log_probs,
+        "one slot": partial(len, OneSlot(network)),
+        "a private slot": partial(len, Hidden(network)),
         "a module's list": Unregistered(network),
         "an object's object": Owner(Owner(network)).log_probs,  # type: ignore[arg-type]
     }[shape]
     with evaluating(held):
         assert not network.training
     assert network.training
+
+
+class Anything:
+    """Has every attribute there is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+class Broken:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("not connected")
+
+
+@pytest.mark.parametrize("kept", [Proxy(lr=1), Anything(), Broken()], ids=["dict", "anything", "broken"])
+def test_what_answers_to_any_name_is_not_asked(kept: object) -> None:
+    network = Unregistered(nn.Dropout(0.5)).train()
+    network.settings = kept  # type: ignore[assignment]
+    with evaluating(network):
+        assert not network.networks[0].training
+
+
+def test_a_vocabulary_that_a_network_keeps_is_passed_over() -> None:
+    """Looked through word by word it would take longer than the network's own passes."""
+
+    class Counted(dict[int, object]):
+        def values(self) -> Any:
+            for value in super().values():
+                asked.append(value)
+                yield value
+
+    asked: list[object] = []
+    network = Unregistered(nn.Dropout(0.5)).train()
+    network.words = Counted((index, f"word {index}") for index in range(100_000))
+    with evaluating(network):
+        assert not network.networks[0].training
+    assert len(asked) < 2
 
 
 CONFIG = BackboneConfig(9, 6, 8, 1, 2, mask_index=7, pad_index=8, cond_dim=0, dropout=0.5)

@@ -22,7 +22,9 @@ from gtl_lightning.networks import (
     CausalLM,
     DifferenceTokenRatio,
     FeatureTokenRatio,
+    Ids,
     MaskedDenoiser,
+    Plain,
     PositionNetwork,
     RatioEnsemble,
     SequenceRatioNetwork,
@@ -287,6 +289,9 @@ def test_ensemble_is_the_mean():
     torch.testing.assert_close(ensemble(x_t, t), mean)
     torch.testing.assert_close(ensemble.decode(ensemble.encode(x_t, t)[:, 2]), mean[:, 2])
     assert ensemble.denoiser is denoiser
+    other = shaken(FeatureTokenRatio(shaken(make(MaskedDenoiser), 3), 2, replace(CONFIG, width=8)), 5)
+    pair = [tokens[1], other]
+    torch.testing.assert_close(RatioEnsemble(pair)(x_t, t), torch.stack([f(x_t, t) for f in pair]).mean(0))
     sequences = [make(SequenceRatioNetwork), shaken(SequenceRatioNetwork(CONFIG), 7)]
     torch.testing.assert_close(RatioEnsemble(sequences)(x_t, t), torch.stack([f(x_t, t) for f in sequences]).mean(0))
     with pytest.raises(UserError, match="no ratio networks"):
@@ -506,3 +511,16 @@ def test_projections_in_parts_are_the_whole_ones(monkeypatch):
     projection.in_parts(lambda rows: sizes.append(len(rows)) or rows.sum(-1), V, torch.zeros(5, 3))
     assert sizes == [2, 2, 1]
     assert projection.rows_of_part(V, torch.device("cuda")) == projection.ON_GPU * 2
+
+
+@pytest.mark.parametrize("cls", [MaskedDenoiser, UniformDenoiser])
+def test_a_copy_that_trains_has_its_dropout_on(cls):
+    """A denoiser that was opened is in eval mode, and a trainer leaves modes as they are."""
+    source = make(cls).eval()
+    for copy in (
+        source.trainable_copy(),
+        source.trainable_copy(dropout=0.3),
+        Plain(source, Ids(MASK, PAD), V).trainable_copy(),
+    ):
+        assert all(module.training for module in copy.modules())
+    assert not any(module.training for module in source.modules())

@@ -441,6 +441,44 @@ def test_a_ratio_that_names_another_mask_is_refused(members: int) -> None:
         sample(MaskedDenoiser(other), mask_index=3, batch=2, length=4, guidance=pooled)
 
 
+def test_padding_between_what_is_given_and_what_is_wanted_is_refused() -> None:
+    """As of prompts padded on the right with masks put behind them: their masks would be read beside the padding."""
+    inside = torch.tensor([[1, 2, 7, 7], [1, 8, 7, 7]])
+    with pytest.raises(UserError, match="prompt: row 1 holds the padding, id 8, within it; put it before or behind"):
+        sample(small(), mask_index=7, prompt=inside)
+    around = torch.tensor([[8, 1, 7, 7], [1, 7, 8, 8], [8, 8, 8, 8], [1, 7, 7, 2]])
+    assert not (sample(small(), mask_index=7, prompt=around) == 7).any()
+
+
+def test_rows_that_a_network_knows_by_their_place_are_not_reordered() -> None:
+    labels = torch.tensor([0, 1, 2])
+
+    def labelled(x: Tensor, t: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(labels[: len(x), None].expand_as(x), V).float() * 50
+
+    labelled.fixed_rows = True  # type: ignore[attr-defined]
+    even = torch.full((3, 4), MASK)
+    assert (draw(labelled, prompt=even) == labels[:, None]).all()
+    uneven = even.clone()
+    uneven[0, :2] = 4
+    for options in ({}, {"blocks": Blocks(2)}):
+        with pytest.raises(
+            UserError, match="knows rows by their place, and those of the prompt hold different numbers"
+        ):
+            draw(labelled, prompt=uneven, **options)
+
+
+def test_a_model_that_takes_the_time_for_an_attention_mask_is_refused() -> None:
+    class Masked(nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return torch.zeros(*input_ids.shape, V)
+
+    with pytest.raises(UserError, match=r"\(Masked\) takes an attention mask where a denoiser takes the time; open it"):
+        draw(Masked())
+    model = Masked()
+    assert draw(lambda x, t: model(x)).shape == (5, 6)
+
+
 def test_scores_that_count_are_scores() -> None:
     """Integers and truth values, exactly as the numbers that they are."""
     floats = draw(planner=lambda x: torch.arange(LENGTH).double().expand_as(x) % 3)

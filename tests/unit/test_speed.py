@@ -186,6 +186,7 @@ def test_bench_leaves_rows_and_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
         assert row["seconds_per_step"] > 0
         assert row["gflop_per_step"] > 0
         assert (row["guided_over_unguided"] is None) == (row["guidance"] == "none")
+    assert [row["sampling_precision"] for row in rows if row["part"] == "machine"] == ["32-true"] * 2
     assert {row["module"] for row in own if row["part"] == "training"} >= {"source", "ratio", "head", "warm", "planner"}
     beside = {row["module"] for row in own if row["part"] == "training" and row["over_nelbo"]}
     assert beside == {"tcsm-score", "tcsm-distribution", "tcsm-distilled", "tcsm-kept-32"}
@@ -207,9 +208,14 @@ def test_times_of_another_machine_do_not_stay_under_this_one(tmp_path: Path, mon
     quality = {"profile": "default", "part": "quality", "group": "quality"}
     other = stale | {"profile": "paper"}
     machine = {"part": "machine", "group": "machine", **dict.fromkeys(bench.ALIKE, 1), "hardware": "new", "torch": "2"}
+    machine["sampling_precision"] = "32-true"
+    same = machine | {"profile": "default"}
+    unnoted = {key: value for key, value in same.items() if key != "sampling_precision"}
+    half = same | {"sampling_precision": "bf16-mixed"}
     monkeypatch.setattr(bench, "measure", lambda *_: iter([("machine", [machine])]))
     monkeypatch.setattr(bench, "write_page", lambda: None)
-    for before, kept in ((old, [quality, other]), (machine | {"profile": "default"}, [stale, quality, other])):
+    gone, stays = [quality, other], [stale, quality, other]
+    for before, kept in ((old, gone), (half, gone), (same, stays), (unnoted, stays)):
         bench.ROWS.write_text(json.dumps([before, stale, quality, other]))
         run_bench(tiny(), "gtl bench --only k", only=("k",))
         rows = json.loads(bench.ROWS.read_text())
@@ -220,8 +226,11 @@ def test_times_of_another_machine_do_not_stay_under_this_one(tmp_path: Path, mon
 def test_of_what_was_not_measured_no_table_is_shown() -> None:
     machine = {"profile": "default", "part": "machine", "hardware": "CPU", "torch": "2", "date": "", "command": ""}
     sizes = ("gflops_fp32", "gflops_bf16", "denoiser_parameters", "ratio_parameters", "vocab_size")
+    machine |= {**dict.fromkeys(sizes, 1), "sampling_precision": "bf16-mixed"}
     growth = {"profile": "default", "part": "growth", "axis": "batch", "guidance": "none"}
-    page = benchmark_page([machine | dict.fromkeys(sizes, 1), growth | {"exponent_seconds": 1, "exponent_flops": 1}])
+    page = benchmark_page([machine, growth | {"exponent_seconds": 1, "exponent_flops": 1}])
+    assert "1 ids, sampled with products in bf16." in page
+    assert "1 ids, fp32." in benchmark_page([machine | {"sampling_precision": "32-true"}])
     assert "**Growth" in page
     assert not any(f"**{caption}" in page for caption in ("Limits", "Steps of the sampler", "Steps of training"))
 

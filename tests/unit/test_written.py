@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from gtl_lightning.data.pairs import Pair, paired_rows, read_pairs
 from gtl_lightning.data.tokenizer import decode, train_tokenizer
@@ -104,3 +107,25 @@ def test_a_text_of_any_script_is_like_itself(text: str) -> None:
     """Words of a to z alone would leave nothing that agrees."""
     assert agreement([text], [text]).rouge_l == pytest.approx(100)
     assert 0 < agreement([text[: len(text) // 2]], [text]).rouge_l < 100
+
+
+@pytest.mark.parametrize(("generated", "reference"), [("का की", "के को"), ("கி", "கூ"), ("กิน", "กันต์")])
+def test_words_that_differ_in_their_vowel_signs_are_others(generated: str, reference: str) -> None:
+    assert agreement([generated], [reference]).rouge_l < 50
+    assert agreement([generated], [generated]).rouge_l == pytest.approx(100)
+
+
+def test_a_text_scores_the_same_whatever_stands_beside_it() -> None:
+    """Of two pairs the first alone goes into the difference: the second agrees either way."""
+    found = [agreement(["x_1 is good", other], ["x 1 is good", other]).rouge_l for other in ("plain", "plain –")]
+    assert found == [pytest.approx(100)] * 2
+
+
+ASCII = st.text(st.characters(max_codepoint=127), min_size=1).filter(str.strip)
+
+
+@given(ASCII, ASCII)
+@example("x_1 is Good", "x 1 IS\x1fgood")
+def test_texts_of_ascii_score_as_the_package_has_it(generated: str, reference: str) -> None:
+    wanted = RougeScorer(["rougeL"]).score(reference, generated)["rougeL"].fmeasure
+    assert agreement([generated], [reference]).rouge_l == pytest.approx(100 * wanted)

@@ -219,8 +219,8 @@ class ModelDenoiser(Stored, nn.Module):
         return digest([type(self).__name__, asdict(self.reading), weights])
 
     def trainable_copy(self, dropout: float | None = None) -> Self:
-        """A copy of which every weight trains: fine-tuning starts from it and leaves the original as it is."""
-        other = deepcopy(self).requires_grad_(True)
+        """A copy of which every weight trains, in training mode: fine-tuning starts from it, the original stays."""
+        other = deepcopy(self).requires_grad_(True).train()
         other.origin = None  # its weights will be others
         if dropout is not None:
             layer: Any

@@ -65,9 +65,10 @@ class Reward:
         """
         name = called(self.f, "reward")
         with torch.no_grad():
-            given = x_0 if self.decode is None else self.decode(x_0)
+            # Copies: a reward may write into what it is given, and hand out the same memory every time.
+            given = x_0.clone() if self.decode is None else self.decode(x_0)
             try:
-                values = torch.as_tensor(self.f(given))
+                values = torch.as_tensor(self.f(given)).clone()
             except UserError:
                 raise
             except Exception as error:
