@@ -172,5 +172,5 @@ def _untrained(params: Params, corpus: Corpus, role: Role) -> Source | nn.Module
         if role in ("clean", "noised"):
             return SequenceRatioNetwork(corpus.backbone(params.networks.classifier)).eval()
         own = MaskedDenoiser(corpus.backbone(params.networks.denoiser)).eval()
-    there = SOURCE.exists() and trained_on(SOURCE) in (None, tokens_hash())
+    there = SOURCE.exists() and trained_on(SOURCE) in (None, tokens_hash())  # another profile's may lie there
     return load_denoiser(SOURCE.parent.name) if there else own

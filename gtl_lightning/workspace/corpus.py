@@ -161,7 +161,8 @@ def open_network(
     """
     from gtl_lightning.networks import load_network
 
-    if trained_on(root / path) not in (None, tokens_hash(root)):
+    known = trained_on(root / path)
+    if known is not None and known != tokens_hash(root):
         raise UserError(
             f"{root / path} was trained on other tokens than those that {root / TOKENS} holds; train it again "
             "(`dvc repro`), or tokenise what it was trained on"
