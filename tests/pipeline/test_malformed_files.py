@@ -9,7 +9,7 @@ import torch
 
 from gtl_lightning.bench.results import TEXTS
 from gtl_lightning.errors import UserError
-from gtl_lightning.files import load_tensors, save_tensors, sha256_file, write_json
+from gtl_lightning.files import load_tensors, read_json, save_tensors, sha256_file, write_json
 from gtl_lightning.records import Row, Shape, read_record
 from gtl_lightning.studies.markov.page import CELLS, MOVED
 from gtl_lightning.workspace.params import Params
@@ -194,6 +194,9 @@ def test_arrays_that_are_no_texts_are_named(change: str, workspace: Path, line: 
     for name in ("tokens", "offsets"):  # recorded as written: what tells them is what they hold
         array = f"target_train.{name}.npy"
         put("files", array, value=sha256_file(folder / array))(folder / "meta.json")
+    for noted in workspace.glob("models/*/result.json"):  # and as what the networks were trained on
+        if "tokens" in read_json(noted):
+            put("tokens", value=sha256_file(folder / "meta.json")[:12])(noted)
     line.refused(SAMPLE, workspace, "target_train.tokens.npy")
 
 

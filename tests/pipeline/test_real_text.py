@@ -20,6 +20,8 @@ from gtl_lightning.stages.real import measure_real
 from gtl_lightning.stages.report import make_report
 from gtl_lightning.stages.train import train_cell, train_source
 from gtl_lightning.workspace.closure import ROOT
+from gtl_lightning.workspace.corpus import Corpus
+from gtl_lightning.workspace.real import RealText
 from tests.pipeline.conftest import inside, tiny
 from tests.unit.test_closure import served
 from tests.unit.test_evaluation_features import tiny_model
@@ -82,7 +84,7 @@ def test_other_tokens_need_another_measurement(workspace: Path) -> None:
         meta["splits"]["target_test"]["examples"] = 40  # of which 20 a side are compared, where 24 are asked for
         write_json(Path("tokens/meta.json"), {**meta, "name": "another"})
         with pytest.raises(UserError, match=r"measured on other tokens than tokens holds; .*dvc repro real-text"):
-            evaluate_cell(tiny(), "source", None, 0)
+            RealText.open(tiny(), Corpus.open(tiny()))
 
 
 def test_few_test_texts_are_all_used_and_it_is_said(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
