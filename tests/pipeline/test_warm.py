@@ -97,7 +97,7 @@ def asked(*arguments: str, **extra: str) -> subprocess.Popen[str]:
 
 def test_it_leaves_the_same_weights_and_says_the_same(checkout: Path, warm: psutil.Process, alone: str) -> None:
     asking = asked(*TRAIN)
-    said, _ = asking.communicate(timeout=120)
+    said, _ = asking.communicate(timeout=180)
     assert asking.returncode == 0, said
     assert "causal-0 network: best" in said
     assert sha256_file(checkout / WEIGHTS) == alone
@@ -105,7 +105,7 @@ def test_it_leaves_the_same_weights_and_says_the_same(checkout: Path, warm: psut
 
 def test_an_error_of_the_user_is_one_line_and_its_code(checkout: Path, warm: psutil.Process) -> None:
     asking = asked("train", "gtl", "--fraction", "0.77")
-    said, _ = asking.communicate(timeout=120)
+    said, _ = asking.communicate(timeout=180)
     assert asking.returncode == 2
     (line,) = said.splitlines()
     assert line.startswith("error: ")
@@ -154,7 +154,7 @@ def test_ctrl_c_reaches_the_stage_which_keeps_its_checkpoint(checkout: Path, end
     asking = asked(*TRAIN)
     _wait_until(lambda: bool(list(checkout.glob(".state/causal-*/last.ckpt"))))
     asking.send_signal(signal.SIGINT)
-    said, _ = asking.communicate(timeout=60)
+    said, _ = asking.communicate(timeout=180)
     assert asking.returncode == 130, said
     assert "stopped; the same command goes on from what it has kept" in said
     _wait_until(lambda: not endless.children())
@@ -166,7 +166,7 @@ def test_a_stage_whose_client_is_killed_is_killed_and_goes_on_later(
     asking = asked(*TRAIN)
     _wait_until(lambda: bool(list(checkout.glob(".state/causal-*/last.ckpt"))))
     asking.kill()
-    asking.communicate(timeout=60)  # ends with the last that holds the output
+    asking.communicate(timeout=180)  # ends with the last that holds the output
     _wait_until(lambda: not warm.children())
     assert not (checkout / WEIGHTS).exists()
     again = asked(*TRAIN)
@@ -192,7 +192,7 @@ def test_a_stage_goes_on_by_itself_when_the_warm_process_is_killed(checkout: Pat
         _wait_until(lambda: bool(list(checkout.glob(".state/causal-*/last.ckpt"))))
         (stage,) = warm.children()
         warm.kill()
-        said, _ = asking.communicate(timeout=120)
+        said, _ = asking.communicate(timeout=180)
         assert not stage.is_running()
     assert asking.returncode == 0, said
     assert "resuming" in said
