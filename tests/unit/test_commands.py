@@ -451,6 +451,7 @@ def test_without_a_repetition_the_sweeps_first_is_meant(
 def test_without_a_server_mlflows_runs_are_reconciled_alone(
     words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("flows.remote.server_url", lambda: None)  # whatever server other tests have started
     assert run(("reconcile", *words), monkeypatch) == 0
     captured = capsys.readouterr()
     assert captured.out == "No Prefect server is configured (PREFECT_API_URL): MLflow's runs alone were looked at.\n"
@@ -460,6 +461,7 @@ def test_without_a_server_mlflows_runs_are_reconciled_alone(
 def test_without_a_server_a_tracker_that_cannot_be_read_is_a_failure(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("flows.remote.server_url", lambda: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert run(("reconcile",), monkeypatch) == 2
     assert "tracking server http://127.0.0.1:9 does not answer" in capsys.readouterr().err
