@@ -63,9 +63,13 @@ class RatioEnsemble(Stored, nn.Module):
         if features is None and shared is not None:
             with torch.no_grad():
                 features = shared.encode(x_t, t, look, None)
-        known = [features if getattr(member, "denoiser", None) is shared else None for member in self._token_level()]
-        pairs = zip(self._token_level(), known, strict=True)
-        return torch.cat([member.encode(x_t, t, look, own) for member, own in pairs], dim=-1)
+        return torch.cat(
+            [
+                member.encode(x_t, t, look, features if getattr(member, "denoiser", None) is shared else None)
+                for member in self._token_level()
+            ],
+            dim=-1,
+        )
 
     def decode(self, h: Tensor) -> Tensor:
         """Float[..., sum of hidden sizes] -> mean log r, Float[...,v] in fp32."""

@@ -189,11 +189,9 @@ class Hidden:
 
 
 class Proxy(dict[str, Any]):
-    """Answers to any name, in its own way."""
+    """Its keys are its attributes; of another it raises what is no AttributeError."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "lost":
-            raise RuntimeError("not connected")
         return self[name]
 
 
